@@ -1,0 +1,69 @@
+# make lab     set up once, then open the course in JupyterLab (PORT=8888, BROWSER=0 to open no browser)
+# make test    set up once, then run every test
+# make html    write executed HTML copies of all labs to html/
+# make measure run every lab on one thread; note its time and memory in labs/measured.json and in its header
+# make lint    check the style of the package, the tests and the notebooks
+
+PORT ?= 8888
+VENV := .venv
+BIN := $(VENV)/bin
+# As many test workers as there are cores, at 2 GB of free memory each, and at least one.
+WORKERS ?= $(shell awk -v cores=$$(nproc 2>/dev/null || echo 1) '/MemAvailable/ {n = int($$2 / 2e6)} \
+	END {print n < 1 ? 1 : n < cores ? n : cores}' /proc/meminfo 2>/dev/null || echo 1)
+
+export GOMP_SPINCOUNT := 0
+export TOKENIZERS_PARALLELISM := false
+export FLWR_TELEMETRY_ENABLED := 0
+export HF_HUB_DISABLE_TELEMETRY := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: lab test html measure lint clean
+.DEFAULT_GOAL := lab
+
+# The stamp files say which step of the set-up is done, so that the second time is quick.
+$(VENV)/made:
+	@python=; for one in $(PYTHON) python3 python3.12 python3.11 python3.13 python; do \
+	  if $$one -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then python=$$one; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then \
+	  echo "FedGen Lab needs Python 3.11, 3.12 or 3.13, and none is on the PATH. Install one, or name it: make lab PYTHON=/path/to/python3.12" >&2; exit 1; \
+	fi; \
+	if ! $$python -c 'import ensurepip, venv' 2>/dev/null; then \
+	  echo "$$python can't make virtual environments. On Debian and Ubuntu: apt install python3-venv" >&2; exit 1; \
+	fi; \
+	echo "Making a virtual environment in $(VENV) with $$($$python --version)."; $$python -m venv $(VENV)
+	@touch $@
+
+$(VENV)/lab-installed: $(VENV)/made pyproject.toml install_torch.py binder/jupyterlab-settings.json
+	@echo "Installing the lab; the first time this takes a few minutes."
+	@$(BIN)/python install_torch.py
+	@$(BIN)/python -m pip install -q -e .
+	@touch $@
+
+$(VENV)/test-installed: $(VENV)/lab-installed
+	@echo "Installing what the tests need."
+	@$(BIN)/python -m pip install -q -e ".[simulation,test]"
+	@touch $@
+
+lab: $(VENV)/lab-installed
+	$(BIN)/jupyter lab --port=$(PORT) --LabApp.default_url=/lab/tree/labs/00_start_here.ipynb \
+	  $(if $(filter 0,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
+
+# The quick tests come first, so that a mistake shows early; every lab then runs from top to bottom, its peak memory watched.
+test: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/unit tests/labs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env labs
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/engines
+	$(BIN)/pytest -q tests/browser
+
+lint: $(VENV)/test-installed
+	$(BIN)/ruff check fedgen_lab labs tests data conftest.py install_torch.py
+
+measure: $(VENV)/test-installed
+	$(BIN)/python tests/labs/measure.py
+
+html: $(VENV)/test-installed
+	$(BIN)/python tests/labs/html_copies.py
+
+clean:
+	rm -rf $(VENV) html build dist
