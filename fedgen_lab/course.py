@@ -1,0 +1,138 @@
+"""The course itself: where it lives, which labs it has and in which order, and whether this machine is ready for them.
+
+Used by lab 00 and by the headers of all labs; no paper behind it. The repository's address stands here, once.
+"""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.parse import quote
+
+REPOSITORY = "https://github.com/fedgen-lab/fedgen-lab"
+MEMORY_LIMIT_MEGABYTES = 1000  # what one Binder session is sure to have
+
+
+@dataclass(frozen=True)
+class Lab:
+    """One lab: its file name without ".ipynb", a reader's minutes, its title, and what one can do after it."""
+
+    name: str
+    minutes: int
+    title: str
+    after: str
+
+
+LABS = (
+    Lab("00_start_here", 30, "Start here", "run a first federated experiment and find your way through the course"),
+    Lab("01_federated_averaging", 50, "Federated averaging", "write FedAvg yourself and say what skew does to it"),
+    Lab("02_stable_diffusion_in_miniature", 60, "Stable Diffusion in miniature",
+        "take a text-to-image model apart and build LoRA by hand"),
+    Lab("03_federated_lora", 60, "Federated LoRA",
+        "fine-tune one Stable Diffusion on many devices and count what it costs"),
+)
+
+
+def lab(name):
+    """The `Lab` called `name`, "03_federated_lora" or just "03". Raises ValueError for a name that no lab has."""
+    for one in LABS:
+        if name in (one.name, one.name[:2]):
+            return one
+    raise ValueError(f"No lab is called {name!r}. There are: {', '.join(one.name for one in LABS)}.")
+
+
+def launch_links(name):
+    """Markdown that opens lab `name` elsewhere: on Binder, or as a page to read. The badge is a local image."""
+    path = f"labs/{lab(name).name}.ipynb"
+    owner_and_name = REPOSITORY.removeprefix("https://github.com/")
+    binder = f"https://mybinder.org/v2/gh/{owner_and_name}/HEAD?labpath={quote(path, safe='')}"
+    return f"[![Open in Binder](images/launch-binder.svg)]({binder}) · [Read on GitHub]({REPOSITORY}/blob/main/{path})"
+
+
+def header(name, measured):
+    """The line on time and memory at the head of lab `name`, from `measured`, the content of labs/measured.json."""
+    record = measured[lab(name).name]
+    return (
+        f"**Time:** about {lab(name).minutes} minutes; computing is {record['cpu_seconds']:.0f} seconds on one core. "
+        f"**Memory:** {record['peak_megabytes']:.0f} MB at the peak."
+    )
+
+
+def course_map(folder=""):
+    """All labs as a Markdown table with links, to be shown in a notebook; `folder` stands before the links."""
+    from IPython.display import Markdown
+
+    rows = ["| Lab | After this you can | Minutes |", "|---|---|---|"]
+    for one in LABS:
+        rows.append(f"| [{one.name[:2]} {one.title}]({folder}{one.name}.ipynb) | {one.after} | {one.minutes} |")
+    return Markdown("\n".join(rows))
+
+
+def peak_megabytes(pid="self"):
+    """The most memory process `pid` has held at once since it started (Linux's VmHWM), in megabytes (10^6 bytes).
+
+    Returns None where the system does not tell (macOS, Windows) or the process is gone.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
+    return kibibytes[0] * 1024 / 1e6 if kibibytes else None
+
+
+def free_megabytes():
+    """The memory that programs can still take here, a container's limit included, in megabytes; None if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    free = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("MemAvailable:")]
+    try:
+        limit, used = (Path("/sys/fs/cgroup", one).read_text().strip() for one in ("memory.max", "memory.current"))
+    except OSError:
+        return min(free, default=None)
+    if limit.isdigit():  # "max" where the container has no limit
+        free.append((int(limit) - int(used)) / 1e6)
+    return min(free, default=None)
+
+
+def self_check():
+    """Is this machine ready for the labs? A data frame with one row per question: what, found, fine, and what to do."""
+    import pandas as pd
+    import torch
+
+    from fedgen_lab.scenario import profile
+    from fedgen_lab.shipped import NAMES, shipped
+
+    def present(name, find):
+        try:
+            return str(find(name))
+        except (FileNotFoundError, PackageNotFoundError):
+            return "missing"
+
+    rows = []
+
+    def ask(what, found, fine=True, otherwise=""):
+        verdict = {"fine": "yes", "what to do": ""} if fine else {"fine": "no", "what to do": otherwise}
+        rows.append({"what": what, "found": str(found), **verdict})
+
+    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    ask("Python", platform.python_version(), supported, "Install Python 3.11, 3.12 or 3.13 and run `make lab` again.")
+    for package in ("torch", "diffusers", "peft", "transformers", "flwr", "plotly", "ipywidgets"):
+        found = present(package, version)
+        ask(package, found, found != "missing", "Install the lab again: `make lab`, or `pip install -e .`")
+    gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, and none is needed"
+    ask("graphics processor", gpu)
+    ask("threads of torch", f"{torch.get_num_threads()} on {os.cpu_count()} cores")
+    free = free_megabytes()
+    enough = free is None or free >= MEMORY_LIMIT_MEGABYTES
+    found = "unknown" if free is None else f"{free:,.0f} MB"
+    ask("free memory", found, enough, f"A lab needs up to {MEMORY_LIMIT_MEGABYTES:,} MB: close other notebooks.")
+    ask("profile", profile())
+    for name in NAMES:
+        found = present(name, lambda name: shipped(name).name)
+        ask(f"data: {name}", found, found != "missing", "Get a full copy of the repository, with its `data` folder.")
+    return pd.DataFrame(rows)

@@ -1,0 +1,161 @@
+"""A job: long work that leaves the notebook free, reports as it goes, and stops when asked.
+
+Used by every dashboard. A cell that computes for a minute also blocks its own Stop button, because button clicks wait
+behind it; so the work runs in a thread, and the thread only reports. With FEDGEN_RUN=inline (tests, HTML copies) the
+same work runs inside `start()`, so a cell behaves alike with and without a browser.
+"""
+
+import atexit
+import os
+import threading
+import time
+
+STATES = ("idle", "running", "cancelled", "done", "failed")
+SECONDS_BETWEEN_UPDATES = 0.2  # five a second: the eye follows, and the browser keeps up
+
+_turn = threading.RLock()
+_running = None  # the one job of this kernel that computes now: Flower allows one run per process
+
+
+class Job:
+    """One piece of work behind a Start and a Stop button. It can be started again when it has ended.
+
+    work(job) -> result: the work. It calls `job.report(sentence)` as it goes and stops soon after `job.should_stop()`
+        turns true, returning what it has.
+    on_update(job): draws the present state: at most five times a second while the work reports, and once at the end.
+
+    `state` is one of STATES, `message` a sentence for the status line, `result` what the work returned (also after a
+    stop), `error` the exception of a failed job, whole.
+
+    Making a job stops a job that an earlier run of the same notebook cell left running. Another cell's job is never
+    touched: `start()` then returns False and says so in `message`.
+    """
+
+    def __init__(self, work, on_update=None):
+        self.work = work
+        self.on_update = on_update or (lambda job: None)
+        self.state = "idle"
+        self.message = ""
+        self.result = None
+        self.error = None
+        self._stop = threading.Event()
+        self._thread = None
+        self._drawn_at = 0.0
+        self._cell, self._execution = _here()
+        with _turn:
+            if _running is not None and self._cell and _running._cell == self._cell:
+                if _running._execution != self._execution:
+                    _running.cancel()
+
+    def start(self):
+        """Start the work; False when this job or another one of this kernel is already running."""
+        global _running
+        with _turn:
+            earlier = _running
+            if earlier is self:
+                return False
+            if earlier is not None and not earlier.should_stop():
+                self.message = (
+                    "Another run is going on in this notebook: stop it or wait for its end, then start again."
+                )
+                self.on_update(self)
+                return False
+            _running = self
+            self._stop.clear()
+            self.state, self.message = "running", "Starting."
+            self.result = self.error = None
+            self._drawn_at = 0.0
+        if runs_inline():
+            self._run(None)
+        else:
+            # Daemon, so that a kernel can always end; `_stop_at_exit` gives it a moment to end well.
+            self._thread = threading.Thread(target=self._run, args=(earlier,), name="fedgen-job", daemon=True)
+            self._thread.start()
+        return True
+
+    def cancel(self):
+        """Ask the work to stop at its next step. What it has computed so far is kept."""
+        if self.state == "running":
+            self._stop.set()
+            self.message = "Stopping after the present step."
+
+    def should_stop(self):
+        """True once `cancel()` was called: hand this function to the experiment."""
+        return self._stop.is_set()
+
+    def report(self, sentence):
+        """Called by the work: set the status line and, five times a second at most, draw. False means: stop now."""
+        if not self.should_stop():
+            self.message = sentence
+        now = time.monotonic()
+        if now - self._drawn_at >= SECONDS_BETWEEN_UPDATES:
+            self.on_update(self)
+            self._drawn_at = time.monotonic()
+        return not self.should_stop()
+
+    def join(self, timeout=None):
+        """Wait until the work has ended, at most `timeout` seconds; True when it has."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            thread.join(timeout)
+        return self.state != "running"
+
+    def _run(self, earlier):
+        global _running
+        try:
+            if earlier is not None:
+                earlier.join()
+            self.result = self.work(self)
+            state, message = ("cancelled", "Stopped.") if self.should_stop() else ("done", "Done.")
+        except Exception as error:
+            self.error = error
+            state, message = "failed", error_sentence(error)
+        try:
+            self.state, self.message = state, message
+            self.on_update(self)
+        except Exception as error:
+            # The work ended but could not be drawn: say so, and let the status line show it.
+            self.state, self.error, self.message = "failed", error, error_sentence(error)
+            try:
+                self.on_update(self)
+            except Exception:
+                pass
+        finally:
+            with _turn:
+                if _running is self:
+                    _running = None
+
+
+def runs_inline():
+    """True when dashboards compute inside the cell (FEDGEN_RUN=inline: tests, HTML copies) and not in a thread."""
+    return os.environ.get("FEDGEN_RUN", "") == "inline"
+
+
+def error_sentence(error):
+    """What the status line says about an exception: what was wrong and what to do."""
+    text = str(error).strip()
+    if isinstance(error, MemoryError):
+        return "The memory is used up. Restart the kernel, then choose fewer clients or a lower rank."
+    if isinstance(error, (ValueError, FileNotFoundError)) and text:
+        # Our own errors are sentences with a remedy already.
+        return text if text.endswith((".", "!", "?")) else text + "."
+    detail = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return f"The run failed ({detail}). Start it again; if that fails too, restart the kernel and run all cells anew."
+
+
+def _here():
+    """The notebook cell being run and this run of it, or ("", "") where the front end does not say."""
+    try:
+        from IPython import get_ipython
+
+        header = get_ipython().get_parent()
+        return header["metadata"].get("cellId", ""), header["header"].get("msg_id", "")
+    except (ImportError, AttributeError, KeyError, TypeError):
+        return "", ""
+
+
+@atexit.register
+def _stop_at_exit():
+    if _running is not None:
+        _running.cancel()
+        _running.join(timeout=5)

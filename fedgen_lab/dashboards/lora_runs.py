@@ -1,0 +1,73 @@
+"""The two kinds of live run behind lab 03's dashboard: on drawn sprites, and on a learner's own pictures.
+
+Lab 03. Each takes a `LiveRun` to tell what happened and a `Job` that says when to stop; all science is in
+`fedgen_lab.lora`, which is imported here because it takes some seconds.
+"""
+
+import warnings
+
+
+def run_sprites(run, job):
+    """Federated LoRA on sprites; at its end every client's last upload draws the strip too."""
+    outcome, dealt = _federated(run, job)
+    _draw_each(run, job, dealt, outcome.client_states, "client {}")
+
+
+def run_own(run, job):
+    """Federated LoRA on a learner's own pictures, then the same training without any exchange, to compare with."""
+    from fedgen_lab.lora.baselines import run_local_only
+
+    _, dealt = _federated(run, job)
+    run.pictures["your pictures"] = dealt.strip_pictures.images.numpy()
+    if job.should_stop():
+        return
+    job.report("Local only: every client now trains alone.")
+    local = run_local_only(run.scenario, job.should_stop, lambda event: job.report("Local only. " + run.hear(event)))
+    if len(local.rounds) > 1:
+        run.rivals["local only"] = dict(zip(local.rounds["round"], local.rounds["loss"], strict=True))
+    _draw_each(run, job, dealt, local.client_states, "client {} alone")
+
+
+def read_pictures(scenario):
+    """A learner's own pictures as the scenario names them, read afresh. Raises what `read_own` raises."""
+    from fedgen_lab.lora.data import read_own
+
+    read_own.cache_clear()  # the learner may have mended the folder since
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what was left out is in the pictures' attributes; a thread must not print
+        return read_own(scenario.pictures, scenario.caption_file, scenario.file_column, scenario.text_column)
+
+
+def _federated(run, job):
+    job.report("Loading the model and the pictures.")
+    from fedgen_lab.lora.data import deal
+    from fedgen_lab.lora.federated import run_federated
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dealt = deal(run.scenario)
+    run.prompts = list(dealt.strip)
+    outcome = run_federated(run.scenario, job.should_stop, lambda event: job.report(run.hear(event)))
+    run.refused = [refusal.reason for refusal in outcome.refused]
+    return outcome, dealt
+
+
+def _draw_each(run, job, dealt, states, row):
+    """Draw the strip with each client's parameters; a stop ends it between two denoising steps."""
+    from fedgen_lab.federation.grid import Stopped
+    from fedgen_lab.lora.adapter import load_trainable
+    from fedgen_lab.lora.federated import draw_strip, prepare
+
+    def stop_if_asked():
+        if job.should_stop():
+            raise Stopped
+
+    try:
+        stop_if_asked()
+        pipeline = prepare(run.scenario)
+        for client, state in sorted(states.items()):
+            job.report(f"Drawing with the adapter of client {client}.")
+            load_trainable(pipeline.unet, state)
+            run.pictures[row.format(client)] = draw_strip(pipeline, dealt, on_step=stop_if_asked).numpy()
+    except Stopped:
+        pass

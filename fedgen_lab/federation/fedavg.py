@@ -1,0 +1,256 @@
+"""CheckedFedAvg: federated averaging that looks before it averages.
+
+Flower's `FedAvg` averages whatever arrives: one client that sends NaN spoils the model of all. Here every upload is
+checked first, and a client that fails is left out by name while the round goes on with the others. FedAvg: McMahan et
+al. 2017, arXiv 1602.05629. Taught in lab 01.
+"""
+
+import logging
+import math
+import time
+from typing import NamedTuple
+
+import numpy as np
+from flwr.app import Array, ArrayRecord, MessageType, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.serverapp.strategy import FedAvg
+
+_log = logging.getLogger("flwr")  # `flwr log` shows it; a LabGrid keeps it quiet
+
+
+class Refusal(NamedTuple):
+    """An upload that was not averaged."""
+
+    round: int
+    client: str  # "client 2" (its partition id), or "node 71830..." while the partition id is unknown
+    reason: str  # a whole sentence that names the client
+
+
+class CheckedFedAvg(FedAvg):
+    """Flower's `FedAvg`, with every upload checked before it is averaged.
+
+    A client's answer is refused when it is an error, has NaN or infinity in it, has other names, shapes or dtypes
+    than the arrays the server sent, or gives no sensible "num-examples". A client that never answers is refused too:
+    a SuperLink notices within a minute that a SuperNode is gone, and after `timeout` seconds the round stops waiting
+    for any other. The next rounds ask whoever is still connected. If nobody is left, the arrays stay as they were.
+
+    Uploads are averaged in the order of partition ids, so every engine gives the same bits. The first round waits
+    until `min_available_nodes` clients are connected, or at most `join_timeout` seconds. All other arguments are
+    FedAvg's; there is no federated evaluation unless `fraction_evaluate` is set.
+
+    Attributes: `refused`, a list of `Refusal`; `latest`, the newest global `ArrayRecord`, also after a stop;
+    `client_arrays`, partition id -> `ArrayRecord` uploaded in the last round. `on_round(server_round, arrays,
+    metrics)` is called after each round with the new arrays and the averaged metrics (empty when nobody was left).
+    """
+
+    def __init__(
+        self,
+        *,
+        timeout=300.0,  # seconds; longer than any honest round, a dead SuperNode is noticed long before
+        join_timeout=60.0,  # seconds; SuperNodes that were started before the run are there at once
+        on_round=None,
+        seed=0,  # draws the clients of a round when fraction_train < 1
+        fraction_evaluate=0.0,
+        min_train_nodes=1,
+        min_evaluate_nodes=1,
+        min_available_nodes=1,
+        **fedavg,
+    ):
+        super().__init__(
+            fraction_evaluate=fraction_evaluate,
+            min_train_nodes=min_train_nodes,
+            min_evaluate_nodes=min_evaluate_nodes,
+            min_available_nodes=min_available_nodes,
+            **fedavg,
+        )
+        self.timeout, self.join_timeout, self.on_round, self.seed = timeout, join_timeout, on_round, seed
+        self.refused, self.latest, self.client_arrays = [], None, {}
+        self._partitions = {}  # node id -> partition id, as far as known
+        self._silent = set()  # nodes that let a round wait until its timeout
+        self._asked = []  # the messages of the present exchange
+
+    def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
+        """FedAvg's `start`; returns its `Result`. `timeout` is the strategy's own unless given."""
+        self.latest = initial_arrays
+        self._partitions.update(getattr(grid, "partitions", {}))  # a LabGrid knows; other engines' clients tell
+        return super().start(grid, initial_arrays, num_rounds, timeout=timeout or self.timeout, **configs)
+
+    def configure_train(self, server_round, arrays, config, grid):
+        """Ask the clients of this round to train `arrays`."""
+        fraction, fewest = self.fraction_train, self.min_train_nodes
+        return self._ask(server_round, arrays, config, grid, MessageType.TRAIN, fraction, fewest)
+
+    def configure_evaluate(self, server_round, arrays, config, grid):
+        """Ask the clients of this round to evaluate `arrays`."""
+        fraction, fewest = self.fraction_evaluate, self.min_evaluate_nodes
+        return self._ask(server_round, arrays, config, grid, MessageType.EVALUATE, fraction, fewest)
+
+    def aggregate_train(self, server_round, replies):
+        """Average the uploads that pass the checks; (None, None) if nobody is left. Returns (arrays, metrics)."""
+        accepted = self._accepted(server_round, replies, self.latest)
+        self.client_arrays = {partition: content[self.arrayrecord_key] for partition, _, content in accepted}
+        arrays, metrics = None, None
+        if accepted:
+            contents = [content for _, _, content in accepted]
+            metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
+            self.latest = arrays = _average(contents, self.arrayrecord_key, self.weighted_by_key)
+        elif self._asked:
+            self._refuse(server_round, "everyone", "No client sent a usable update; the model stays as it was.")
+        else:
+            self._refuse(server_round, "everyone", "No client is connected; the model stays as it was.")
+        if self.on_round is not None:
+            self.on_round(server_round, self.latest, metrics or MetricRecord())
+        return arrays, metrics
+
+    def aggregate_evaluate(self, server_round, replies):
+        """Average the metrics of the clients that answered; None if nobody did."""
+        contents = [content for _, _, content in self._accepted(server_round, replies, expected=None)]
+        return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
+
+    def _ask(self, server_round, arrays, config, grid, message_type, fraction, fewest):
+        """Messages to the connected clients, or to a `fraction` of them drawn by the seed."""
+        self._asked = []
+        if fraction == 0.0:
+            return self._asked
+        node_ids = self._connected(server_round, grid)
+        number = min(len(node_ids), max(int(len(node_ids) * fraction), fewest))
+        if number < len(node_ids):
+            draw = np.random.default_rng([self.seed, server_round])
+            node_ids = [node_ids[i] for i in sorted(draw.choice(len(node_ids), number, replace=False))]
+        config["server-round"] = server_round
+        record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
+        self._asked = list(self._construct_messages(record, node_ids, message_type))
+        return self._asked
+
+    def _connected(self, server_round, grid):
+        """The ids of the nodes to ask, in the order of partition ids; the first round waits until enough are there."""
+        wanted, patience = (self.min_available_nodes, self.join_timeout) if server_round == 1 else (1, 30.0)
+        end = time.monotonic() + patience
+        while True:
+            node_ids = [node_id for node_id in grid.get_node_ids() if node_id not in self._silent]
+            if len(node_ids) >= wanted:
+                break
+            if time.monotonic() > end:
+                reason = f"{len(node_ids)} of {wanted} clients were connected after {patience:.0f} s"
+                self._refuse(server_round, "everyone", f"{reason}; the round went on with them.")
+                break
+            _log.info("Waiting for %d clients; %d are connected.", wanted, len(node_ids))
+            time.sleep(min(2.0, patience))
+        return sorted(node_ids, key=self._order)
+
+    def _order(self, node_id):
+        return self._partitions.get(node_id, math.inf), node_id
+
+    def _accepted(self, server_round, replies, expected):
+        """The answers that pass, as (partition id, node id, content) in order; the others are refused by name."""
+        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._asked}
+        replies = {reply.metadata.reply_to_message_id: reply for reply in replies}
+        answers = {node_id: replies[message_id] for message_id, node_id in asked.items() if message_id in replies}
+        for node_id, reply in answers.items():
+            partition = None if reply.has_error() else _partition_id(reply.content)
+            if partition is not None:
+                self._partitions.setdefault(node_id, partition)
+        self._name_the_last_one(asked.values())
+
+        accepted, seen = [], set()
+        for node_id in sorted(asked.values(), key=self._order):
+            partition = self._partitions.get(node_id, node_id)
+            client = f"client {partition}" if node_id in self._partitions else f"node {node_id}"
+            try:
+                if node_id not in answers:
+                    self._silent.add(node_id)
+                    raise _Unusable("did not answer in time and is not asked again")
+                if partition in seen:
+                    raise _Unusable("has the same partition id as another client; start each SuperNode with its own")
+                content = self._checked(answers[node_id], expected)
+            except _Unusable as why:
+                self._refuse(
+                    server_round, client, f"{client.capitalize()} {str(why).rstrip('.')}; the round went on without it."
+                )
+                continue
+            seen.add(partition)
+            accepted.append((partition, node_id, content))
+        return _with_common_metrics(accepted)
+
+    def _name_the_last_one(self, node_ids):
+        """When one node of n never told its partition id, and one id of 0 .. n-1 is missing, it is that one."""
+        nameless = [node_id for node_id in node_ids if node_id not in self._partitions]
+        everyone = set(range(max(self.min_available_nodes, len(self._partitions) + len(nameless))))
+        missing = everyone - set(self._partitions.values())
+        if len(nameless) == 1 and len(missing) == 1:
+            self._partitions[nameless[0]] = missing.pop()
+
+    def _checked(self, reply, expected):
+        """The reply's content as RecordDict(arrays, metrics); raises `_Unusable` with what is wrong."""
+        if reply.has_error():
+            if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
+                raise _Unusable("lost its connection during the round")
+            raise _Unusable(f"sent an error instead of an answer: {reply.error.reason}")
+        arrays, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
+        if len(metrics) != 1 or (expected is not None and len(arrays) != 1):
+            raise _Unusable(f"sent {len(arrays)} array and {len(metrics)} metric records where one each belongs")
+        weight = metrics[0].get(self.weighted_by_key)
+        if not isinstance(weight, int | float) or not 0 < weight < math.inf:
+            raise _Unusable(f"gave {self.weighted_by_key!r} as {weight!r} where a positive number belongs")
+        content = RecordDict({"metrics": metrics[0]})
+        if expected is not None:
+            _check_arrays(arrays[0], expected)
+            content[self.arrayrecord_key] = arrays[0]
+        return content
+
+    def _refuse(self, server_round, client, reason):
+        self.refused.append(Refusal(server_round, client, reason))
+        _log.warning("Round %d: %s", server_round, reason)
+
+
+class _Unusable(Exception):
+    """Why an answer is not used; the end of a sentence that starts with the client's name."""
+
+
+def _check_arrays(arrays, expected):
+    """Raises `_Unusable` unless `arrays` has the names, shapes and dtypes of `expected` and finite numbers only."""
+    if missing := sorted(set(expected) - set(arrays)):
+        raise _Unusable(f"left out {len(missing)} arrays, the first is {missing[0]!r}")
+    if extra := sorted(set(arrays) - set(expected)):
+        raise _Unusable(f"sent {len(extra)} arrays nobody asked for, the first is {extra[0]!r}")
+    for name, array in arrays.items():
+        shape, dtype = tuple(expected[name].shape), expected[name].dtype
+        try:
+            value = array.numpy()
+            is_right = value.shape == shape and str(value.dtype) == dtype
+            is_finite = is_right and np.isfinite(value).all()
+        except Exception as error:  # bytes from outside: anything can be wrong with them
+            raise _Unusable(f"sent {name!r} in a form that cannot be read ({error})") from None
+        if not is_right:
+            raise _Unusable(f"sent {name!r} as {value.dtype} {value.shape} where {dtype} {shape} belongs")
+        if not is_finite:
+            raise _Unusable(f"sent NaN or infinity in {name!r}")
+
+
+def _average(contents, arrays_key, weight_key):
+    """The mean of the clients' arrays, weighted by their examples: sum_k n_k / n * w_k, in the arrays' own dtype."""
+    weights = [content["metrics"][weight_key] for content in contents]
+    average = {}
+    for name, array in contents[0][arrays_key].items():
+        values = [content[arrays_key][name].numpy() for content in contents]
+        mean = sum(value * (weight / sum(weights)) for value, weight in zip(values, weights, strict=True))
+        average[name] = Array(np.asarray(mean, dtype=array.dtype))
+    return ArrayRecord(average)
+
+
+def _partition_id(content):
+    """The partition id that a client gives in its metrics, or None."""
+    for record in content.metric_records.values():
+        if isinstance(record.get("partition-id"), int):
+            return record["partition-id"]
+    return None
+
+
+def _with_common_metrics(accepted):
+    """The same answers with those metrics only that all of them give and that can be averaged."""
+    records = [content["metrics"] for _, _, content in accepted]
+    shared = set.intersection(*map(set, records)) - {"partition-id"} if records else set()
+    shared = {key for key in shared if len({np.shape(record[key]) for record in records}) == 1}
+    for _, _, content in accepted:
+        content["metrics"] = MetricRecord({key: content["metrics"][key] for key in content["metrics"] if key in shared})
+    return accepted

@@ -1,0 +1,222 @@
+"""LabGrid: Flower in one process.
+
+A Flower `ServerApp` talks to its clients through a `Grid`. This one delivers each message to the `ClientApp` right
+here, in this process, so a federated run starts at once and fits a small notebook; Flower's simulation and its
+SuperLink run the very same app on more machines. Nothing is shared between server and client: what crosses the wire
+is serialised and read back with Flower's own code, so the bytes in the `Trace` are true. Taught in lab 01. Flower:
+Beutel et al. 2020, arXiv 2007.14390.
+"""
+
+import logging
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
+from flwr.common.serde import error_to_proto, recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedgen_lab.federation.trace import SERVER, Trace
+
+RUN_ID = 1  # a LabGrid holds one run
+_one_run_at_a_time = threading.RLock()  # Flower's TaskIdentity is one per process
+
+
+class Stopped(Exception):
+    """The learner pressed Stop: `should_stop()` was true when the grid was about to speak to a client."""
+
+
+class LabGrid(Grid):
+    """A Flower `Grid` whose nodes are `num_clients` copies of `client_app` in this process.
+
+    Each node has its own `Context`: node config {"partition-id": i, "num-partitions": n} as in Flower's simulation,
+    its own copy of `run_config`, and a state that lasts from message to message. Node ids are drawn at random: they
+    are not partition ids.
+
+    `should_stop()` is asked before every message; when it is true the exchange raises `Stopped`. `on_message(sent)`
+    is called with every `Sent` that was written into `trace`. An exception in a client becomes a Flower `Error`
+    reply, as on a real node, except `Stopped`, which passes through.
+
+    Use it in a `with` block: Flower's messages need to know which task makes them, and Flower's log is kept quiet
+    meanwhile. One run at a time holds the block; another run in another thread waits for its turn.
+
+    Raises ValueError if there is not at least one client.
+    """
+
+    def __init__(self, client_app, num_clients, run_config=None, trace=None, should_stop=None, on_message=None):
+        if isinstance(num_clients, bool) or int(num_clients) != num_clients or num_clients < 1:
+            raise ValueError(f"num_clients must be a whole number of at least 1; got {num_clients!r}.")
+        self.trace = Trace() if trace is None else trace
+        self._client_app, self._should_stop, self._on_message = client_app, should_stop, on_message
+        node_ids = np.random.default_rng(num_clients).integers(2**32, 2**62, size=int(num_clients))
+        self.partitions = {int(node_id): partition for partition, node_id in enumerate(node_ids)}
+        self._contexts = {
+            node_id: Context(
+                run_id=RUN_ID,
+                node_id=node_id,
+                node_config={"partition-id": partition, "num-partitions": int(num_clients)},
+                state=RecordDict(),
+                run_config=dict(run_config or {}),
+            )
+            for node_id, partition in self.partitions.items()
+        }
+        self._run = FlowerRun.create_empty(RUN_ID)
+        self._replies, self._messages, self._exchanges = {}, 0, {}
+
+    def __enter__(self):
+        while not _one_run_at_a_time.acquire(timeout=0.1):
+            self._stop_if_asked()
+        self._leave = _flower_task(RUN_ID, SUPERLINK_NODE_ID)
+        self._leave.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        self._leave.__exit__(*error)
+        _one_run_at_a_time.release()
+
+    def set_run(self, run):
+        """Set the run, as Flower's engines do."""
+        self._run = run
+
+    @property
+    def run(self):
+        """Flower's description of the run."""
+        return self._run
+
+    def create_message(self, content, message_type, dst_node_id, group_id, ttl=None):
+        """A new `Message` to the node `dst_node_id`; the same as calling `Message(...)`."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self):
+        """The node ids of all clients. Raises `Stopped` when the run should stop."""
+        self._stop_if_asked()
+        return list(self._contexts)
+
+    def push_messages(self, messages):
+        """Deliver each message to its client, keep the answers, and return the message ids."""
+        steps = {}  # all messages of one push and one round are one step of that round
+        return [self._deliver(message, steps) for message in messages]
+
+    def pull_messages(self, message_ids):
+        """The answers to these messages; each answer is handed out once."""
+        found = [self._replies.pop(message_id, None) for message_id in message_ids]
+        return [reply for reply in found if reply is not None]
+
+    def send_and_receive(self, messages, *, timeout=None):
+        """Deliver the messages and return the answers. `timeout` has no meaning here: no client can be out of reach."""
+        return self.pull_messages(self.push_messages(messages))
+
+    def _stop_if_asked(self):
+        if self._should_stop is not None and self._should_stop():
+            raise Stopped("The run was stopped.")
+
+    def _deliver(self, message, steps):
+        """Send one message to its client, run the client, keep its answer; both ways by Flower's serialisation."""
+        self._stop_if_asked()
+        node_id = message.metadata.dst_node_id
+        if node_id not in self._contexts:
+            raise ValueError(f"No client has the node id {node_id}; use one of get_node_ids().")
+        self._messages += 1
+        message.metadata.__dict__["_message_id"] = message_id = str(self._messages)  # what every Flower engine does
+        server_round = _server_round(message.content)
+        if server_round not in steps:
+            steps[server_round] = self._exchanges[server_round] = self._exchanges.get(server_round, -1) + 1
+        partition, kind = self.partitions[node_id], message.metadata.message_type
+
+        content, size = _cross_the_wire(message.content)
+        self._record(server_round, steps[server_round], SERVER, partition, kind, size)
+        reply = self._answer(Message(content, metadata=message.metadata), self._contexts[node_id])
+        if reply.has_error():
+            size, flops, error = error_to_proto(reply.error).ByteSize(), 0.0, reply.error.reason or "unknown error"
+        else:
+            reply.content, size = _cross_the_wire(reply.content)
+            flops, error = _flops(reply.content), ""
+        self._record(server_round, steps[server_round], partition, SERVER, kind, size, flops, error)
+        self._replies[message_id] = reply
+        return message_id
+
+    def _answer(self, message, context):
+        """What the client says: its reply, or an `Error` reply if it raised one."""
+        try:
+            with _flower_task(RUN_ID, context.node_id):
+                reply = self._client_app(message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the client must return a flwr.app.Message; it returned {type(reply).__name__}")
+            return reply
+        except Stopped:
+            raise
+        except Exception as error:
+            reason = f"{type(error)}:<'{error}'>"  # the wording of Flower's SuperNode
+            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+
+    def _record(self, *row):
+        sent = self.trace.add(*row)
+        if self._on_message is not None:
+            self._on_message(sent)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is left of a run: the server's Flower `Context`, the `Trace`, and whether it was stopped half-way."""
+
+    context: Context
+    trace: Trace
+    stopped: bool
+
+
+def run_app(server_app, client_app, num_clients, run_config=None, should_stop=None, on_message=None):
+    """Run a Flower app on a `LabGrid`, as `flwr run` would in its simulation, and return a `Run`.
+
+    `run_config` takes the place of `[tool.flwr.app.config]`. When `should_stop()` becomes true the run ends at the
+    next message and the `Run` says `stopped`; what was aggregated until then stays with the app. Errors of the
+    `ServerApp` are raised.
+    """
+    context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config or {}))
+    grid = LabGrid(client_app, num_clients, run_config, should_stop=should_stop, on_message=on_message)
+    try:
+        with grid:
+            server_app(grid, context)
+    except Stopped:
+        return Run(context, grid.trace, stopped=True)
+    return Run(context, grid.trace, stopped=False)
+
+
+@contextmanager
+def _flower_task(run_id, node_id):
+    """Set Flower's `TaskIdentity` and quieten its log, as a Flower process has them set; put both back afterwards."""
+    log = logging.getLogger("flwr")
+    before, level = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id), log.level
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+        log.setLevel(level)
+
+
+def _cross_the_wire(content):
+    """A copy of the records as the other side reads them, and their size in bytes on the wire."""
+    wire = recorddict_to_proto(content).SerializeToString()
+    return recorddict_from_proto(ProtoRecordDict.FromString(wire)), len(wire)
+
+
+def _server_round(content):
+    """The "server-round" that Flower's strategies put into the config; 0 where none is given."""
+    for record in content.values():
+        if isinstance(record, ConfigRecord | MetricRecord) and "server-round" in record:
+            return int(record["server-round"])
+    return 0
+
+
+def _flops(content):
+    """The floating point operations that a client says it spent, else 0."""
+    for record in content.values():
+        if isinstance(record, MetricRecord) and "flops" in record:
+            return float(record["flops"])
+    return 0.0

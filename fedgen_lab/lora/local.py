@@ -1,0 +1,90 @@
+"""What one client does with its own pictures: some steps of denoising training, and a denoising loss to judge them by.
+
+Labs 02 and 03. The loss is the mean squared error between the noise (or velocity) that was added to a latent and the
+UNet's guess of it: Ho et al., arXiv 2006.11239, eq. 14; velocity target: Salimans & Ho, arXiv 2202.00512, section 4.
+"""
+
+import torch
+import torch.nn.functional as F
+
+
+def noise_schedule(pipeline):
+    """The forward (noising) process the pipeline was trained with, as a diffusers `DDPMScheduler`."""
+    from diffusers import DDPMScheduler
+
+    return DDPMScheduler.from_config(pipeline.scheduler.config)
+
+
+def target_of(schedule, latents, noise, timesteps):
+    """What the UNet must guess for noised `latents`: the noise itself, or the velocity. Shape of `latents`."""
+    if schedule.config.prediction_type == "v_prediction":
+        return schedule.get_velocity(latents, noise, timesteps)
+    return noise
+
+
+def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_step=None):
+    """Train what is trainable in `unet` on `encoded` pictures for `steps` steps of AdamW; returns the losses, one a
+    step.
+
+    `seed` decides batches, noise and timesteps. `on_step(step, steps, loss)` is called after every step and may raise
+    to stop. The optimiser starts fresh: its moments never travel. Raises ValueError when a loss is not finite.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    device = encoded.latents.device
+    parameters = [p for p in unet.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2)
+    losses = []
+    for step in range(1, steps + 1):
+        pick = torch.randint(len(encoded), (batch_size,), generator=generator)
+        latents, text = encoded.latents[pick], encoded.text[pick]  # (B, 4, h, w), (B, L, D)
+        noise = torch.randn(latents.shape, generator=generator).to(device)
+        timesteps = torch.randint(schedule.config.num_train_timesteps, (batch_size,), generator=generator).to(device)
+        noisy = schedule.add_noise(latents, noise, timesteps)
+        guess = unet(noisy, timesteps, encoder_hidden_states=text).sample  # (B, 4, h, w)
+        loss = F.mse_loss(guess, target_of(schedule, latents, noise, timesteps))
+        losses.append(loss.item())
+        if not torch.isfinite(loss):
+            raise ValueError(f"The loss became {losses[-1]} at step {step}; lower the learning rate ({learning_rate}).")
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        if on_step is not None:
+            on_step(step, steps, losses[-1])
+    return losses
+
+
+@torch.no_grad()
+def denoising_loss(unet, schedule, encoded, seed=0, draws=4, batch_size=32):
+    """The mean denoising loss of every picture: (N,), each over `draws` noises at timesteps all over the schedule.
+
+    The same `seed` gives every model the same noises and timesteps, so differences are the models' own.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    number, device = len(encoded), encoded.latents.device
+    total = torch.zeros(number, device=device)
+    for draw in range(draws):
+        noise = torch.randn(encoded.latents.shape, generator=generator).to(device)
+        place = (torch.rand(number, generator=generator) + draw) / draws  # one timestep in each quarter of the schedule
+        timesteps = (place * schedule.config.num_train_timesteps).long().to(device)
+        for start in range(0, number, batch_size):
+            part = slice(start, start + batch_size)
+            latents, t = encoded.latents[part], timesteps[part]
+            guess = unet(
+                schedule.add_noise(latents, noise[part], t), t, encoder_hidden_states=encoded.text[part]
+            ).sample
+            error = (guess - target_of(schedule, latents, noise[part], t)) ** 2
+            total[part] += error.mean(dim=(1, 2, 3)) / draws
+    return total.cpu()
+
+
+def step_flops(unet, encoded, batch_size):
+    """Floating-point operations of one training step (forward and backward) on a batch, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    latents, text = encoded.latents[:1].expand(batch_size, -1, -1, -1), encoded.text[:1].expand(batch_size, -1, -1)
+    timesteps = torch.zeros(batch_size, dtype=torch.long, device=latents.device)
+    with FlopCounterMode(display=False) as counter:
+        unet(latents, timesteps, encoder_hidden_states=text).sample.mean().backward()
+    unet.zero_grad(set_to_none=True)
+    return counter.get_total_flops()

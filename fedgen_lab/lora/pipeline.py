@@ -1,0 +1,127 @@
+"""Loading a Stable Diffusion, drawing with it, and turning pictures into what its UNet trains on.
+
+Labs 02 and 03. The tiny model that ships with the lab is the default, not a special case: every function takes any
+Stable Diffusion 1.x/2.x pipeline of diffusers. Latent diffusion: Rombach et al., arXiv 2112.10752.
+"""
+
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from fedgen_lab.shipped import shipped
+
+
+def load_pipeline(source=None, device=None):
+    """A frozen float32 `StableDiffusionPipeline`, ready to draw with and to add adapters to.
+
+    `source`: None for the tiny model that ships with the lab, else a pipeline folder or a Hub id ("owner/name"). Only
+    safetensors weights are read. `device`: None takes a GPU where there is one.
+    Raises FileNotFoundError for a folder without a pipeline, OSError for a Hub id that can't be fetched.
+    """
+    from transformers.utils import logging as transformers_logging
+
+    # Before diffusers is imported, which would warn that torchvision is missing; nothing here needs it.
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    from diffusers import StableDiffusionPipeline
+    from diffusers.utils import logging
+
+    logging.disable_progress_bar()
+    source = str(source or shipped("tiny-sd"))
+    looks_local = source.startswith((".", "/", "~")) or Path(source).is_dir() or source.count("/") != 1
+    if looks_local and not (Path(source).expanduser() / "model_index.json").is_file():
+        raise FileNotFoundError(
+            f"No Stable Diffusion in {source!r}: a pipeline folder has a model_index.json. "
+            "Give such a folder, a Hub id like 'owner/name', or nothing for the tiny model."
+        )
+    folder_or_id = str(Path(source).expanduser()) if looks_local else source
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        folder_or_id, dtype=torch.float32, use_safetensors=True, safety_checker=None
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        part.requires_grad_(False).eval()
+    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=16, on_step=None):
+    """Pictures for `prompts`, one seed each: (N, 3, H, W) in [-1, 1] on the CPU.
+
+    A picture depends on its own prompt and seed alone, not on what is drawn beside it. `on_step()` is called before
+    every denoising step and may raise to stop. Raises ValueError when prompts and seeds differ in number.
+    """
+    prompts, seeds = list(prompts), [int(seed) for seed in seeds]
+    if len(prompts) != len(seeds) or not prompts:
+        raise ValueError(f"Every prompt needs its own seed; got {len(prompts)} prompts and {len(seeds)} seeds.")
+    pipeline = copy(pipeline)  # the weights are shared, the sampler is not: another thread may be drawing too
+    pipeline.scheduler = deepcopy(pipeline.scheduler)
+
+    def before_step(pipe, step, timestep, tensors):
+        if on_step is not None:
+            on_step()
+        return tensors
+
+    pictures = []
+    for start in range(0, len(prompts), batch_size):  # few at a time: the batch is what memory grows with
+        part = slice(start, start + batch_size)
+        output = pipeline(
+            prompts[part],
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            callback_on_step_end=before_step,
+            output_type="pt",
+        )
+        pictures.append(output.images.float().cpu() * 2 - 1)
+    return torch.cat(pictures)
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Pictures as the UNet sees them, encoded once: VAE and text encoder stay frozen, so nothing would change."""
+
+    latents: torch.Tensor  # (N, 4, h, w), already scaled by the VAE's scaling_factor
+    text: torch.Tensor  # (N, L, D), the text encoder's last hidden states
+
+    def __len__(self):
+        return len(self.latents)
+
+
+@torch.no_grad()
+def encode(pipeline, pictures, batch_size=32):
+    """Latents and text states of `pictures` (a `Pictures`), resized to the size the pipeline was trained at.
+
+    Raises ValueError when there are no pictures.
+    """
+    if not len(pictures):
+        raise ValueError("There are no pictures to encode; give at least one.")
+    side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    latents, text = [], []
+    for start in range(0, len(pictures), batch_size):
+        part = pictures.take(range(start, min(start + batch_size, len(pictures))))
+        images = part.as_tensor()  # (B, 3, H, W)
+        if images.shape[-2:] != (side, side):
+            images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+        posterior = pipeline.vae.encode(images.to(pipeline.device)).latent_dist
+        latents.append(posterior.mean * pipeline.vae.config.scaling_factor)  # the mean: less noise than a sample
+        text.append(text_states(pipeline, part.captions))
+    return Encoded(torch.cat(latents), torch.cat(text))
+
+
+@torch.no_grad()
+def decode(pipeline, latents):
+    """The pictures of scaled latents (N, 4, h, w), as `encode` makes them: (N, 3, H, W) in [-1, 1] on the CPU."""
+    return pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.clamp(-1, 1).cpu()
+
+
+@torch.no_grad()
+def text_states(pipeline, captions):
+    """The text encoder's hidden states for `captions`: (N, L, D), padded and cut to the tokenizer's length."""
+    tokens = pipeline.tokenizer(
+        list(captions), padding="max_length", truncation=True, max_length=pipeline.tokenizer.model_max_length,
+        return_tensors="pt",
+    )  # fmt: skip
+    return pipeline.text_encoder(tokens.input_ids.to(pipeline.device))[0]

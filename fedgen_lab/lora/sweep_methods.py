@@ -1,0 +1,95 @@
+"""The recorded sweep of lab 03: federated LoRA and its rivals over clients and skew, ten rounds each.
+
+Read by lab 03's dashboard from data/sweeps/federated_lora.json; the harness is fedgen_lab/sweep.py.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+
+from fedgen_lab.federation.trace import SERVER, Trace
+from fedgen_lab.lora.baselines import run_centralised, run_local_only, score
+from fedgen_lab.lora.data import deal
+from fedgen_lab.lora.federated import RoundDone, run_federated
+from fedgen_lab.scenario import Scenario
+from fedgen_lab.wireless.channel import Network
+from fedgen_lab.wireless.replay import replay
+
+SEEDS = (0, 1, 2)
+ROUNDS = 10
+SCORED = (5, 10)  # the live run's last round, and the sweep's
+FULL_LEARNING_RATE = 3e-4  # every weight trains: the adapter's rate would destroy the base model
+
+
+def _point(method, num_clients, skew):
+    return {"method": method, "num_clients": num_clients, "skew": skew}
+
+
+# Four clients carry the comparison of methods; other numbers of clients only show what becomes of federated LoRA.
+POINTS = [
+    _point("lora", 4, 0.0), _point("lora", 4, 1.0),
+    _point("local_only", 4, 1.0), _point("centralised", 4, 0.0), _point("local_only", 4, 0.0),
+    _point("full", 4, 0.0), _point("full", 4, 1.0), _point("lora", 4, 0.5),
+    _point("lora", 2, 0.0), _point("lora", 2, 1.0),
+    _point("lora", 16, 0.0), _point("lora", 16, 1.0),
+    _point("lora", 8, 0.0), _point("lora", 8, 1.0),
+]  # fmt: skip
+
+
+def scenario_of(point, seed):
+    """The scenario of a recorded point: the lesson's defaults, but ten rounds."""
+    scenario = Scenario(num_clients=point["num_clients"], skew=point["skew"], seed=seed, rounds=ROUNDS)
+    if point["method"] == "full":
+        scenario = replace(scenario, method="full", learning_rate=FULL_LEARNING_RATE)
+    return scenario
+
+
+def measure(point, seed):
+    """Run one point; returns loss by round, scores by round, and what crossed the wire by round (totals so far)."""
+    scenario = scenario_of(point, seed)
+    if point["method"] in ("lora", "full"):
+        return _federated(scenario)
+    if point["method"] == "local_only":
+        outcome = run_local_only(scenario)
+        scores = score(scenario, list(outcome.client_states.values())).mean()
+        return _result(scenario, outcome.rounds["loss"], {ROUNDS: scores}, Trace())
+    outcome = run_centralised(scenario)
+    scores = score(scenario, [outcome.state]).iloc[0]
+    trace = Trace()
+    for client, pictures in enumerate(deal(scenario).clients):  # every picture is sent to the centre, once
+        trace.add(1, 0, client, SERVER, "pictures", pictures.images.numel())
+    return _result(scenario, outcome.rounds["loss"], {ROUNDS: scores}, trace)
+
+
+def _federated(scenario):
+    states = {}
+
+    def hear(event):
+        if isinstance(event, RoundDone) and event.round in SCORED:
+            states[event.round] = event.state
+
+    outcome = run_federated(scenario, on_event=hear)
+    scores = score(scenario, [{}, *states.values()])  # the base first, for what it knew before
+    by_round = {at: scores.iloc[i] for i, at in enumerate([0, *states])}
+    return _result(scenario, outcome.rounds["loss"], by_round, outcome.trace)
+
+
+def _result(scenario, losses, scores, trace):
+    """One point's figures as plain numbers, rounded to what is worth keeping."""
+    network = Network(num_clients=scenario.num_clients, bandwidth_hz=scenario.bandwidth_hz, seed=scenario.seed)
+    clock = replay(trace, network).rounds.set_index("round") if len(trace.frame()) else None
+
+    def so_far(column, scale):
+        if clock is None:
+            return [0.0] * (ROUNDS + 1)
+        steps = clock[column].reindex(range(ROUNDS + 1), fill_value=0.0)
+        return [round(float(v), 4) for v in np.cumsum(steps) / scale]
+
+    result = {"loss": [round(float(v), 5) for v in losses]}
+    for name in next(iter(scores.values())).index.drop("loss"):
+        result[name] = {str(at): round(float(row[name]), 4) for at, row in scores.items()}
+    return result | {
+        "megabytes_up": so_far("bytes_up", 1e6),
+        "megabytes_down": so_far("bytes_down", 1e6),
+        "wireless_seconds": so_far("seconds", 1),
+    }

@@ -1,0 +1,216 @@
+"""Who holds which picture, and how far that is from everyone holding the same: lab 01 and all federated labs.
+
+Each splitter takes a table with one row per picture and returns one array of row numbers per client; no client is
+ever left with nothing. `by_skew` is the lab's knob. The others are the splits of the literature, made by
+flwr-datasets' partitioners: Dirichlet (Hsu et al. 2019, arXiv:1909.06335), pathological (McMahan et al. 2017,
+arXiv:1602.05629), unequal sizes.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+from scipy.special import rel_entr
+
+
+def by_skew(
+    attributes: pd.DataFrame, by: str, num_clients: int, skew: float, pictures_per_client: int, seed: int
+) -> list:
+    """The knob. A picture of client i is of its own concept (i mod C) with probability `skew`, else of any concept.
+
+    skew: 0, everybody holds the same mixture of all C concepts; 1, each client holds one concept only.
+    Returns num_clients arrays of pictures_per_client row numbers each.
+
+    The draws are coupled by the seed. Picture j of every client has one concept c_j, drawn in shuffled blocks of all
+    C, and turns into the client's own concept when skew passes (j + 0.5) / pictures_per_client. So turning the knob
+    up only ever replaces shared pictures by own ones, and `mean_js_distance` starts at 0 and never falls, whatever the
+    numbers of clients and concepts: less of what all share raises a convex divergence, and so does more that differs.
+
+    A concept's pictures are dealt from one shuffled pile: nobody gets a picture that another client holds while the
+    pile lasts; then it is dealt again from the top, so any number of clients can be served.
+
+    Raises ValueError for a skew outside [0, 1], counts below 1, an unknown attribute or an empty table.
+    """
+    if not 0 <= skew <= 1:
+        raise ValueError(f"skew must lie in [0, 1]; got {skew!r}.")
+    _check_whole("num_clients", num_clients)
+    _check_whole("pictures_per_client", pictures_per_client)
+    concepts, names = _concepts(attributes, by)
+    rng = np.random.default_rng(seed)
+    num_blocks = -(-pictures_per_client // len(names))
+    shared = np.concatenate([rng.permutation(len(names)) for _ in range(num_blocks)])[:pictures_per_client]  # c_j
+    piles = [rng.permutation(np.flatnonzero(concepts == concept)) for concept in range(len(names))]
+    dealt = [0] * len(names)
+    is_own = skew > (np.arange(pictures_per_client) + 0.5) / pictures_per_client
+    parts = []
+    for client in range(num_clients):
+        rows = []
+        for concept in np.where(is_own, client % len(names), shared):
+            rows.append(piles[concept][dealt[concept] % len(piles[concept])])
+            dealt[concept] += 1
+        parts.append(np.array(rows))
+    return parts
+
+
+def iid(attributes: pd.DataFrame, num_clients: int, seed: int) -> list:
+    """All pictures shuffled and cut into num_clients parts whose sizes differ by one at most.
+
+    Raises ValueError where there are fewer pictures than clients, as all the splitters below do.
+    """
+    from flwr_datasets.partitioner import IidPartitioner  # imported late everywhere here: it takes 147 MB
+
+    _check_enough(attributes, num_clients)
+    rows = np.random.default_rng(seed).permutation(len(attributes))  # the partitioner only cuts, it does not shuffle
+    return _split(IidPartitioner(num_clients), rows)
+
+
+def dirichlet(attributes: pd.DataFrame, by: str, num_clients: int, alpha: float, seed: int) -> list:
+    """Each concept is shared out in proportions drawn from a Dirichlet distribution of concentration `alpha`.
+
+    alpha: 100 is close to IID, 0.1 leaves most clients with few concepts and very different numbers of pictures.
+    A client that the draw leaves with nothing is given one picture of the client that holds most.
+
+    Raises ValueError for an alpha that is not positive and finite, and as `iid` does.
+    """
+    from flwr_datasets.partitioner import DirichletPartitioner
+
+    if not 0 < alpha < float("inf"):
+        raise ValueError(f"alpha must be a positive number; got {alpha!r}. Try 0.1 (very uneven) to 100 (nearly even).")
+    _check_enough(attributes, num_clients)
+    concepts, _ = _concepts(attributes, by)
+    rows = np.random.default_rng(seed).permutation(len(attributes))
+    alpha = float(np.clip(alpha, 1e-3, 1e6))  # beyond, the result is the same and gamma variates under- or overflow
+    partitioner = DirichletPartitioner(  # its own minimum size would redraw ten times and then give up
+        num_partitions=num_clients, partition_by="concept", alpha=alpha, min_partition_size=0, seed=seed
+    )
+    parts = _split(partitioner, rows, concepts[rows])
+    for client in range(num_clients):
+        if not len(parts[client]):
+            richest = max(range(num_clients), key=lambda other: len(parts[other]))
+            parts[client], parts[richest] = parts[richest][-1:], parts[richest][:-1]
+    return parts
+
+
+def pathological(attributes: pd.DataFrame, by: str, num_clients: int, concepts_per_client: int, seed: int) -> list:
+    """Each client holds `concepts_per_client` concepts: its own (i mod C) and others drawn by the seed.
+
+    Pictures of a concept are shared out evenly among its holders. A concept with fewer pictures than holders is dealt
+    again from the top, so that each of them gets one. A concept that nobody drew is held by nobody.
+
+    Raises ValueError where concepts_per_client is not between 1 and the number of concepts, and as `iid` does.
+    """
+    from flwr_datasets.partitioner import PathologicalPartitioner
+
+    _check_enough(attributes, num_clients)
+    concepts, names = _concepts(attributes, by)
+    if not 1 <= concepts_per_client <= len(names):
+        raise ValueError(
+            f"concepts_per_client must lie between 1 and {len(names)}, the number of values of {by!r}; "
+            f"got {concepts_per_client!r}."
+        )
+
+    def drawn(rows: np.ndarray, concepts_of_rows: np.ndarray) -> list:
+        partitioner = PathologicalPartitioner(
+            num_partitions=num_clients,
+            partition_by="concept",
+            num_classes_per_partition=int(concepts_per_client),
+            class_assignment_mode="first-deterministic",
+            seed=seed,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that unused concepts stay unused is what a small federation means
+            return _split(partitioner, rows, concepts_of_rows)
+
+    # The partitioner refuses concepts with fewer pictures than holders: ask it first who holds what, then top them up.
+    ample = np.repeat(np.arange(len(names)), num_clients)
+    holders = np.bincount(np.concatenate([np.unique(part) for part in drawn(ample, ample)]), minlength=len(names))
+    rng = np.random.default_rng(seed)
+    piles = [rng.permutation(np.flatnonzero(concepts == concept)) for concept in range(len(names))]
+    rows = np.concatenate(
+        [np.resize(pile, max(len(pile), number)) for pile, number in zip(piles, holders, strict=True)]
+    )
+    return drawn(rows, concepts[rows])
+
+
+def unequal(attributes: pd.DataFrame, num_clients: int, seed: int, ratio: float = 10.0) -> list:
+    """All pictures shuffled and cut into parts of growing size: the last is about `ratio` times the first.
+
+    Raises ValueError for a ratio below 1, and as `iid` does.
+    """
+    from flwr_datasets.partitioner import SizePartitioner
+
+    if not 1 <= ratio < float("inf"):
+        raise ValueError(f"ratio must be a number of at least 1 (1: all parts alike); got {ratio!r}.")
+    _check_enough(attributes, num_clients)
+    weights = np.geomspace(1 / ratio, 1, num_clients) if num_clients > 1 else np.ones(1)
+    spare = len(attributes) - num_clients  # every client gets one picture before the rest is shared out
+    cuts = np.floor(np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int)
+    sizes = 1 + np.diff(cuts, prepend=0)
+    sizes[-1] += len(attributes) - sizes.sum()
+    rows = np.random.default_rng(seed).permutation(len(attributes))
+    return _split(SizePartitioner([int(size) for size in sizes]), rows)
+
+
+def concept_counts(attributes: pd.DataFrame, by: str, parts: list) -> pd.DataFrame:
+    """How many pictures of each concept each client holds: a table of clients (rows) x concepts (columns)."""
+    concepts, names = _concepts(attributes, by)
+    counts = [np.bincount(concepts[np.asarray(part, dtype=int)], minlength=len(names)) for part in parts]
+    return pd.DataFrame(counts, index=pd.RangeIndex(len(parts), name="client"), columns=pd.Index(names, name=by))
+
+
+def mean_js_distance(counts) -> float:
+    """How far the clients are from the whole, in [0, 1]: 0, all hold the same mixture; near 1, nobody shares anything.
+
+    counts: (clients, concepts) table or array. The base-2 Jensen-Shannon distance (the square root of the divergence;
+    Lin 1991) of each client's mixture to that of all clients together, averaged over clients.
+
+    Raises ValueError where a client holds nothing: it has no mixture.
+    """
+    counts = np.asarray(counts, dtype=float)  # (clients, concepts)
+    if counts.ndim != 2 or not counts.size or (counts.sum(1) <= 0).any():
+        raise ValueError(f"counts must hold at least one picture for each client; got {counts.tolist()}.")
+    clients = counts / counts.sum(1, keepdims=True)  # (clients, concepts): each row a mixture
+    whole = counts.sum(0) / counts.sum()  # (concepts,)
+    middle = (clients + whole) / 2
+    divergence = (rel_entr(clients, middle) + rel_entr(whole, middle)).sum(1) / (2 * np.log(2))  # (clients,)
+    return float(np.sqrt(divergence.clip(0, 1)).mean())  # rounding can leave a divergence of -1e-17
+
+
+# -- shared by the splitters ------------------------------------------------------------------------------------------
+def _concepts(attributes: pd.DataFrame, by: str) -> tuple[np.ndarray, list]:
+    """The concept number of each picture, and the sorted names. Pictures without a value have the concept "none"."""
+    if by not in attributes.columns:
+        known = ", ".join(map(repr, attributes.columns)) or "none"
+        raise ValueError(f"The pictures have no attribute {by!r}; they have {known}.")
+    if not len(attributes):
+        raise ValueError("There are no pictures to share out. Give a table with at least one row.")
+    column = attributes[by].astype(object)
+    numbers, names = pd.factorize(column.where(column.notna() & (column != ""), "none"), sort=True)
+    return numbers, list(names)
+
+
+def _check_whole(name: str, value: int) -> None:
+    if isinstance(value, bool) or int(value) != value or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
+
+
+def _check_enough(attributes: pd.DataFrame, num_clients: int) -> None:
+    _check_whole("num_clients", num_clients)
+    if len(attributes) < num_clients:
+        raise ValueError(
+            f"{num_clients} clients cannot share {len(attributes)} pictures: each needs at least one. "
+            "Choose fewer clients or add pictures."
+        )
+
+
+def _split(partitioner, rows: np.ndarray, concepts: np.ndarray | None = None) -> list:
+    """What a flwr-datasets partitioner makes of these rows, as arrays of row numbers."""
+    from datasets import Dataset
+
+    columns = {"row": rows} if concepts is None else {"row": rows, "concept": concepts}
+    partitioner.dataset = Dataset.from_dict(columns)
+    return [
+        np.array(partitioner.load_partition(client)["row"], dtype=int) for client in range(partitioner.num_partitions)
+    ]

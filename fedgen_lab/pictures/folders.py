@@ -1,0 +1,278 @@
+"""A learner's own pictures: a folder or zip of captioned images becomes `Pictures`.
+
+The layout is the one the Hugging Face Hub calls `imagefolder`: images beside a `metadata.csv` or `metadata.jsonl` whose
+`file_name` and `text` say which caption belongs to which image. Other names are arguments. Used by lab 03's second tab.
+
+Nothing is unpacked to disk, nothing outside the folder or zip is opened, and only the small finished pictures are kept.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import unicodedata
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+import torch
+
+from fedgen_lab.pictures.collection import Pictures
+from fedgen_lab.pictures.squares import square
+
+CAPTION_FILES = ("metadata.csv", "metadata.jsonl")  # looked for in this order
+TABLES = (".csv", ".tsv", ".jsonl")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+MAX_BYTES = 256 * 2**20  # of one file: anything larger is no picture for a 32-pixel lab, but may be a zip bomb
+MAX_FILES = 200_000  # in one folder: more means that somebody's whole disk was meant by mistake
+
+
+def read_folder(path, caption_file=None, file_column="file_name", text_column="text", size=32) -> Pictures:
+    """All captioned pictures of a folder or zip, as square pictures of `size` pixels, in the caption file's order.
+
+    path: a folder, or a .zip of one (read in place).
+    caption_file: its name; None finds metadata.csv or metadata.jsonl, also in a sub-folder. Where there is no table
+        at all, but at least two sub-folders hold pictures, each sub-folder's name is the caption of its pictures (a
+        warning says so).
+    file_column, text_column: the columns that name an image and its caption. An image is looked for beside the
+        caption file, then in the sub-folders below it.
+    size: width and height in pixels. Pictures keep their shape: see `fedgen_lab.pictures.squares.square`.
+
+    Every column but the caption becomes an attribute. A picture that cannot be used (cut short, not an image,
+    missing, without a caption) is left out: a warning counts and names them, and `attributes.attrs["skipped"]` lists
+    all as "name: reason".
+
+    Raises FileNotFoundError where `path` is not there, and ValueError where it is neither folder nor zip, the caption
+    file or a column is missing, or not one picture can be used. Each says what was looked for and what was found.
+    """
+    if isinstance(size, bool) or int(size) != size or size < 1:
+        raise ValueError(f"size must be a whole number of pixels, at least 1; got {size!r}.")
+    path = Path(path).expanduser()
+    with _opened(path) as (names, read):
+        tables = _caption_files(path, names, caption_file, file_column, text_column)
+        skipped: list[str] = []
+        if tables:
+            rows = _rows_of_tables(path, tables, names, read, file_column, text_column, skipped)
+            looked_for = f"the pictures named in column {file_column!r} of {', '.join(tables)}"
+        else:
+            rows = _rows_of_sub_folders(names, skipped)
+            looked_for = "pictures in sub-folders"
+        images = np.empty((len(rows), 3, size, size), np.uint8)
+        kept = []
+        for number, (file, _, _) in enumerate(rows):
+            try:
+                images[len(kept)] = square(read(file), size)
+            except Exception as error:  # broken files raise a dozen types; the reason is kept, not swallowed
+                skipped.append(f"{file}: {error or type(error).__name__}")
+            else:
+                kept.append(number)
+    if not kept:
+        raise ValueError(
+            f"No usable picture in {path}. Looked for {looked_for}; found {_listing(names)}. {_reasons(skipped)}"
+        )
+    if not tables:
+        warnings.warn(f"{path} has no caption file: the names of its sub-folders are the captions.", stacklevel=2)
+    if skipped:
+        warnings.warn(f"Kept {len(kept)} pictures of {path}. {_reasons(skipped)}", stacklevel=2)
+    attributes = pd.DataFrame([rows[number][2] for number in kept])
+    attributes.attrs["skipped"] = skipped
+    return Pictures(torch.from_numpy(images[: len(kept)]), [rows[number][1] for number in kept], attributes)
+
+
+# -- a folder and a zip look the same: a list of names, and a function that reads one ------------------------------
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    if path.is_dir():
+        files = list(islice((file for file in path.rglob("*") if file.is_file()), MAX_FILES + 1))
+        if len(files) > MAX_FILES:
+            raise ValueError(f"{path} holds more than {MAX_FILES:,} files. Give the folder of the pictures themselves.")
+        names = sorted(file.relative_to(path).as_posix() for file in files)
+
+        def read(name: str) -> bytes:
+            _check_bytes((path / name).stat().st_size)
+            return (path / name).read_bytes()
+
+        yield [name for name in names if _is_visible(name)], read
+    elif not path.exists():
+        raise FileNotFoundError(f"There is no folder or zip at {path} (looked from {Path.cwd()}). Check the path.")
+    elif not zipfile.is_zipfile(path):
+        raise ValueError(
+            f"{path} is neither a folder nor a zip. Give the folder that holds the pictures, or a .zip of it."
+        )
+    else:
+        with zipfile.ZipFile(path) as archive:
+            members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+
+            def read(name: str) -> bytes:
+                if members[name].flag_bits & 1:
+                    raise ValueError("locked with a password")
+                _check_bytes(members[name].file_size)  # zipfile never unpacks more than this
+                return archive.read(name)
+
+            yield sorted(filter(_is_visible, members)), read
+
+
+def _check_bytes(number: int) -> None:
+    if number > MAX_BYTES:
+        raise ValueError(f"unpacks to {number / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read")
+
+
+def _is_visible(name: str) -> bool:
+    """Leaves out what file managers add: .DS_Store, .ipynb_checkpoints, __MACOSX."""
+    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+
+
+def _is_picture(name: str) -> bool:
+    return name.lower().endswith(SUFFIXES)
+
+
+# -- captions ---------------------------------------------------------------------------------------------------------
+def _caption_files(path: Path, names: list[str], wanted: str | None, file_column: str, text_column: str) -> list[str]:
+    """The caption files to read: those of the name wanted that lie highest up; none where sub-folders' names serve."""
+    for candidate in (str(wanted).replace("\\", "/"),) if wanted else CAPTION_FILES:
+        found = [name for name in names if f"/{name}".endswith(f"/{candidate}")]
+        if found:
+            highest = min(name.count("/") for name in found)
+            return [name for name in found if name.count("/") == highest]
+    looked_for = repr(wanted) if wanted else " or ".join(CAPTION_FILES)
+    others = [name for name in names if name.lower().endswith(TABLES)]
+    if wanted or others:
+        tip = f" Perhaps pass caption_file={others[0]!r}, and the names of its columns?" if others else ""
+        raise ValueError(f"{path} holds no caption file {looked_for}; found {_listing(names)}.{tip}")
+    if len({name.rpartition("/")[0] for name in names if _is_picture(name) and "/" in name}) < 2:
+        raise ValueError(
+            f"No captioned pictures in {path}. Looked for {looked_for} with the columns {file_column!r} and "
+            f"{text_column!r}, then for at least two sub-folders of pictures whose names could be captions; "
+            f"found {_listing(names)}."
+        )
+    return []
+
+
+def _rows_of_tables(path, tables, names, read, file_column, text_column, skipped) -> list[tuple[str, str, dict]]:
+    """(file, caption, attributes) of each row that names a picture which is there and captions it."""
+    where = _Finder(names)
+    rows, used = [], set()
+    for table in tables:
+        folder = table.rpartition("/")[0]
+        for line, row in _read_table(path, table, read(table), (file_column, text_column), skipped):
+            name, caption = _text(row.get(file_column)), _text(row.get(text_column))
+            files = where.find(folder, name) if name else []
+            used.update(files)
+            if not name:
+                skipped.append(f"{table} line {line}: no file name in column {file_column!r}")
+            elif not files:
+                skipped.append(f"{name}: no such file")
+            elif len(files) > 1:
+                skipped.append(f"{name}: fits {len(files)} files; write its sub-folder too")
+            elif not caption:
+                skipped.append(f"{name}: no caption")
+            else:
+                rows.append((files[0], caption, {str(key): value for key, value in row.items() if key != text_column}))
+    skipped += [f"{name}: no caption" for name in names if _is_picture(name) and name not in used]
+    return rows
+
+
+class _Finder:
+    """Finds the file a caption row means: letter case, backslashes and the two ways to write accents do not matter."""
+
+    def __init__(self, names: list[str]) -> None:
+        self._by_last_part: dict[str, list[tuple[str, str]]] = {}
+        for name in names:
+            plain = self._plain(name)
+            self._by_last_part.setdefault(plain.rpartition("/")[2], []).append((plain, name))
+
+    @staticmethod
+    def _plain(name: str) -> str:
+        return unicodedata.normalize("NFC", name).replace("\\", "/").casefold()
+
+    def find(self, folder: str, name: str) -> list[str]:
+        """The files that `name` fits, beside the caption file or else below it. Only listed files are ever found."""
+        wanted, base = self._plain(name).removeprefix("./"), self._plain(f"{folder}/" if folder else "")
+        same = self._by_last_part.get(wanted.rpartition("/")[2], [])
+        beside = [file for plain, file in same if plain == base + wanted]
+        below = [file for plain, file in same if plain.startswith(base) and plain.endswith(f"/{wanted}")]
+        fits = beside or below
+        exact = [file for file in fits if file.endswith(name)]  # where files differ in letter case alone
+        return exact if len(exact) == 1 else fits
+
+
+def _read_table(path, table, content, columns, skipped) -> Iterator[tuple[int, dict]]:
+    """(line number, row) of a CSV, TSV or JSON-lines file. Broken JSON lines are skipped by number."""
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{table} in {path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+    rows = []
+    if table.lower().endswith(".jsonl"):
+        for line, one in enumerate(text.splitlines(), 1):
+            try:
+                row = json.loads(one) if one.strip() else None
+            except ValueError:
+                row = one
+            if isinstance(row, dict):
+                rows.append((line, {key: _scalar(value) for key, value in row.items()}))
+            elif row is not None:
+                skipped.append(f"{table} line {line}: not a JSON object")
+        present = list(dict.fromkeys(key for _, row in rows for key in row))
+    else:
+        header = text.lstrip().partition("\n")[0]
+        delimiter = max(",;\t", key=header.count)  # spreadsheets of half the world write semicolons
+        try:
+            reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, restval="")
+            present = reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or []]
+            for row in reader:
+                row.pop(None, None)  # more cells than columns
+                rows.append((reader.line_num, row))
+        except csv.Error as error:
+            raise ValueError(
+                f"{table} in {path} cannot be read as a table: {error}. Save it again as CSV UTF-8."
+            ) from None
+    missing = [column for column in columns if column not in present]
+    if missing:
+        raise ValueError(
+            f"{table} in {path} has no column {' or '.join(map(repr, missing))}; its columns are "
+            f"{', '.join(map(repr, present)) or 'none'}. Name them with file_column= and text_column=."
+        )
+    yield from rows
+
+
+def _scalar(value):
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
+
+
+def _text(value) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def _rows_of_sub_folders(names: list[str], skipped: list[str]) -> list[tuple[str, str, dict]]:
+    rows = []
+    for name in filter(_is_picture, names):
+        folder = PurePosixPath(name).parent.name
+        if folder:
+            caption = folder.replace("_", " ").replace("-", " ").strip()
+            rows.append((name, caption, {"file_name": name, "folder": folder}))
+        else:
+            skipped.append(f"{name}: lies in no sub-folder, so it has no caption")
+    return rows
+
+
+# -- sentences --------------------------------------------------------------------------------------------------------
+def _reasons(skipped: list[str], number: int = 5) -> str:
+    if not skipped:
+        return ""
+    more = f"; and {len(skipped) - number} more" if len(skipped) > number else ""
+    return f"Skipped {len(skipped)}: {'; '.join(skipped[:number])}{more}."
+
+
+def _listing(names: list[str], number: int = 5) -> str:
+    if not names:
+        return "no files at all"
+    pictures = sum(map(_is_picture, names))
+    more = ", ..." if len(names) > number else ""
+    return f"{len(names)} files, {pictures} of them named like pictures ({', '.join(names[:number])}{more})"

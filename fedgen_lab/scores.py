@@ -1,0 +1,165 @@
+"""How good are generated pictures? The lab's own classifier answers, in place of people and of Inception.
+
+`Judge` says which object, colour, background and style a 32x32 picture shows. Its share of right answers over prompts
+is the prompt fidelity, and its last hidden layer is the feature space in which torchmetrics computes KID (Binkowski et
+al. 2018, arXiv:1801.01401) and FID (Heusel et al. 2017, arXiv:1706.08500). So KID and FID values here compare with each
+other, not with published ones, which use Inception features. Taught in lab 02, used from lab 03 on.
+"""
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedgen_lab.pictures.sprites import BACKGROUNDS, COLOURS, HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES
+from fedgen_lab.shipped import shipped
+
+WORDS = {  # what each head of the judge chooses between: 24, 8, 8 and 11 words
+    "object": OBJECTS + HELD_OUT_OBJECTS,
+    "colour": tuple(COLOURS),
+    "background": tuple(BACKGROUNDS),
+    "style": STYLES + HELD_OUT_STYLES,
+}
+FEATURES = 128  # width of the feature space for KID and FID
+
+
+class Judge(nn.Module):
+    """A small convolutional network with four heads: object, colour, background, style.
+
+    forward: images (N, 3, 32, 32) float in [-1, 1] -> dict of logits, (N, 24), (N, 8), (N, 8), (N, 11).
+    features: the same images -> (N, 128), the layer the heads read.
+    """
+
+    def __init__(self, width: int = 24) -> None:
+        super().__init__()
+
+        def block(before: int, after: int) -> nn.Sequential:
+            return nn.Sequential(nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+
+        self.width = width
+        self.body = nn.Sequential(
+            block(3, width), block(width, width), nn.MaxPool2d(2),  # (N, 24, 16, 16)
+            block(width, 2 * width), block(2 * width, 2 * width), nn.MaxPool2d(2),  # (N, 48, 8, 8)
+            block(2 * width, 4 * width), nn.MaxPool2d(2), nn.Flatten(),  # (N, 96 * 4 * 4)
+            nn.Linear(4 * width * 16, FEATURES), nn.ReLU(),  # (N, 128)
+        )
+        self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(words)) for name, words in WORDS.items()})
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        return self.body(images)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        hidden = self.body(images)
+        return {name: head(hidden) for name, head in self.heads.items()}
+
+
+def load_judge(folder: str | Path | None = None) -> Judge:
+    """The shipped judge (data/judge), ready to use. Raises FileNotFoundError when its weights are not there."""
+    from safetensors.torch import load_file
+
+    path = (Path(folder) if folder else shipped("judge")) / "judge.safetensors"
+    if not path.exists():
+        raise FileNotFoundError(f"no judge at {path}. Train it with: python data/train_judge.py")
+    judge = Judge()
+    judge.load_state_dict(load_file(path))  # half precision on disk, float32 in memory
+    return judge.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def judged(images: torch.Tensor, judge: Judge | None = None) -> pd.DataFrame:
+    """What the judge sees in (N, 3, 32, 32) pictures (uint8, or float in [-1, 1]): a table of N rows."""
+    judge = judge or load_judge()
+    logits = [judge(batch) for batch in _as_float(images).split(256)]
+    return pd.DataFrame({name: [words[i] for i in torch.cat([out[name] for out in logits]).argmax(1).tolist()]
+                         for name, words in WORDS.items()})
+
+
+def prompt_fidelity(images: torch.Tensor, attributes: pd.DataFrame, judge: Judge | None = None) -> dict[str, float]:
+    """Share of pictures that show what was asked for: keys object, colour, background, style and all (four at once).
+
+    images: (N, 3, 32, 32), uint8 or float in [-1, 1]; attributes: N rows with those four columns, as `prompts` returns.
+    Raises ValueError when lengths differ, there is no picture, or a column is missing.
+    """
+    missing = [name for name in WORDS if name not in attributes.columns]
+    if missing:
+        raise ValueError(f"prompt fidelity needs the attributes {', '.join(WORDS)}; missing: {', '.join(missing)}. "
+                         "It judges sprites only; use kid() for other pictures.")
+    if len(images) != len(attributes) or len(images) == 0:
+        raise ValueError(f"one row of attributes belongs to each picture, and at least one picture is needed; "
+                         f"got {len(images)} pictures and {len(attributes)} rows.")
+    seen = judged(images, judge)
+    right = pd.DataFrame({name: seen[name].to_numpy() == attributes[name].to_numpy() for name in WORDS})
+    return {name: float(right[name].mean()) for name in WORDS} | {"all": float(right.all(axis=1).mean())}
+
+
+class _FeatureSpace(nn.Module):
+    """The judge's features as torchmetrics wants them: a module that takes pictures and knows its own width."""
+
+    def __init__(self, judge: Judge | None) -> None:
+        super().__init__()
+        self.judge, self.num_features = judge or load_judge(), FEATURES
+
+    @torch.no_grad()
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (N, 3, H, W) -> (N, 128)
+        features = torch.cat([self.judge.features(batch) for batch in _as_float(images).split(256)])
+        return F.normalize(features) * FEATURES**0.5  # to a mean square of 1, so that KID's cubic kernel stays readable
+
+
+def kid(real: torch.Tensor, generated: torch.Tensor, judge: Judge | None = None, subset_size: int = 50,
+        seed: int = 0) -> float:
+    """Kernel Inception Distance in the judge's feature space: 0 for the same distribution, larger is worse.
+
+    Unbiased, so it may come out a little below 0, and fit for few pictures: the mean over 100 random subsets.
+    real, generated: (N, 3, H, W) and (M, 3, H, W), uint8 or float in [-1, 1].
+    subset_size: pictures in a subset; seed: of the subsets.
+    Raises ValueError when either set has fewer pictures than a subset. Binkowski et al. 2018, section 4.
+    """
+    if subset_size < 2:
+        raise ValueError(f"subset_size must be at least 2; got {subset_size}.")
+    _check_enough(real, generated, subset_size, "Give more pictures or a smaller subset_size.")
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics draws from torch's global seed
+        warnings.simplefilter("ignore")  # it warns that features are kept in memory: 512 bytes a picture here
+        torch.manual_seed(seed)
+        metric = KernelInceptionDistance(feature=_FeatureSpace(judge), subsets=100, subset_size=subset_size)
+        metric.update(real, real=True)
+        metric.update(generated, real=False)
+        return float(metric.compute()[0])
+
+
+def fid(real: torch.Tensor, generated: torch.Tensor, judge: Judge | None = None) -> float:
+    """Frechet Inception Distance in the judge's feature space: 0 for the same pictures, larger is worse.
+
+    Biased upwards for few pictures, so compare only sets of equal size, and prefer `kid` below some thousand pictures.
+    real, generated: (N, 3, H, W) and (M, 3, H, W), uint8 or float in [-1, 1].
+    Raises ValueError for fewer than 128 pictures on a side: the covariance of 128 features would not have full rank.
+    Heusel et al. 2017.
+    """
+    _check_enough(real, generated, FEATURES, "Give more pictures, or use kid(), which does with fewer.")
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_FeatureSpace(judge))
+    metric.update(real, real=True)
+    metric.update(generated, real=False)
+    return float(metric.compute())
+
+
+def _check_enough(real: torch.Tensor, generated: torch.Tensor, needed: int, remedy: str) -> None:
+    if min(len(real), len(generated)) < needed:
+        raise ValueError(f"at least {needed} pictures are needed on each side; got {len(real)} real and "
+                         f"{len(generated)} generated ones. {remedy}")
+
+
+def _as_float(images: torch.Tensor) -> torch.Tensor:
+    """(N, 3, 32, 32), uint8 or float -> float in [-1, 1]. Other sizes are resized, since the judge reads 32x32."""
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"pictures must have shape (N, 3, H, W); got {tuple(images.shape)}.")
+    images = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+    if images.shape[-2:] != (32, 32):
+        images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True, align_corners=False)
+    return images.clamp(-1, 1)
