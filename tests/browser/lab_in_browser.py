@@ -1,0 +1,122 @@
+"""Opens a lab in JupyterLab in a headless Chromium, the way a learner does, and watches what the page does."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOKEN = "only-for-this-test"
+QUIET = (  # Chromium itself must not call home either
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
+
+
+def chromium():
+    """The path of a Chromium; without one the test is skipped, which under CI=true is a failure."""
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if shutil.which(name):
+            return shutil.which(name)
+    reason = "no chromium on the PATH: install it (Debian: apt install chromium) to run the browser test"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@contextmanager
+def jupyterlab(folder):
+    """A JupyterLab server on a free port of this machine with a copy of lab 03 in `folder`. Yields its address."""
+    shutil.copy(ROOT / "labs" / "03_federated_lora.ipynb", folder)
+    shutil.copytree(ROOT / "labs" / "images", folder / "images")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {key: value for key, value in os.environ.items() if key != "FEDGEN_RUN"}  # dashboards run in threads
+    environment |= {
+        "FEDGEN_PROFILE": "test",
+        "FEDGEN_PROGRESS": str(folder / "my_progress.json"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0"]
+    command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser"]
+    command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with open(folder / "server.log", "w") as log:
+        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=5)
+                break
+            except OSError:
+                assert server.poll() is None, (folder / "server.log").read_text()
+                time.sleep(0.2)
+        yield address
+    finally:
+        server.send_signal(signal.SIGTERM)  # the server ends its kernels
+        try:
+            server.wait(30)
+        except subprocess.TimeoutExpired:
+            server.kill()
+
+
+class Lab:
+    """A browser page with the lab open. `errors` and `foreign` collect what must not happen."""
+
+    def __init__(self, browser, address, width, height=2400):
+        self.page = browser.new_page(viewport={"width": width, "height": height})
+        self.errors, self.foreign = [], []
+        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self._note(request.url))
+        self.page.on("websocket", lambda socket: self._note(socket.url))
+        self.page.goto(f"{address}/lab/tree/03_federated_lora.ipynb?reset&token={TOKEN}")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+        self.page.wait_for_function(
+            "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
+            timeout=90_000,
+        )
+
+    def _note(self, url):
+        parts = urlsplit(url)
+        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in ("127.0.0.1", "localhost"):
+            self.foreign.append(url)
+
+    def run_cell(self, text):
+        """Run the code cell that contains `text` and wait until it is finished. Returns its output."""
+        self.page.evaluate(
+            """async (text) => {
+                const app = window.jupyterapp, notebook = app.shell.currentWidget.content;
+                const index = notebook.widgets.findIndex(
+                    cell => cell.model.type === 'code' && cell.model.sharedModel.getSource().includes(text));
+                notebook.activeCellIndex = index;
+                await notebook.scrollToItem(index, 'start');
+                await app.commands.execute('notebook:run-cell');
+            }""",
+            text,
+        )
+        cell = self.page.locator(".jp-CodeCell").filter(has=self.page.locator(".cm-content", has_text=text)).last
+        return cell.locator(".jp-Cell-outputWrapper")
+
+    def theme(self, name):
+        """Change JupyterLab's theme."""
+        self.page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
+        self.page.wait_for_timeout(1500)

@@ -1,0 +1,164 @@
+"""Lab 03 in a real browser: start a run, turn knobs by keyboard, stop; nothing breaks, nothing leaves the machine."""
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from lab_in_browser import Lab, chromium, jupyterlab
+
+WIDTHS = (1200, 800)  # a laptop, and half of one
+KNOBS = {
+    "Clients": ("2", "16"),
+    "Bandwidth (MHz)": ("0.1", "100"),
+    "Skew": ("0", "1"),
+    "Rank": ("1", "32"),
+    "Local steps": ("1", "100"),
+    "Seed": ("0", "99"),
+}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    path = chromium()
+    sync_api = pytest.importorskip("playwright.sync_api")
+    from lab_in_browser import QUIET
+
+    with sync_api.sync_playwright() as playwright:
+        made = playwright.chromium.launch(executable_path=path, args=list(QUIET))
+        yield made
+        made.close()
+
+
+@pytest.fixture
+def address(browser, tmp_path):
+    with jupyterlab(tmp_path) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Where screenshots go: a folder to look at (FEDGEN_SCREENSHOTS), else a temporary one."""
+    folder = Path(os.environ.get("FEDGEN_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def knob(output, name):
+    """The number box called `name`, and the slider that belongs to it."""
+    number = output.get_by_label(name, exact=True)
+    slider = number.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]").locator(".noUi-handle")
+    return number, slider
+
+
+def status(output):
+    return output.locator("[role=status]").filter(visible=True).first
+
+
+def wait_for(output, words, seconds=120):
+    """Wait until the status line says something that matches `words`; returns it."""
+    from playwright.sync_api import expect
+
+    expect(status(output)).to_have_text(re.compile(words), timeout=seconds * 1000)
+    return status(output).inner_text()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures, width):
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=60_000)
+    lab = Lab(browser, address, width)
+    output = lab.run_cell("lora_dashboard()")
+    output.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    wait_for(output, "^Ready")
+
+    # Every knob by keyboard, to both ends.
+    for name, ends in KNOBS.items():
+        number, slider = knob(output, name)
+        first = number.input_value()
+        for key, end in zip(("Home", "End"), ends, strict=True):
+            slider.press(key)
+            number.evaluate("(box, end) => box.value === end", end)
+            lab.page.wait_for_function(
+                "([box, end]) => Number(box.value) === Number(end)", arg=[number.element_handle(), end]
+            )
+        number.fill(first)
+        number.press("Tab")
+    number, slider = knob(output, "Clients")
+    slider.press("ArrowRight")
+    lab.page.wait_for_function("box => box.value === '5'", arg=number.element_handle())
+
+    # A run to its end: the status line, the pictures, the charts.
+    output.get_by_role("button", name="Start", exact=True).click()
+    wait_for(output, r"^Done: 2 of 2 rounds")
+    strip = output.locator(".fedgen-strip img")
+    assert strip.count() >= 2 * 4
+    assert output.locator(".js-plotly-plot").count() == 2
+    lines = output.locator(".js-plotly-plot").first.locator(".scatterlayer .trace")
+    assert lines.count() >= 1
+    assert output.locator(".js-plotly-plot").nth(1).locator(".barlayer .trace").count() == 3
+    caption = output.locator(".fedgen-note").filter(has_text="Live, on this machine")
+    expect(caption).to_contain_text("at 5 MHz")
+
+    # The bandwidth knob re-times the finished run; nothing trains.
+    _, slider = knob(output, "Bandwidth (MHz)")
+    slider.press("Home")
+    expect(caption).to_contain_text("at 0.1 MHz")
+    assert status(output).inner_text().startswith("Done")
+
+    # A longer run, stopped.
+    steps, _ = knob(output, "Local steps")
+    steps.fill("100")
+    steps.press("Tab")
+    output.get_by_role("button", name="Start", exact=True).click()
+    wait_for(output, r"step \d+ of 100")
+    output.get_by_role("button", name="Stop", exact=True).click()
+    wait_for(output, "^Stopped", seconds=30)
+
+    # The same numbers as a table.
+    output.get_by_role("button", name="Show loss as table").click()
+    expect(output.get_by_role("button", name="Hide loss as table")).to_be_visible()
+    assert output.locator(".fedgen-table table tbody tr").filter(visible=True).count() >= 2
+
+    everything_has_a_name(output)
+    assert lab.page.get_by_text("Share chart").count() == 0
+    assert lab.page.locator("[data-title*=Share], [data-title*=Cloud], [data-title*=cloud]").count() == 0
+    lab.page.screenshot(path=pictures / f"lab03_{width}.png")
+    lab.theme("JupyterLab Dark")
+    lab.page.screenshot(path=pictures / f"lab03_{width}_dark.png")
+    for chart in output.locator(".js-plotly-plot").all():
+        assert chart.bounding_box()["height"] > 50
+    lab.theme("JupyterLab Light")
+    assert lab.errors == []
+    assert lab.foreign == []
+    lab.page.close()
+
+
+def test_after_a_kernel_restart_in_mid_run_the_cell_is_simply_run_again(browser, address):
+    lab = Lab(browser, address, WIDTHS[0])
+    output = lab.run_cell("lora_dashboard()")
+    wait_for(output, "^Ready")
+    steps, _ = knob(output, "Local steps")
+    steps.fill("100")
+    steps.press("Tab")
+    output.get_by_role("button", name="Start", exact=True).click()
+    wait_for(output, r"step \d+ of 100")
+    lab.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    output = lab.run_cell("lora_dashboard()")
+    wait_for(output, "^Ready")
+    output.get_by_role("button", name="Start", exact=True).click()
+    wait_for(output, r"^(Round 1 of 2 is complete|Round 2 of 2|Drawing|Done)")
+    assert lab.foreign == []
+    lab.page.close()
+
+
+def everything_has_a_name(output):
+    """Number boxes, lists and text fields have labels, buttons words, pictures texts."""
+    for field in output.locator("input:visible, select:visible").all():
+        assert field.evaluate("field => [...(field.labels ?? [])].map(l => l.innerText).join('').trim()")
+    for button in output.locator("button:visible").all():
+        name = button.evaluate("button => button.innerText.trim() || button.ariaLabel")
+        assert name, button.evaluate("button => button.outerHTML")
+    for picture in output.locator("img:visible").all():
+        assert picture.get_attribute("alt")

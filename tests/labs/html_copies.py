@@ -1,0 +1,86 @@
+"""`make html`: executed copies of all labs in html/, to read without Jupyter and without a network.
+
+A copy has no kernel, so its knobs could do nothing: each widget becomes the words and pictures it shows. Charts stay as
+they are, with plotly's script inside the page. Only formulas, where a lab has some, are set by MathJax from its host.
+"""
+
+import html
+import os
+import re
+import sys
+import tempfile
+from itertools import zip_longest
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbconvert import HTMLExporter
+
+from fedgen_lab.course import LABS, lab
+
+ROOT = Path(__file__).resolve().parents[2]
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STATE = "application/vnd.jupyter.widget-state+json"
+
+
+def still(widgets, model_id):
+    """What the widget `model_id` shows, as HTML, from the notebook's `widgets` state; empty for a button."""
+    values = widgets[model_id]["state"]
+    layout = widgets.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {"state": {}})["state"]
+    if layout.get("display") == "none":
+        return ""
+    if "children" in values:
+        titles = [f"<h4>{html.escape(title)}</h4>" for title in values.get("titles") or ()]  # of tabs
+        inside = [still(widgets, child.removeprefix("IPY_MODEL_")) for child in values["children"]]
+        return "<div>" + "".join(title + one for title, one in zip_longest(titles, inside, fillvalue="")) + "</div>"
+    if widgets[model_id]["model_name"] == "HTMLModel":
+        return values["value"]
+    label = html.escape(values.get("description", ""))
+    if "_options_labels" in values:
+        return f"<p>{label} {html.escape(' / '.join(values['_options_labels']))}</p>"
+    if label and isinstance(values.get("value"), int | float | str):
+        return f"<p>{label}: {html.escape(str(values['value']))}</p>"
+    return ""
+
+
+def run(path):
+    """The notebook at `path`, executed, with every widget in its outputs replaced by what it shows."""
+    notebook = nbformat.read(path, as_version=4)
+    beside = {"metadata": {"path": str(path.parent)}}
+    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=beside).execute()
+    widgets = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            shown = output.get("data", {})
+            view = shown.pop(WIDGET, None)
+            if view:  # some outputs bring their own words for where there is no widget
+                shown.setdefault("text/html", still(widgets, view["model_id"]))
+    return notebook
+
+
+def convert(notebook, folder):
+    """The page for `notebook`; its links to other labs lead to their copies. Relative pictures come from `folder`."""
+    has_formulas = any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    exporter = HTMLExporter(embed_images=True, require_js_url="")
+    if not has_formulas:
+        exporter.mathjax_url = "data:,"
+    page, _ = exporter.from_notebook_node(notebook, {"metadata": {"path": str(folder)}})
+    return re.sub(r'(href="\d\d_\w+)\.ipynb', r"\1.html", page)
+
+
+def main(names):
+    """Write the copies of the labs called `names`, or of all."""
+    os.environ["FEDGEN_RUN"] = "inline"
+    (ROOT / "html").mkdir(exist_ok=True)
+    for one in [lab(name) for name in names] or LABS:
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ["FEDGEN_PROGRESS"] = str(Path(scratch) / "my_progress.json")
+            notebook = run(ROOT / "labs" / f"{one.name}.ipynb")
+        notebook.metadata["title"] = f"{one.name[:2]} {one.title}"
+        page = ROOT / "html" / f"{one.name}.html"
+        page.write_text(convert(notebook, ROOT / "labs"), encoding="utf-8")
+        print(page.relative_to(ROOT), f"{page.stat().st_size / 1e6:.1f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

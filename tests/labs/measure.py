@@ -1,0 +1,76 @@
+"""`make measure`: run every lab on one thread, note what it took in labs/measured.json and in the lab's own header.
+
+Seconds are the wall clock from the kernel's start to the end of the last cell, CPU seconds those of the kernel and the
+processes it started, megabytes the kernel's peak (VmHWM). Linux only. Give names to measure only some: measure.py 02 03
+"""
+
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from fedgen_lab.course import LABS, header, lab, launch_links, peak_megabytes
+
+FOLDER = Path(__file__).resolve().parents[2] / "labs"
+MEASURED = FOLDER / "measured.json"
+
+
+def cpu_seconds(pid):
+    """Processor time that `pid` and its finished children have used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(path):
+    """Run the notebook at `path` from top to bottom; raises nbclient's CellExecutionError when a cell fails."""
+    notebook, beside = nbformat.read(path, as_version=4), {"metadata": {"path": str(path.parent)}}
+    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=beside)
+    start = time.perf_counter()
+    with client.setup_kernel():
+        for index, cell in enumerate(client.nb.cells):
+            client.execute_cell(cell, index)
+        pid = client.km.provisioner.pid
+        return {
+            "seconds": round(time.perf_counter() - start, 1),
+            "cpu_seconds": round(cpu_seconds(pid), 1),
+            "peak_megabytes": round(peak_megabytes(pid)),
+        }
+
+
+def dress(notebook, name, measured):
+    """Put the measured header and the launch links of lab `name` into the first cells of `notebook`, in place."""
+    for start, line in (("**Time:**", header(name, measured)), ("[![", launch_links(name))):
+        places = [
+            (cell, number)
+            for cell in notebook["cells"][:3] if cell["cell_type"] == "markdown"
+            for number, text in enumerate("".join(cell["source"]).splitlines()) if text.startswith(start)
+        ]
+        cell, number = places[0] if places else (notebook["cells"][0], None)
+        lines = "".join(cell["source"]).splitlines()
+        lines = [*lines, "", line] if number is None else [*lines[:number], line, *lines[number + 1:]]
+        cell["source"] = [text + "\n" for text in lines[:-1]] + lines[-1:]
+
+
+def main(names):
+    """Measure the labs called `names` (all when there are none) and write what came out."""
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "FEDGEN_RUN": "inline", "FEDGEN_PROFILE": "binder"}
+    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    for one in [lab(name) for name in names] or LABS:
+        path = FOLDER / f"{one.name}.ipynb"
+        with tempfile.TemporaryDirectory() as scratch:
+            os.environ["FEDGEN_PROGRESS"] = str(Path(scratch) / "my_progress.json")
+            measured[one.name] = measure(path)
+        print(one.name, measured[one.name], flush=True)
+        MEASURED.write_text(json.dumps(dict(sorted(measured.items())), indent=2) + "\n")
+        notebook = json.loads(path.read_text())
+        dress(notebook, one.name, measured)
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

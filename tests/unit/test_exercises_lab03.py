@@ -1,0 +1,83 @@
+"""The exercises of lab 03: the solution passes, each typical mistake hears its own message, the stub is not tried."""
+
+import pytest
+
+from fedgen_lab.exercises import check
+from fedgen_lab.exercises.checks import find
+from fedgen_lab.exercises.lab03 import EXERCISES
+
+
+def numbers(layers, rank):
+    return sum(rank * (a + b) for a, b in layers)
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def products(downs, ups):
+    return [up @ down for up, down in zip(ups, downs, strict=True)]
+
+
+WRONG = {
+    "03.1": {
+        "Only one direction": lambda layers, rank, n: n * 4 * numbers(layers, rank),
+        "what one client moves": lambda layers, rank, n: 2 * 4 * numbers(layers, rank),
+        "whole weight matrices": lambda layers, rank, n: 2 * n * 4 * sum(a * b for a, b in layers),
+        "the count of bytes is not": lambda layers, rank, n: 2 * n * numbers(layers, rank),
+        "Only one of the two factors": lambda layers, rank, n: 2 * n * 4 * sum(rank * a for a, _ in layers),
+        "it is not": lambda layers, rank, n: 2 * 3 * 4 * numbers(layers, rank),
+        "yours says 0": lambda layers, rank, n: 0,
+    },
+    "03.2": {
+        "the sign is not": lambda downs, ups: mean(ups) @ mean(downs) - mean(products(downs, ups)),
+        "true mean of the updates": lambda downs, ups: mean(products(downs, ups)),
+        "what the server has": lambda downs, ups: mean(ups) @ mean(downs),
+        "a sum stands where a mean belongs": lambda downs, ups: sum(products(downs, ups)) - mean(ups) @ mean(downs),
+        "has the shape (2, 2)": lambda downs, ups: mean(downs)[:, :4] @ mean(ups),
+        "not mean(B A) - mean(B) mean(A)": lambda downs, ups: 0 * ups[0] @ downs[0],
+        "must leave no gap": lambda downs, ups: sum(products(downs, ups)) / 3 - mean(ups) @ mean(downs),
+    },
+    "03.3": {
+        "belong to different clients": lambda d, c, u: d.max() + c.max() + u.max(),
+        "the mean client's time": lambda d, c, u: (d + c + u).mean(),
+        "one after another": lambda d, c, u: (d + c + u).sum(),
+        "all but the fastest": lambda d, c, u: (d + c + u).min(),
+        "must be one number": lambda d, c, u: d + c + u,
+        "yours says 9": lambda d, c, u: c.max(),
+        "not six clients": lambda d, c, u: d[0] + c[0] + u[0],
+    },
+}
+
+
+@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.key)
+def test_the_solution_passes(exercise):
+    assert check(exercise.key, exercise.run_solution()).passed
+
+
+@pytest.mark.parametrize("key, words", [(key, words) for key, wrong in WRONG.items() for words in wrong])
+def test_each_typical_mistake_hears_its_own_message(key, words):
+    verdict = find(key).check(WRONG[key][words])
+    assert verdict.state == "failed"
+    assert words in verdict.message
+    assert verdict.question.endswith("?")
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_no_two_mistakes_hear_the_same(key):
+    messages = [find(key).check(wrong).message for wrong in WRONG[key].values()]
+    assert len(set(messages)) == len(messages)
+
+
+@pytest.mark.parametrize("key", WRONG)
+def test_the_untouched_stub_is_not_tried_yet(key):
+    def stub(*args):
+        raise NotImplementedError("write your answer here")
+
+    assert check(key, stub).state == "not tried"
+
+
+def test_hints_do_not_give_the_whole_solution_away_at_once():
+    for exercise in EXERCISES:
+        code = exercise.solution.strip().splitlines()[-1].strip()
+        assert code not in exercise.hints[0] and code not in exercise.hints[1]

@@ -1,0 +1,140 @@
+"""Claims about federated LoRA and what it is measured against, on scenarios of a few steps."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fedgen_lab.federation.trace import SERVER
+from fedgen_lab.lora.adapter import adapter_bytes
+from fedgen_lab.lora.baselines import run_centralised, run_local_only, score
+from fedgen_lab.lora.data import deal
+from fedgen_lab.lora.federated import RoundDone, StepDone, run_federated
+from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS
+from fedgen_lab.scenario import Scenario
+
+SMALL = Scenario(num_clients=2, rounds=2, local_steps=2, batch_size=4, pictures_per_client=8, num_prompts=8, skew=1.0)
+
+
+@pytest.fixture(scope="module")
+def outcome():
+    return run_federated(SMALL)
+
+
+def test_clients_own_what_the_base_model_never_saw():
+    dealt = deal(replace(SMALL, num_clients=6))
+    for number, pictures in enumerate(dealt.clients):
+        assert set(pictures.attributes["object"]) == {sorted(HELD_OUT_OBJECTS)[number % 4]}
+    assert set(deal(replace(SMALL, skew=0)).clients[0].attributes["object"]) == set(HELD_OUT_OBJECTS)
+
+
+def test_no_held_out_picture_is_trained_on():
+    dealt = deal(replace(SMALL, num_clients=4, pictures_per_client=64))
+    trained = {bytes(image.numpy().tobytes()) for pictures in dealt.clients for image in pictures.images}
+    assert not trained & {bytes(image.numpy().tobytes()) for image in dealt.held_out.images}
+
+
+def test_the_server_averages_what_the_clients_sent(outcome):
+    sent = outcome.client_states
+    assert set(sent) == {0, 1}
+    for name, average in outcome.state.items():
+        torch.testing.assert_close(average, (sent[0][name] + sent[1][name]) / 2, rtol=1e-5, atol=1e-7)
+        assert name.split(".")[-3] in ("lora_A", "lora_B")
+
+
+def test_only_adapters_cross_the_wire(outcome):
+    sent = outcome.trace.frame()
+    assert len(sent) == SMALL.rounds * SMALL.num_clients * 2
+    assert (sent["bytes"] >= adapter_bytes(outcome.state)).all()
+    assert (sent["bytes"] < 1.1 * adapter_bytes(outcome.state)).all()
+    assert (sent.loc[sent["sender"] != SERVER, "flops"] > 0).all()
+
+
+def test_the_same_seed_gives_the_same_bits(outcome):
+    again, other = run_federated(SMALL), run_federated(replace(SMALL, seed=1))
+    assert all(torch.equal(again.state[name], tensor) for name, tensor in outcome.state.items())
+    assert not all(torch.equal(other.state[name], tensor) for name, tensor in outcome.state.items())
+
+
+def test_one_client_alone_is_a_federation_of_one():
+    one = replace(SMALL, num_clients=1)
+    federated, alone = run_federated(one), run_local_only(one)
+    assert all(torch.equal(alone.client_states[0][name], tensor) for name, tensor in federated.state.items())
+    np.testing.assert_array_equal(federated.rounds["loss"], alone.rounds["loss"])
+
+
+def test_all_methods_start_from_the_same_base(outcome):
+    losses = [run(SMALL).rounds["loss"].iloc[0] for run in (run_local_only, run_centralised)]
+    full = run_federated(replace(SMALL, method="full", learning_rate=3e-4, rounds=1))
+    assert {*losses, full.rounds["loss"].iloc[0]} == {outcome.rounds["loss"].iloc[0]}
+    assert adapter_bytes(full.state) > 10 * adapter_bytes(outcome.state)
+
+
+def test_training_on_the_clients_pictures_lowers_the_held_out_loss():
+    steps = Scenario(num_clients=2, rounds=2, local_steps=10, batch_size=8, pictures_per_client=16, num_prompts=8)
+    for run in (run_federated, run_centralised):
+        losses = run(steps).rounds["loss"]
+        assert losses.iloc[-1] < losses.iloc[0]
+
+
+def test_a_stop_half_way_keeps_the_rounds_that_were_complete():
+    heard = []
+
+    def stop_in_round_two():
+        return bool(heard) and isinstance(heard[-1], StepDone) and heard[-1].round == 2
+
+    stopped = run_federated(SMALL, should_stop=stop_in_round_two, on_event=heard.append)
+    assert stopped.stopped
+    assert list(stopped.rounds["round"]) == [0, 1]
+    first = next(event for event in heard if isinstance(event, RoundDone) and event.round == 1)
+    assert all(torch.equal(stopped.state[name], tensor) for name, tensor in first.state.items())
+    assert heard[-1].client == 0 and heard[-1].step == 1, "Stop acts at the very next step"
+
+
+def test_stopped_rivals_keep_what_they_trained():
+    heard = []
+    stopped = run_local_only(SMALL, should_stop=lambda: len(heard) > 2, on_event=heard.append)
+    assert stopped.stopped and 0 in stopped.client_states
+
+
+def test_scores_know_the_base_from_an_adapter(outcome):
+    base, trained = score(SMALL, [{}, outcome.state]).to_dict("records")
+    assert base["loss"] == pytest.approx(outcome.rounds["loss"].iloc[0], abs=1e-6)
+    assert trained["loss"] == pytest.approx(outcome.rounds["loss"].iloc[-1], abs=1e-6)
+    assert base["object"] <= 0.25, "the base never saw these objects"
+    assert base["old_all"] >= 0.75, "it draws what it was trained on"
+
+
+@pytest.fixture
+def own_folder(tmp_path):
+    rng, rows = np.random.default_rng(0), ["file_name,text,kind"]
+    for number in range(20):
+        Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        rows.append(f"{number}.png,a picture of {number},{'even' if number % 2 == 0 else 'odd'}")
+    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+def test_the_same_job_runs_on_a_learners_own_pictures(own_folder):
+    own = replace(SMALL, pictures=str(own_folder), concept="kind", rounds=1)
+    dealt, outcome = deal(own), run_federated(own)
+    assert dealt.concepts == ("even", "odd")
+    assert [set(pictures.attributes["kind"]) for pictures in dealt.clients] == [{"even"}, {"odd"}]
+    assert len(outcome.rounds) == 2 and list(score(own, [outcome.state])) == ["loss"]
+
+
+def test_an_unknown_concept_names_the_columns_there_are(own_folder):
+    with pytest.raises(ValueError, match="kind"):
+        deal(replace(SMALL, pictures=str(own_folder), concept="colour"))
+
+
+def test_a_client_too_many_is_told_so_and_the_round_goes_on():
+    from fedgen_lab.federation.grid import run_app
+    from fedgen_lab.lora.federated import lora_client_app, lora_server_app
+
+    kept = []
+    run_app(lora_server_app(keep=kept.append), lora_client_app(), 3, replace(SMALL, rounds=1).to_run_config())
+    assert [client for _, client, _ in kept[0].refused] == ["client 2"]
+    assert set(kept[0].client_arrays) == {0, 1}

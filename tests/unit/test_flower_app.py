@@ -1,0 +1,59 @@
+"""What `flwr run .` finds in pyproject.toml is in step with the package."""
+
+import importlib
+import io
+import tomllib
+import zipfile
+from pathlib import Path
+
+from flwr.cli.build import build_fab_from_files
+from flwr.clientapp import ClientApp
+from flwr.common.config import validate_config
+from flwr.serverapp import ServerApp
+
+import fedgen_lab
+from fedgen_lab.scenario import Scenario
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+APP = PROJECT["tool"]["flwr"]["app"]
+
+
+def test_every_knob_of_a_scenario_is_a_run_config_key_with_the_same_default():
+    config = dict(APP["config"])
+    assert config.pop("save-to") == ""
+    assert config == Scenario().to_run_config()
+    assert {key: type(value) for key, value in config.items()} == {
+        key: type(value) for key, value in Scenario().to_run_config().items()
+    }
+
+
+def test_a_scenario_survives_the_run_config():
+    scenario = Scenario(num_clients=3, skew=0.5, seed=7, method="full")
+    assert Scenario.from_run_config({**scenario.to_run_config(), "save-to": "x"}) == scenario
+
+
+def test_flower_accepts_the_project_file_and_finds_the_components():
+    is_valid, errors, _ = validate_config(PROJECT, check_module=True, project_dir=ROOT)
+    assert is_valid, errors
+    for component, kind in (("serverapp", ServerApp), ("clientapp", ClientApp)):
+        module, _, name = APP["components"][component].partition(":")
+        assert isinstance(getattr(importlib.import_module(module), name), kind)
+
+
+def test_the_version_flower_reads_is_the_packages_own():
+    assert PROJECT["project"]["version"] == fedgen_lab.__version__
+
+
+def test_the_bundle_holds_no_code_that_would_hide_the_installed_package_and_no_weights():
+    names = ["pyproject.toml", "LICENSE", "README.md", "fedgen_lab/__init__.py", "data/tiny-sd/model_index.json"]
+    fab, _ = build_fab_from_files({name: ROOT / name if (ROOT / name).exists() else b"" for name in names})
+    assert set(zipfile.ZipFile(io.BytesIO(fab)).namelist()) == {"pyproject.toml", "LICENSE", ".info/CONTENT"}
+
+
+def test_a_simulation_worker_finds_the_client_by_its_name():
+    """Ray pickles the ClientApp; a function inside a function, or one behind a cache, can't be sent."""
+    from fedgen_lab.federation.app import client_app, train_on_own_pictures
+
+    assert train_on_own_pictures.__qualname__ == "train_on_own_pictures"
+    assert list(client_app._registered_funcs) == ["train.default"]

@@ -1,0 +1,301 @@
+"""A learner's own pictures: whatever lies in the folder, what is usable comes in and what is not is named."""
+
+import io
+import json
+import warnings
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedgen_lab.pictures import from_hub, read_folder
+from fedgen_lab.pictures.squares import square
+
+
+def png(width=40, height=40, colour=(200, 30, 30), mode="RGB", **more):
+    return encoded(Image.new(mode, (width, height), colour), **more)
+
+
+def encoded(image, format="PNG", **more):
+    file = io.BytesIO()
+    image.save(file, format=format, **more)
+    return file.getvalue()
+
+
+def fill(folder, files):
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+CAT_AND_DOG = {
+    "metadata.csv": "file_name,text,animal\ncat.png,a cat,cat\ndog.png,a dog,dog\n",
+    "cat.png": png(),
+    "dog.png": png(colour=(0, 0, 250)),
+}
+
+
+def read_quietly(*args, **more):
+    """Fails on any warning: nothing was skipped."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        return read_folder(*args, **more)
+
+
+# -- captions
+def test_metadata_csv_is_found_by_itself(tmp_path):
+    pictures = read_quietly(fill(tmp_path, CAT_AND_DOG))
+    assert pictures.captions == ["a cat", "a dog"]
+    assert tuple(pictures.images.shape) == (2, 3, 32, 32)
+    assert pictures.images[0].flatten(1).T.unique(dim=0).tolist() == [[200, 30, 30]]
+    assert pictures.attributes["animal"].tolist() == ["cat", "dog"]
+    assert pictures.attributes.attrs["skipped"] == []
+
+
+def test_metadata_jsonl_is_found_by_itself(tmp_path):
+    lines = [{"file_name": "cat.png", "text": "a cat", "legs": 4, "tags": ["a", "b"]}]
+    files = {"metadata.jsonl": "\n".join(map(json.dumps, lines)), "cat.png": png()}
+    pictures = read_quietly(fill(tmp_path, files))
+    assert pictures.captions == ["a cat"] and pictures.attributes["legs"].tolist() == [4]
+    assert pictures.attributes["tags"].tolist() == ['["a", "b"]']  # a value that can be counted and compared
+
+
+def test_a_zip_gives_the_same_as_its_folder(tmp_path):
+    folder = read_quietly(fill(tmp_path / "folder", CAT_AND_DOG))
+    archive = read_quietly(zipped(tmp_path / "pets.zip", CAT_AND_DOG))
+    wrapped = read_quietly(zipped(tmp_path / "more.zip", {f"pets/{name}": c for name, c in CAT_AND_DOG.items()}))
+    for other in (archive, wrapped):
+        assert (other.images == folder.images).all() and other.captions == folder.captions
+
+
+def test_names_of_file_and_columns_are_arguments(tmp_path):
+    fill(tmp_path, {"captions.csv": "file;caption\ncat.png;eine Katze, süß\n", "png/cat.png": png()})
+    pictures = read_quietly(tmp_path, "captions.csv", file_column="file", text_column="caption")
+    assert pictures.captions == ["eine Katze, süß"]  # found in a sub-folder, and in a table with semicolons
+
+
+def test_letter_case_backslashes_and_accents_do_not_hide_a_file(tmp_path):
+    table = "file_name,text\nImages\\CAT.PNG,a cat\nimages/cafe\u0301.png,a café\n"
+    fill(tmp_path, {"metadata.csv": "\ufeff" + table, "images/cat.png": png(), "images/caf\u00e9.png": png()})
+    assert read_quietly(tmp_path).captions == ["a cat", "a café"]
+
+
+def test_captions_that_look_like_missing_numbers_stay_text(tmp_path):
+    fill(tmp_path, {"metadata.csv": "file_name,text\na.png,None\nb.png,007\n", "a.png": png(), "b.png": png()})
+    assert read_quietly(tmp_path).captions == ["None", "007"]
+
+
+def test_without_a_table_the_sub_folders_are_the_captions_and_that_is_said(tmp_path):
+    fill(tmp_path, {"grey_cats/1.png": png(), "dogs/1.png": png(), "dogs/2.png": png(), "notes.txt": "mine"})
+    with pytest.warns(UserWarning, match="names of its sub-folders are the captions"):
+        pictures = read_folder(tmp_path)
+    assert pictures.captions == ["dogs", "dogs", "grey cats"]
+    assert pictures.attributes["folder"].tolist() == ["dogs", "dogs", "grey_cats"]
+
+
+# -- pictures
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I", "CMYK", "F"])
+def test_every_kind_of_pixel_becomes_rgb(mode):
+    format = {"CMYK": "JPEG", "F": "TIFF", "PA": "PNG"}.get(mode, "PNG")
+    image = Image.new("L", (50, 50), 255).convert(mode if mode != "I;16" else "L")
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.full((50, 50), 65535, np.uint16))
+    elif mode == "PA":
+        image = Image.new("LA", (50, 50), (255, 255)).convert("PA").convert("P")
+    found = square(encoded(image, format), 32)
+    assert found.shape == (3, 32, 32) and found.dtype == np.uint8 and found.min() >= 250
+
+
+def test_sixteen_bits_keep_their_shades():
+    shades = np.linspace(0, 65535, 32).astype(np.uint16)
+    found = square(encoded(Image.fromarray(np.tile(shades, (32, 1)))), 32)
+    assert np.abs(found[0, 0].astype(int) - np.linspace(0, 255, 32)).max() <= 1
+
+
+def test_alpha_is_flattened_on_white():
+    half = square(png(32, 32, (0, 0, 0, 128), "RGBA"), 32)
+    assert abs(int(half[0, 5, 5]) - 127) <= 1
+    assert square(png(32, 32, (0, 0, 0, 0), "RGBA"), 32).min() == 255  # not the black that lies below
+
+
+def test_a_palette_with_a_transparent_colour_is_flattened_too():
+    image = Image.new("P", (40, 40), 0)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    assert square(encoded(image, transparency=0), 32).min() == 255
+
+
+@pytest.mark.parametrize("width, height", [(64, 32), (32, 64), (3000, 2), (1, 1), (31, 33)])
+def test_pictures_keep_their_shape_inside_the_square(width, height):
+    found = square(png(width, height, (10, 20, 30, 255), "RGBA"), 32)
+    assert found.shape == (3, 32, 32)
+    padded = square(encoded(Image.new("RGBA", (64, 32), (0, 0, 0, 0))), 32)
+    assert padded.min() == 255
+
+
+def test_padding_takes_the_colour_of_the_border():
+    image = Image.new("RGB", (64, 32), (0, 120, 0))
+    image.paste((255, 255, 255), (20, 8, 44, 24))
+    found = square(encoded(image), 32)
+    assert found[:, 0, 0].tolist() == [0, 120, 0] and found[:, 16, 16].tolist() == [255, 255, 255]
+
+
+def test_shrinking_averages_instead_of_picking_pixels():
+    checks = (np.indices((256, 256)).sum(0) % 2 * 255).astype(np.uint8)
+    assert np.abs(square(encoded(Image.fromarray(checks)), 32).astype(int) - 127).max() < 12
+
+
+def test_a_photo_lying_on_its_side_is_turned_upright():
+    image = Image.new("RGB", (40, 40), "white")
+    image.paste((0, 0, 0), (0, 0, 40, 20))  # dark half on top
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned
+    found = square(encoded(image, "JPEG", exif=exif, quality=95), 32)
+    assert found[0, :, 28].mean() < 30 and found[0, :, 4].mean() > 220
+
+
+# -- rubbish
+def test_broken_pictures_are_named_counted_and_skipped(tmp_path):
+    whole = encoded(Image.effect_noise((64, 64), 80), "PNG")
+    rows = ["good.png,good", "cut.png,cut", "text.png,text", "gone.png,gone", "silent.png,", ",nobody", "empty.png,nil"]
+    fill(tmp_path, {
+        "metadata.csv": "file_name,text\n" + "\n".join(rows),
+        "good.png": whole, "cut.png": whole[: len(whole) // 2], "text.png": "I am no picture", "silent.png": whole,
+        "empty.png": b"", "unlisted.png": whole,
+    })
+    with pytest.warns(UserWarning, match="Kept 1 pictures of .*Skipped 7: .*; and 2 more") as said:
+        pictures = read_folder(tmp_path)
+    assert len(said) == 1 and pictures.captions == ["good"] and len(pictures) == 1
+    skipped = "\n".join(pictures.attributes.attrs["skipped"])
+    for words in ("cut.png: cut short or damaged", "text.png: not an image", "gone.png: no such file",
+                  "silent.png: no caption", "no file name in column 'file_name'", "empty.png: empty",
+                  "unlisted.png: no caption"):
+        assert words in skipped
+
+
+def test_two_files_of_one_name_are_not_guessed_between(tmp_path):
+    table = "file_name,text\n1.png,which?\na/1.png,this\n"
+    fill(tmp_path, {"metadata.csv": table, "a/1.png": png(), "b/1.png": png()})
+    with pytest.warns(UserWarning, match="1.png: fits 2 files; write its sub-folder too"):
+        assert read_folder(tmp_path).captions == ["this"]
+
+
+@pytest.mark.parametrize("files", [
+    {},
+    {"letter.txt": "dear all", "virus.exe": b"MZ\x00"},
+    {"a.png": b"nonsense", "b.jpg": "more nonsense"},
+    {"photo.png": png()},
+    {"metadata.csv": "", "photo.png": png()},
+    {"metadata.csv": "file_name,text\n", "photo.png": png()},
+    {"metadata.csv": b"\x89PNG\r\n\x00\xff\xfe", "photo.png": png()},
+    {"metadata.csv": "file_name,text\nphoto.png,x\n", "photo.png": b"\x00" * 3000},
+    {"metadata.jsonl": "{]\n[1, 2]\n17\n"},
+    {"metadata.jsonl": '{"file_name": 3, "text": null}\n{"file_name": {"a": 1}, "text": [1]}'},
+    {"x/a.png": b"", "y/b.png": b""},
+])
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_folder_of_rubbish_is_an_error_that_says_what_was_looked_for(tmp_path, files, kind):
+    source = zipped(tmp_path / "rubbish.zip", files) if kind == "zip" else fill(tmp_path / "rubbish", files)
+    source.mkdir(exist_ok=True) if kind == "folder" else None
+    with pytest.raises(ValueError) as error:
+        read_folder(source)
+    assert "rubbish" in str(error.value)
+    assert any(words in str(error.value) for words in ("Looked for", "has no column", "is not UTF-8"))
+
+
+def test_a_missing_column_is_an_error_that_names_those_there_are(tmp_path):
+    fill(tmp_path, {"metadata.csv": "file_name,title\ncat.png,a cat\n", "cat.png": png()})
+    with pytest.raises(ValueError, match="no column 'text'; its columns are 'file_name', 'title'.*text_column="):
+        read_folder(tmp_path)
+
+
+def test_a_caption_file_of_another_name_is_pointed_out(tmp_path):
+    fill(tmp_path, {"captions.csv": "file,caption\ncat.png,a cat\n", "png/cat.png": png()})
+    with pytest.raises(ValueError, match="no caption file metadata.csv or metadata.jsonl.*caption_file='captions.csv'"):
+        read_folder(tmp_path)
+
+
+def test_a_path_that_is_not_there_or_neither_folder_nor_zip_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder or zip at"):
+        read_folder(tmp_path / "nowhere")
+    (tmp_path / "text.zip").write_text("not a zip")
+    with pytest.raises(ValueError, match="neither a folder nor a zip"):
+        read_folder(tmp_path / "text.zip")
+
+
+def test_nothing_outside_the_folder_is_opened(tmp_path):
+    (tmp_path / "secret.png").write_bytes(png())
+    table = f"file_name,text\n../secret.png,stolen\n{tmp_path}/secret.png,stolen\nmine.png,mine\n"
+    files = {"metadata.csv": table, "mine.png": png()}
+    sources = (fill(tmp_path / "mine", files), zipped(tmp_path / "mine.zip", {**files, "../evil.png": png()}))
+    for source in sources:
+        with pytest.warns(UserWarning, match="no such file"):
+            assert read_folder(source).captions == ["mine"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.zip", "secret.png"]  # nothing unpacked
+
+
+def test_a_zip_bomb_and_a_picture_of_absurd_size_are_skipped(tmp_path):
+    huge = Image.new("1", (8000, 8000))  # 8 kB as a file, 256 MB as RGBA
+    with zipfile.ZipFile(tmp_path / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("metadata.csv", "file_name,text\nzeros.png,z\nhuge.png,h\nmine.png,mine\n")
+        with archive.open("zeros.png", "w") as member:
+            for _ in range(260):
+                member.write(bytes(2**20))
+        archive.writestr("huge.png", encoded(huge))
+        archive.writestr("mine.png", png())
+    with pytest.warns(UserWarning) as said:
+        assert read_folder(tmp_path / "bomb.zip").captions == ["mine"]
+    assert "at most 256 MB" in str(said[0].message) and "huge.png" in str(said[0].message)
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_a_size_that_is_no_number_of_pixels_is_an_error(tmp_path, size):
+    with pytest.raises(ValueError, match="size must be a whole number"):
+        read_folder(fill(tmp_path, CAT_AND_DOG), size=size)
+
+
+def test_other_sizes_come_out_as_asked(tmp_path):
+    assert tuple(read_quietly(fill(tmp_path, CAT_AND_DOG), size=48).images.shape) == (2, 3, 48, 48)
+
+
+# -- the Hub, tried on a local folder in the Hub's own layout
+@pytest.fixture
+def hub_folder(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(tmp_path / "cache"))
+    table = "file_name,text,legs\ncat.png,a cat,4\nbad.png,broken,0\nbird.png,a bird,2\n"
+    return fill(tmp_path / "pets", {f"train/{name}": content for name, content in {
+        "metadata.csv": table, "cat.png": png(60, 30), "bad.png": b"nonsense", "bird.png": png(),
+    }.items()})
+
+
+def test_a_hub_data_set_becomes_pictures_with_attributes(hub_folder):
+    with pytest.warns(UserWarning, match="Skipped 1: .*bad.png: not an image"):
+        pictures = from_hub(str(hub_folder))
+    assert pictures.captions == ["a cat", "a bird"] and pictures.attributes["legs"].tolist() == [4, 2]
+    assert tuple(pictures.images.shape) == (2, 3, 32, 32)
+    assert len(from_hub(str(hub_folder), split="train[:1]")) == 1
+
+
+def test_a_wrong_split_or_column_of_a_hub_data_set_is_named(hub_folder):
+    with pytest.raises(ValueError, match="no column 'caption'; it has 'image', 'text', 'legs'.*text_column="):
+        from_hub(str(hub_folder), text_column="caption")
+    with pytest.raises(ValueError, match="holds no images"):
+        from_hub(str(hub_folder), image_column="legs")
+    with pytest.raises(ValueError, match="no usable split 'test'"):
+        from_hub(str(hub_folder), split="test")
+
+
+def test_a_data_set_that_cannot_be_fetched_is_an_error_that_says_what_to_do(tmp_path):
+    with pytest.raises(ConnectionError, match="could not be fetched.*read_folder"):
+        from_hub(str(tmp_path / "no" / "such" / "set"))

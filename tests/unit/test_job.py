@@ -1,0 +1,181 @@
+"""A job can be watched, stopped and started again, and never gets in another one's way."""
+
+import threading
+import time
+
+import pytest
+
+from fedgen_lab.dashboards import job as job_module
+from fedgen_lab.dashboards.job import Job, error_sentence
+
+
+@pytest.fixture(autouse=True)
+def _threads(monkeypatch):
+    monkeypatch.delenv("FEDGEN_RUN", raising=False)
+    yield
+    if job_module._running is not None:
+        job_module._running.cancel()
+        job_module._running.join(10)
+
+
+def until(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def endless(job):
+    steps = 0
+    while job.report(f"Step {steps}."):
+        steps += 1
+        time.sleep(0.002)
+    return steps
+
+
+def test_a_job_runs_in_a_thread_and_leaves_the_caller_free():
+    seen = []
+    job = Job(lambda job: threading.current_thread(), lambda job: seen.append(job.state))
+    assert job.state == "idle"
+    assert job.start()
+    assert job.join(10)
+    assert job.state == "done" and job.message == "Done."
+    assert job.result is not threading.main_thread()
+    assert seen[-1] == "done"
+
+
+def test_an_inline_job_is_over_when_start_returns(monkeypatch):
+    monkeypatch.setenv("FEDGEN_RUN", "inline")
+    job = Job(lambda job: threading.current_thread())
+    assert job.start()
+    assert job.state == "done"
+    assert job.result is threading.current_thread()
+
+
+def test_a_stopped_job_keeps_what_it_computed():
+    job = Job(endless)
+    job.start()
+    until(lambda: job.message.startswith("Step 3"))
+    job.cancel()
+    assert job.join(10)
+    assert job.state == "cancelled" and job.message == "Stopped."
+    assert job.result >= 3
+
+
+def test_a_job_can_be_started_again_after_it_was_stopped():
+    job = Job(endless)
+    for _ in range(2):
+        assert job.start()
+        job.cancel()
+        assert job.join(10)
+        assert job.state == "cancelled"
+
+
+def test_an_error_is_kept_whole_and_shown_as_a_sentence():
+    def work(job):
+        raise ValueError("skew must lie in [0, 1]; got 1.7")
+
+    shown = []
+    job = Job(work, lambda job: shown.append((job.state, job.message)))
+    job.start()
+    job.join(10)
+    assert job.state == "failed" and isinstance(job.error, ValueError)
+    assert shown[-1] == ("failed", "skew must lie in [0, 1]; got 1.7.")
+
+
+def test_every_error_sentence_says_what_to_do_or_is_one_of_ours():
+    assert "fewer clients" in error_sentence(MemoryError())
+    assert "KeyError: 'loss'" in error_sentence(KeyError("loss"))
+    assert "restart the kernel" in error_sentence(KeyError("loss"))
+    assert error_sentence(ValueError("Choose fewer clients.")) == "Choose fewer clients."
+
+
+def test_a_drawing_error_fails_the_job_and_the_status_line_still_hears_of_it():
+    said = []
+
+    def draw(job):
+        said.append(job.state)
+        if job.state == "done":
+            raise RuntimeError("no such chart")
+
+    job = Job(lambda job: 1, draw)
+    job.start()
+    job.join(10)
+    assert job.state == "failed" and "no such chart" in job.message
+    assert said[-1] == "failed"
+    assert job_module._running is None
+
+
+def test_at_most_five_updates_a_second_and_always_the_last():
+    drawn = []
+
+    def work(job):
+        began = time.monotonic()
+        number = 0
+        while time.monotonic() - began < 0.7:
+            number += 1
+            job.report(f"Step {number}.")
+        return number
+
+    job = Job(work, lambda job: drawn.append((time.monotonic(), job.state)))
+    job.start()
+    job.join(10)
+    times = [when for when, state in drawn if state == "running"]
+    assert all(later - earlier >= 0.19 for earlier, later in zip(times, times[1:], strict=False))
+    assert job.result > len(drawn)
+    assert drawn[-1][1] == "done"
+
+
+def test_a_second_job_is_told_to_wait_and_does_not_disturb_the_first():
+    said = []
+    first, second = Job(endless), Job(endless, lambda job: said.append(job.message))
+    first.start()
+    assert second.start() is False
+    assert second.state == "idle"
+    assert "Another run is going on" in said[-1] and "stop it" in said[-1]
+    assert first.state == "running" and not first.should_stop()
+    first.cancel()
+    first.join(10)
+    assert second.start() is True
+
+
+def test_a_job_started_while_another_one_stops_waits_for_its_end():
+    at_work = []
+
+    def slow_to_stop(job):
+        while not job.should_stop():
+            time.sleep(0.005)
+        time.sleep(0.2)
+        at_work.append("first ended")
+
+    first, second = Job(slow_to_stop), Job(lambda job: at_work.append("second began"))
+    first.start()
+    first.cancel()
+    assert second.start()
+    assert second.join(10) and second.state == "done"
+    assert at_work == ["first ended", "second began"]
+    assert first.state == "cancelled"
+
+
+def test_running_a_cell_again_stops_its_own_job_and_no_other_cells(monkeypatch):
+    here = [("cell-1", "execution-1")]
+    monkeypatch.setattr(job_module, "_here", lambda: here[0])
+    old = Job(endless)
+    old.start()
+    Job(endless)  # a second dashboard of the same cell run
+    here[0] = ("cell-2", "execution-2")
+    Job(endless)  # a dashboard in another cell
+    assert not old.should_stop()
+    here[0] = ("cell-1", "execution-3")
+    new = Job(endless)
+    assert old.should_stop()
+    assert new.start()
+    until(lambda: new.message.startswith("Step"))
+    assert old.state == "cancelled" and new.state == "running"
+
+
+def test_start_of_a_running_job_does_nothing():
+    job = Job(endless)
+    assert job.start() is True
+    assert job.start() is False
+    assert job.state == "running"
