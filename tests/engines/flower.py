@@ -99,6 +99,15 @@ class Flower:
             "--node-config", f"partition-id={partition} num-partitions={num_partitions}",
         )  # fmt: skip
 
+    def wait_for_supernodes(self, number, seconds=180):
+        """Wait until the SuperLink lists so many SuperNodes as online; raises with all logs when one has ended."""
+        end = time.monotonic() + seconds
+        while self.flwr("supernode", "list", "here", "--format", "json").count('"online"') < number:
+            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            if ended or time.monotonic() > end:
+                raise RuntimeError(f"Fewer than {number} SuperNodes came online; ended: {ended}.\n{self.logs()}")
+            time.sleep(0.5)
+
     def start(self, name, *command):
         """Start a process, its output in `name`.log."""
         with open(self.folder / f"{name}.log", "wb") as log:

@@ -20,6 +20,7 @@ def test_a_supernode_killed_during_a_round_is_named_within_two_minutes_and_the_r
     with Flower(tmp_path / "flower") as flower:
         for partition in range(2):
             flower.add_supernode(partition, num_partitions=2)
+        flower.wait_for_supernodes(2)
         run = flower.start_run(TINY_APP, config)
         wait_for(notes / "client-1-round-1", flower)
         flower.kill("supernode-1")
