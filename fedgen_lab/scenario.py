@@ -72,17 +72,27 @@ class Scenario:
 
     def to_run_config(self):
         """This scenario as a Flower run config: a flat dict of strings and numbers with dashes in the names."""
-        return {name.replace("_", "-"): value for name, value in asdict(self).items()}
+        return run_config_of(self)
 
     @classmethod
     def from_run_config(cls, run_config):
         """The scenario that `to_run_config` wrote; keys it does not know are left to others."""
-        known = {}
-        for field in fields(cls):
-            key = field.name.replace("_", "-")
-            if key in run_config:
-                known[field.name] = type(field.default)(run_config[key])
-        return cls(**known)
+        return from_run_config(cls, run_config)
+
+
+def run_config_of(scenario):
+    """A frozen dataclass of plain values as a Flower run config: {"num-clients": 4, ...}."""
+    return {name.replace("_", "-"): value for name, value in asdict(scenario).items()}
+
+
+def from_run_config(kind, run_config):
+    """The dataclass `kind` from what `run_config_of` wrote; missing keys keep their defaults, others are left alone."""
+    known = {}
+    for field in fields(kind):
+        key = field.name.replace("_", "-")
+        if key in run_config:
+            known[field.name] = type(field.default)(run_config[key])
+    return kind(**known)
 
 
 def profile():
