@@ -212,16 +212,16 @@ def table_html(table):
 
 
 def picture_png(image):
-    """One picture (3, H, W), float in [-1, 1] or uint8, as an <img> source: a data address holding a PNG."""
+    """One picture (3 or 1, H, W), float in [-1, 1] or uint8, as an <img> source: a data address holding a PNG."""
     from PIL import Image
 
     pixels = np.asarray(image)
-    if pixels.ndim != 3 or pixels.shape[0] != 3:
-        raise ValueError(f"a picture must have the shape (3, H, W); got {pixels.shape}. Pass one, channels first.")
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
+        raise ValueError(f"a picture must have the shape (3, H, W) or (1, H, W), channels first; got {pixels.shape}.")
     if pixels.dtype != np.uint8:
         pixels = ((np.clip(pixels, -1, 1) + 1) * 127.5).round().astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(pixels.transpose(1, 2, 0)).save(file, format="PNG")
+    Image.fromarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)).save(file, format="PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 

@@ -11,11 +11,11 @@ from IPython.display import HTML, display
 
 from fedgen_lab.dashboards import charts, controls
 from fedgen_lab.dashboards.job import runs_inline
-from fedgen_lab.dashboards.lora_live import duration, estimate_seconds, loss_chart, strip
+from fedgen_lab.dashboards.lora_live import LiveRun, duration, estimate_seconds, loss_chart
 from fedgen_lab.dashboards.lora_own import OwnPictures
-from fedgen_lab.dashboards.lora_panel import Panel
 from fedgen_lab.dashboards.lora_recorded import AXES, Recorded
 from fedgen_lab.dashboards.lora_runs import run_sprites
+from fedgen_lab.dashboards.panel import Panel
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.shipped import shipped
 
@@ -54,7 +54,7 @@ class LoraDashboard:
         self.knobs = (self.clients, self.bandwidth, self.skew, self.rank, self.local_steps, self.seed)
 
         self.estimate = widgets.HTML()
-        self.live = Panel("Start", lambda run, job: run_sprites(run, job), self.scenario, self.changed)
+        self.live = Panel("Start", LiveRun, lambda run, job: run_sprites(run, job), self.scenario, self.changed)
         self.own = OwnPictures(self.scenario, self.changed)
         self.tabs = widgets.Tab(children=[self.live.box, self.own.box], titles=("Drawn sprites", "Your own pictures"))
         self.axis = controls.choice("Loss against", list(AXES))
@@ -86,7 +86,7 @@ class LoraDashboard:
         if not live:
             self.live.start()
             words = f"{self.live.status.sentence} {self.recorded_note}"
-            display(HTML(f"{controls.STYLE}<p>{words}</p>{strip(self.live.runs[-1])}"))
+            display(HTML(f"{controls.STYLE}<p>{words}</p>{self.live.runs[-1].strip()}"))
         return self
 
     def scenario(self):

@@ -77,6 +77,18 @@ class LiveRun:
             said += f" Held-out loss {self.losses[0]:.3f} before, {self.losses[self.rounds]:.3f} now."
         return " ".join([said, *self.refused])
 
+    def version(self):
+        """Changes whenever there is something new to draw."""
+        rows = tuple((row, id(pictures)) for row, pictures in list(self.pictures.items()))
+        return len(self.losses), len(self.rivals), rows
+
+    def strip(self, scale=2):
+        """The picture strip as HTML: base, each client's last upload, global; same prompts, same seeds."""
+        pictures = dict(self.pictures)  # the run goes on adding rows
+        clients = sorted((row for row in pictures if row.startswith("client ")), key=lambda row: int(row.split()[1]))
+        rows = [(row, pictures.get(row)) for row in ("your pictures", "base model", *clients, "federated")]
+        return charts.strip_html(rows, self.prompts, scale) if pictures else ""
+
     def hear(self, event):
         """Keep what an event of `run_federated` tells; returns it as a sentence for the status line."""
         if hasattr(event, "pictures"):
@@ -237,11 +249,3 @@ def _level(chart, y, words, role):
         y=float(y), line={"color": charts.PALETTE[role], "dash": charts.DASHES[role], "width": 1.5},
         annotation_text=words, annotation_position="top right",
     )  # fmt: skip
-
-
-def strip(run, scale=2):
-    """The picture strip of a run as HTML: base, each client's last upload, global; same prompts, same seeds."""
-    pictures = dict(run.pictures)  # the run goes on adding rows
-    clients = sorted((row for row in pictures if row.startswith("client ")), key=lambda row: int(row.split()[1]))
-    order = ["your pictures", "base model", *clients, "federated"]
-    return charts.strip_html([(row, pictures.get(row)) for row in order], run.prompts, scale) if pictures else ""

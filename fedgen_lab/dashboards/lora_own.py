@@ -11,8 +11,9 @@ import ipywidgets as widgets
 
 from fedgen_lab.dashboards import charts, controls
 from fedgen_lab.dashboards.job import Job
-from fedgen_lab.dashboards.lora_panel import Panel
+from fedgen_lab.dashboards.lora_live import LiveRun
 from fedgen_lab.dashboards.lora_runs import read_pictures, run_own
+from fedgen_lab.dashboards.panel import Panel
 
 HELP = (
     "A folder or a zip of images with captions, seen from this notebook's folder (drag a zip into the file browser on "
@@ -41,7 +42,7 @@ class OwnPictures:
         self.status = controls.StatusLine("Say where your pictures are, then read them.")
         self.preview = widgets.HTML(layout={"width": "100%"})
         self.fields = (self.path, self.caption_file, self.file_column, self.text_column, self.concept)
-        self.panel = Panel("Start on these pictures", run_own, self.scenario, changed)
+        self.panel = Panel("Start on these pictures", LiveRun, run_own, self.scenario, changed)
         self.box = widgets.VBox(
             [
                 widgets.HTML(f'<span class="fedgen-help">{html.escape(HELP)}</span>'),

@@ -1,13 +1,12 @@
-"""One Start button, one Stop button, a status line and the picture strip: what every kind of live LoRA run needs.
+"""One Start button, one Stop button, a status line and the pictures so far: what every kind of live run needs.
 
-Lab 03, both tabs of its dashboard.
+Labs 03 and 07.
 """
 
 import ipywidgets as widgets
 
 from fedgen_lab.dashboards import controls
 from fedgen_lab.dashboards.job import Job
-from fedgen_lab.dashboards.lora_live import LiveRun, strip
 
 RUNS_KEPT = 3  # earlier runs stay as faint lines, to compare one change of a knob; more would hide each other
 
@@ -15,14 +14,16 @@ RUNS_KEPT = 3  # earlier runs stay as faint lines, to compare one change of a kn
 class Panel:
     """Runs `work` for the scenario the knobs describe, and keeps the last few runs.
 
-    start_words: what the Start button says. work(run, job): computes, telling `run` and `job`. scenario(): what to run.
-    changed(panel): called, from the worker, when a round is complete or the run has ended.
+    start_words: what the Start button says. new_run(scenario): an object that keeps what is known of a run, with
+    `losses` (empty until the first round is complete), `summary()`, `version()` (changes when the page should) and
+    `strip()` (its pictures as HTML). work(run, job): computes, telling both. scenario(): what to run. changed(panel):
+    called, from the worker, when a round is complete or the run has ended.
     """
 
-    def __init__(self, start_words, work, scenario, changed):
+    def __init__(self, start_words, new_run, work, scenario, changed):
         self.runs = []
         self.job = Job(self._work, self._update)
-        self._do, self._scenario, self._changed = work, scenario, changed
+        self._new_run, self._do, self._scenario, self._changed = new_run, work, scenario, changed
         self._drawn = None  # what of the run is on the page already
         self.start_button = controls.button(start_words, self.start, main=True)
         self.stop_button = controls.button("Stop", self.stop)
@@ -50,7 +51,7 @@ class Panel:
         return self.runs[-1] if self.runs else None
 
     def _work(self, job):
-        run = LiveRun(self._scenario())
+        run = self._new_run(self._scenario())
         self.runs = [earlier for earlier in self.runs if earlier.losses][-RUNS_KEPT:] + [run]
         self._drawn = None
         self._do(run, job)
@@ -61,11 +62,10 @@ class Panel:
         run = self.latest()
         if run is None:
             return
-        rows = tuple((row, id(pictures)) for row, pictures in list(run.pictures.items()))
-        now = (id(run), len(run.losses), len(run.rivals), rows, job.state)
+        now = (id(run), run.version(), job.state)
         if now != self._drawn:
             self._drawn = now
-            self.pictures.value = strip(run)
+            self.pictures.value = run.strip()
             self._changed(self)
 
     def _tell(self):
