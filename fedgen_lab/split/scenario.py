@@ -56,7 +56,7 @@ class GanScenario:
     warm_up: int = 2  # rounds of plain FedAvg before clustering begins
     tap: str = "epoch"  # average the tap over the round, or take its "last-batch"
     scale_free: bool = False  # divide KLD scores by their median, so that kld_alpha has no scale
-    batch_norm: str = "averaged"  # running statistics of client blocks: "averaged", "local" or "cluster"
+    batch_norm: str = "cluster"  # running statistics of client blocks: averaged per "cluster", over all, or "local"
     noise: float = 0.0  # standard deviation of noise on smashed data, relative to the data's own
     bits: int = 32  # 8: smashed data is sent in 8 bits a number
     decorrelation: float = 0.0  # weight of the distance-correlation penalty
