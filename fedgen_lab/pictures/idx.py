@@ -1,0 +1,83 @@
+"""Pictures and labels in IDX files, the format of MNIST and of the sets made in its image; plain or .gz.
+
+Used by labs 06 and 07 through `fedgen_lab.pictures.domains`. Format: http://yann.lecun.com/exdb/mnist (archived).
+"""
+
+import gzip
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+
+PARTS = {False: "train", True: "t10k"}  # held out or not
+_UNSIGNED_BYTE = 8  # third byte of the magic number; the fourth is the number of dimensions
+_LARGEST = 2**30  # bytes that one file may unpack to
+
+
+def has_part(folder, held_out):
+    """Whether the folder holds the IDX pictures of this part."""
+    return _found(Path(folder).expanduser(), held_out, "images", 3) is not None
+
+
+def read_part(folder, held_out):
+    """The pictures (N, 1, H, W) uint8 and labels (N,) int64 of one part: train-* files, or t10k-* when held out.
+
+    Raises FileNotFoundError where folder or files are not there, and ValueError, naming the file, where one is no IDX
+    file, is cut short or too long, or where pictures and labels do not belong together.
+    """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"There is no folder at {folder} (looked from {Path.cwd()}). Check the path.")
+    arrays = []
+    for what, dimensions in (("images", 3), ("labels", 1)):
+        path = _found(folder, held_out, what, dimensions)
+        if path is None:
+            names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
+            wanted = f"{PARTS[held_out]}-{what}-idx{dimensions}-ubyte"
+            raise FileNotFoundError(f"{folder} holds no {wanted} or {wanted}.gz; found {names}.")
+        arrays.append(read_idx(path, dimensions))
+    images, labels = arrays
+    if len(images) != len(labels):
+        raise ValueError(
+            f"{folder} holds {len(images)} pictures but {len(labels)} labels in its part {PARTS[held_out]!r}. "
+            "Use files of one and the same set."
+        )
+    return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
+
+
+def read_idx(path, dimensions):
+    """The array of unsigned bytes in one IDX file, plain or gzipped, with this number of dimensions.
+
+    Raises ValueError, naming the file, unless the header fits and is followed by exactly as many bytes as it says.
+    """
+    path = Path(path)
+    with path.open("rb") as file:
+        is_zipped = file.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path) if is_zipped else path.open("rb") as file:
+            magic = file.read(4)
+            if magic != bytes((0, 0, _UNSIGNED_BYTE, dimensions)):
+                raise ValueError(
+                    f"{path} is no IDX file of bytes in {dimensions} dimension{'s' * (dimensions > 1)}: it begins with "
+                    f"{magic.hex(' ') or 'nothing'}, not 00 00 08 {dimensions:02x}. Download it again."
+                )
+            header = file.read(4 * dimensions)
+            shape = tuple(np.frombuffer(header, ">u4").astype(int)) if len(header) == 4 * dimensions else ()
+            number = int(np.prod(shape, dtype=float)) if shape else -1
+            if number > _LARGEST:
+                raise ValueError(f"The header of {path} tells of {number:,} bytes, which can't be. Download it again.")
+            content = file.read(number + 1) if shape else b""
+    except (EOFError, OSError, zlib.error) as error:
+        raise ValueError(f"{path} is cut short or damaged ({error}). Download it again.") from error
+    if len(content) != number:
+        more = "more" if len(content) > number else f"only {len(content):,}"
+        told = f"its header tells of {number:,} bytes, it has {more}" if shape else "its header is incomplete"
+        raise ValueError(f"{path} is cut short or damaged: {told}. Download it again.")
+    return np.frombuffer(content, np.uint8).reshape(shape).copy()
+
+
+def _found(folder, held_out, what, dimensions):
+    stem = f"{PARTS[held_out]}-{what}"
+    names = [f"{stem}{mark}idx{dimensions}-ubyte{end}" for end in ("", ".gz") for mark in ("-", ".")]
+    return next((folder / name for name in names if (folder / name).is_file()), None)
