@@ -42,17 +42,23 @@ class LabGrid(Grid):
     is called with every `Sent` that was written into `trace`. An exception in a client becomes a Flower `Error`
     reply, as on a real node, except `Stopped`, which passes through.
 
+    `stacked(messages, contexts)` may answer all messages of one push and type at once, as a list of replies in their
+    order: a faster twin of `client_app` that gives the same replies. Each message still crosses the wire on its own.
+
     Use it in a `with` block: Flower's messages need to know which task makes them, and Flower's log is kept quiet
     meanwhile. One run at a time holds the block; another run in another thread waits for its turn.
 
     Raises ValueError if there is not at least one client.
     """
 
-    def __init__(self, client_app, num_clients, run_config=None, trace=None, should_stop=None, on_message=None):
+    def __init__(
+        self, client_app, num_clients, run_config=None, trace=None, should_stop=None, on_message=None, stacked=None
+    ):
         if isinstance(num_clients, bool) or int(num_clients) != num_clients or num_clients < 1:
             raise ValueError(f"num_clients must be a whole number of at least 1; got {num_clients!r}.")
         self.trace = Trace() if trace is None else trace
-        self._client_app, self._should_stop, self._on_message = client_app, should_stop, on_message
+        self._client_app, self._stacked = client_app, stacked
+        self._should_stop, self._on_message = should_stop, on_message
         node_ids = np.random.default_rng(num_clients).integers(2**32, 2**62, size=int(num_clients))
         self.partitions = {int(node_id): partition for partition, node_id in enumerate(node_ids)}
         self._contexts = {
@@ -100,7 +106,11 @@ class LabGrid(Grid):
     def push_messages(self, messages):
         """Deliver each message to its client, keep the answers, and return the message ids."""
         steps = {}  # all messages of one push and one round are one step of that round
-        return [self._deliver(message, steps) for message in messages]
+        if self._stacked is None:
+            return [self._deliver([message], steps)[0] for message in messages]
+        types = dict.fromkeys(message.metadata.message_type for message in messages)
+        together = [[m for m in messages if m.metadata.message_type == kind] for kind in types]
+        return [message_id for some in together for message_id in self._deliver(some, steps)]
 
     def pull_messages(self, message_ids):
         """The answers to these messages; each answer is handed out once."""
@@ -115,44 +125,53 @@ class LabGrid(Grid):
         if self._should_stop is not None and self._should_stop():
             raise Stopped("The run was stopped.")
 
-    def _deliver(self, message, steps):
-        """Send one message to its client, run the client, keep its answer; both ways by Flower's serialisation."""
+    def _deliver(self, messages, steps):
+        """Send messages of one type to their clients, run these and keep the answers, all by Flower's serialisation."""
         self._stop_if_asked()
-        node_id = message.metadata.dst_node_id
-        if node_id not in self._contexts:
-            raise ValueError(f"No client has the node id {node_id}; use one of get_node_ids().")
-        self._messages += 1
-        message.metadata.__dict__["_message_id"] = message_id = str(self._messages)  # what every Flower engine does
-        server_round = _server_round(message.content)
-        if server_round not in steps:
-            steps[server_round] = self._exchanges[server_round] = self._exchanges.get(server_round, -1) + 1
-        partition, kind = self.partitions[node_id], message.metadata.message_type
+        received, contexts, sizes = [], [], []
+        for message in messages:
+            node_id = message.metadata.dst_node_id
+            if node_id not in self._contexts:
+                raise ValueError(f"No client has the node id {node_id}; use one of get_node_ids().")
+            self._messages += 1
+            message.metadata.__dict__["_message_id"] = str(self._messages)  # what every Flower engine does
+            content, size = _cross_the_wire(message.content)
+            received.append(Message(content, metadata=message.metadata))
+            contexts.append(self._contexts[node_id])
+            sizes.append(size)
+        replies = self._answers(received, contexts)
+        for message, context, size, reply in zip(messages, contexts, sizes, replies, strict=True):
+            server_round = _server_round(message.content)
+            if server_round not in steps:
+                steps[server_round] = self._exchanges[server_round] = self._exchanges.get(server_round, -1) + 1
+            step, partition, kind = steps[server_round], self.partitions[context.node_id], message.metadata.message_type
+            self._record(server_round, step, SERVER, partition, kind, size)
+            if reply.has_error():
+                size, flops, error = error_to_proto(reply.error).ByteSize(), 0.0, reply.error.reason or "unknown error"
+            else:
+                reply.content, size = _cross_the_wire(reply.content)
+                flops, error = _flops(reply.content), ""
+            self._record(server_round, step, partition, SERVER, kind, size, flops, error)
+            self._replies[message.metadata.message_id] = reply
+        return [message.metadata.message_id for message in messages]
 
-        content, size = _cross_the_wire(message.content)
-        self._record(server_round, steps[server_round], SERVER, partition, kind, size)
-        reply = self._answer(Message(content, metadata=message.metadata), self._contexts[node_id])
-        if reply.has_error():
-            size, flops, error = error_to_proto(reply.error).ByteSize(), 0.0, reply.error.reason or "unknown error"
-        else:
-            reply.content, size = _cross_the_wire(reply.content)
-            flops, error = _flops(reply.content), ""
-        self._record(server_round, steps[server_round], partition, SERVER, kind, size, flops, error)
-        self._replies[message_id] = reply
-        return message_id
-
-    def _answer(self, message, context):
-        """What the client says: its reply, or an `Error` reply if it raised one."""
+    def _answers(self, messages, contexts):
+        """What the clients say: their replies, or `Error` replies if they raised one."""
         try:
-            with _flower_task(RUN_ID, context.node_id):
-                reply = self._client_app(message, context)
-            if not isinstance(reply, Message):
-                raise TypeError(f"the client must return a flwr.app.Message; it returned {type(reply).__name__}")
-            return reply
+            with _flower_task(RUN_ID, contexts[0].node_id):
+                if self._stacked is not None:
+                    replies = self._stacked(messages, contexts)
+                else:
+                    replies = [self._client_app(messages[0], contexts[0])]
+            for reply in replies:
+                if not isinstance(reply, Message):
+                    raise TypeError(f"the client must return a flwr.app.Message; it returned {type(reply).__name__}")
+            return replies
         except Stopped:
             raise
         except Exception as error:
             reason = f"{type(error)}:<'{error}'>"  # the wording of Flower's SuperNode
-            return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
+            return [Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=m) for m in messages]
 
     def _record(self, *row):
         sent = self.trace.add(*row)
@@ -169,7 +188,9 @@ class Run:
     stopped: bool
 
 
-def run_app(server_app, client_app, num_clients, run_config=None, should_stop=None, on_message=None):
+def run_app(
+    server_app, client_app, num_clients, run_config=None, should_stop=None, on_message=None, stacked=None
+):
     """Run a Flower app on a `LabGrid`, as `flwr run` would in its simulation, and return a `Run`.
 
     `run_config` takes the place of `[tool.flwr.app.config]`. When `should_stop()` becomes true the run ends at the
@@ -177,7 +198,7 @@ def run_app(server_app, client_app, num_clients, run_config=None, should_stop=No
     `ServerApp` are raised.
     """
     context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config or {}))
-    grid = LabGrid(client_app, num_clients, run_config, should_stop=should_stop, on_message=on_message)
+    grid = LabGrid(client_app, num_clients, run_config, should_stop=should_stop, on_message=on_message, stacked=stacked)
     try:
         with grid:
             server_app(grid, context)
