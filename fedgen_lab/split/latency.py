@@ -101,10 +101,10 @@ class Work:
 def block_flops(size, batch_size, reference=False):
     """The `Work` of the five generator and the five discriminator blocks at `size` (a `Size` or its name).
 
-    One multiplication with its addition counts two. Forward plus backward through a convolution or linear layer is
-    three times its forward pass, but only twice for a net's first layer, which passes no gradient on. For the rest we
-    take the published code's FLOPs per number: BatchNorm 8 forward and 11 backward, ReLU 1 and 2, LeakyReLU 2 and 3,
-    Tanh 5 and 3, Sigmoid 3 and 2. reference: count a transposed convolution as if each output met the whole kernel.
+    Counted as the published code does: a multiplication and its addition are two; the way back through a convolution
+    or linear layer costs twice its way forward, or as much in a net's first layer, where the inputs need no gradient.
+    Per number, forward and backward: bias 1 and 1, BatchNorm 8 and 11, ReLU 1 and 2, LeakyReLU 2 and 3, Tanh 5 and 3,
+    Sigmoid 3 and 2. reference: count a transposed convolution as if each output met the whole kernel.
 
     Raises ValueError for a size that is not known.
     """
