@@ -77,6 +77,11 @@ class LiveRun:
             said += f" Held-out loss {self.losses[0]:.3f} before, {self.losses[self.rounds]:.3f} now."
         return " ".join([said, *self.refused])
 
+    @property
+    def computed(self):
+        """True once there is anything to show."""
+        return bool(self.losses)
+
     def version(self):
         """Changes whenever there is something new to draw."""
         rows = tuple((row, id(pictures)) for row, pictures in list(self.pictures.items()))
@@ -109,7 +114,7 @@ class LiveRun:
         if event.pictures is not None:
             self.pictures["base model" if event.round == 0 else "federated"] = np.asarray(event.pictures)
         if event.trace is not None:
-            self.trace = _until(event.trace, event.round)
+            self.trace = event.trace.until(event.round)
         if event.round == 0:
             return f"The base model has a held-out loss of {event.loss:.3f}. Training begins."
         return f"Round {event.round} of {event.rounds} is complete: held-out loss {event.loss:.3f}."
@@ -141,17 +146,6 @@ class LiveRun:
         table["megabytes"] = [megabytes.get(r, np.nan) for r in rounds]
         table["wireless_seconds"] = [seconds.get(r, np.nan) for r in rounds]
         return table
-
-
-def _until(trace, last_round):
-    """A copy of the trace without the messages after `last_round`: the run goes on writing into its own."""
-    from fedgen_lab.federation.trace import Trace
-
-    copy = Trace()
-    for sent in trace.frame().itertuples(index=False):
-        if sent.round <= last_round:
-            copy.add(*sent)
-    return copy
 
 
 def network_of(scenario):

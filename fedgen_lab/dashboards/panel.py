@@ -15,7 +15,7 @@ class Panel:
     """Runs `work` for the scenario the knobs describe, and keeps the last few runs.
 
     start_words: what the Start button says. new_run(scenario): an object that keeps what is known of a run, with
-    `losses` (empty until the first round is complete), `summary()`, `version()` (changes when the page should) and
+    `computed` (false while there is nothing to show), `summary()`, `version()` (changes when the page should) and
     `strip()` (its pictures as HTML). work(run, job): computes, telling both. scenario(): what to run. changed(panel):
     called, from the worker, when a round is complete or the run has ended.
     """
@@ -52,7 +52,7 @@ class Panel:
 
     def _work(self, job):
         run = self._new_run(self._scenario())
-        self.runs = [earlier for earlier in self.runs if earlier.losses][-RUNS_KEPT:] + [run]
+        self.runs = [earlier for earlier in self.runs if earlier.computed][-RUNS_KEPT:] + [run]
         self._drawn = None
         self._do(run, job)
         return run

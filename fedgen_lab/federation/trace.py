@@ -39,6 +39,12 @@ class Trace:
     def __len__(self):
         return len(self._sent)
 
+    def until(self, last_round):
+        """A copy without the messages after `last_round`: a run that goes on keeps writing into its own."""
+        copy = Trace()
+        copy._sent = [sent for sent in self._sent.copy() if sent.round <= last_round]
+        return copy
+
     def frame(self):
         """All messages as a DataFrame: round, step, sender, receiver, kind, bytes, flops, error."""
         frame = pd.DataFrame(self._sent.copy(), columns=list(Sent._fields))
