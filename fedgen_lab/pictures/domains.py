@@ -208,11 +208,11 @@ def _hub(name, where, held_out, side):
     label_names = tuple(table.features[column].names)
     _check_ten(name, label_names)
     table = table.filter(lambda label: label is not None and label >= 0, input_columns=column)
-    mode = "L" if table[0][pictures[0]].mode in ("1", "L") else "RGB"
-    images = np.stack([
-        np.asarray(image.convert(mode).resize((side, side)) if image.size != (side, side) else image.convert(mode))
-        for image in table[pictures[0]]
-    ])  # fmt: skip
+    first = table[0][pictures[0]]
+    mode = "L" if first.mode in ("1", "L") else "RGB"
+    if first.width == first.height <= 64:  # small pictures are averaged like all others, large ones made small at once
+        side = first.width
+    images = np.stack([np.asarray(image.convert(mode).resize((side, side))) for image in table[pictures[0]]])
     images = torch.from_numpy(images.reshape(len(table), side, side, -1)).permute(0, 3, 1, 2).contiguous()
     domain = Domain(name, images, torch.tensor(table[column]).long(), label_names)
     return domain if in_two else _one_part(domain, held_out)

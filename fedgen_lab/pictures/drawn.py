@@ -181,8 +181,10 @@ def _rune(kind, move, rng):
     return canvas
 
 
-def _smooth(points, steps=12):
-    """A Catmull-Rom curve through points (n, 2): ((n - 1) * steps + 1, 2)."""
+def _smooth(points):
+    """A Catmull-Rom curve through points (n, 2), as points so close that the brush leaves no gaps: (m, 2)."""
+    length = np.hypot(*np.diff(points, axis=0).T).sum()
+    steps = int(np.ceil(18 * length / (len(points) - 1)))
     a, b, c, d = (np.concatenate([points[:1], points, points[-1:]])[i : len(points) - 1 + i, None] for i in range(4))
     t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
     curve = 0.5 * (2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3)

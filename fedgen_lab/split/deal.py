@@ -106,15 +106,9 @@ def _dealt(scenario):
     sizes = _sizes(scenario)
     pictures, labels, held_out = [None] * len(sizes), [None] * len(sizes), []
     for number, name in enumerate(names):
-        held_out.append(load_domain(name, None, size.side, scenario.seed_of(_HELD_OUT, number), held_out=True))
-        if held_out[-1].images.shape[1] != size.channels:
-            kinds = {1: "grey", 3: "in colour"}
-            raise ValueError(
-                f"The pictures of {name!r} are {kinds[held_out[-1].images.shape[1]]}; nets of size {scenario.size!r} "
-                f"take pictures that are {kinds[size.channels]}. Change the domain or the size."
-            )
         mine = np.flatnonzero(domain_of == number)
-        pool = _pool(name, scenario, number, len(mine), sizes)
+        pool = _pool(name, scenario, number, sizes[mine], int(sizes.sum()))
+        held_out.append(load_domain(name, None, size.side, scenario.seed_of(_HELD_OUT, number), held_out=True))
         rng = np.random.default_rng(scenario.seed_of(_SHARE, number))
         deal_one = _by_skew if scenario.share == "skew" else _by_scheme
         for client, rows in zip(mine, deal_one(pool, scenario, sizes[mine], rng), strict=True):
@@ -135,27 +129,35 @@ def _sizes(scenario):
     return np.maximum(sizes, FEWEST)
 
 
-def _pool(name, scenario, number, clients, sizes):
-    """The pictures of a domain that its clients share out: as many as they need, or all there are."""
-    if scenario.share == "skew":
-        biggest = int(sizes.max())
+def _pool(name, scenario, number, sizes, of_all):
+    """The pictures of domain `number` that its clients share out.
+
+    sizes: (clients of this domain,) how many each is to hold; of_all: how many the clients of all domains are to hold,
+    which is what every domain of the original has.
+    """
+    by_label, size = scenario.share == "skew", SIZES[scenario.size]
+    biggest = int(sizes.max())
+    if by_label:  # enough of each label to give no picture to two clients
         own = int(np.ceil(scenario.skew * biggest))
-        of_a_label = -(-clients // NUM_LABELS) * own + clients * min(-(-biggest // NUM_LABELS), biggest - own)
-        wanted = NUM_LABELS * max(of_a_label, 1)
+        shared = min(-(-biggest // NUM_LABELS), biggest - own)
+        wanted = NUM_LABELS * (-(-len(sizes) // NUM_LABELS) * own + len(sizes) * shared)
     else:
-        wanted = int(sizes.sum())  # the original's: each domain has as many pictures as all clients are to hold
-    seed, side = scenario.seed_of(_POOL, number), SIZES[scenario.size].side
-    is_endless = name in OFFLINE[1:] or name.startswith("sprites:")
-    pool = load_domain(name, wanted if is_endless else None, side, seed)
-    pool = pool.take(range(min(wanted, len(pool))))
-    needed = biggest if scenario.share == "skew" else int(sizes[number :: len(scenario.domain_names)].sum())
+        wanted = of_all
+    is_drawn = name in OFFLINE[1:] or name.startswith("sprites:")
+    pool = load_domain(name, wanted if is_drawn else None, size.side, scenario.seed_of(_POOL, number))
+    if pool.images.shape[1] != size.channels:
+        kinds = {1: "grey", 3: "in colour"}
+        raise ValueError(
+            f"The pictures of {name!r} are {kinds[pool.images.shape[1]]}; nets of size {scenario.size!r} take pictures "
+            f"that are {kinds[size.channels]}. Change the domain or the size."
+        )
+    needed = biggest if by_label else int(sizes.sum())
     if len(pool) < needed:
         raise ValueError(
             f"The training part of {name!r} has {len(pool):,} pictures; this scenario deals {needed:,} of them. "
-            f"Lower pictures_per_client (now {scenario.pictures_per_client:,})"
-            + (" or num_clients." if scenario.share != "skew" else ".")
+            f"Lower pictures_per_client (now {scenario.pictures_per_client:,}){'' if by_label else ' or num_clients'}."
         )
-    return pool
+    return pool if by_label else pool.take(range(min(wanted, len(pool))))
 
 
 def _by_skew(pool, scenario, sizes, rng):
