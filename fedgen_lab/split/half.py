@@ -158,11 +158,12 @@ class Half:
 @contextmanager
 def _statistics_frozen(blocks):
     """Forward passes in here leave the running statistics of BatchNorm alone."""
-    norms = [part for block in blocks.values() for part in block.modules() if hasattr(part, "track_running_stats")]
+    parts = [part for block in blocks.values() for part in block.modules()]
+    norms = [part for part in parts if getattr(part, "track_running_stats", False)]
     for part in norms:
         part.track_running_stats = False
     try:
         yield
     finally:
-        for part in norms:
+        for part in norms:  # not those that a caller froze before
             part.track_running_stats = True

@@ -17,7 +17,7 @@ from fedgen_lab.split.half import HOPS, Half, segments
 from fedgen_lab.split.latency import block_flops
 from fedgen_lab.split.scenario import GanScenario
 
-SMASHED = {"g_head": 0, "d_head_fake": 1, "d_head_real": 2, "d_head_fool": 3}  # a head's activations; keys of their noise
+SMASHED = {"g_head": 0, "d_head_fake": 1, "d_head_real": 2, "d_head_fool": 3}  # a head's activations; keys of noise
 
 
 def u_client_app(dealt=None, keep=False):
@@ -140,8 +140,8 @@ class _Node:
             own = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
             if own:
                 self.half.adam[name[0]].state[parameter] = own
-        if "received" in state:
-            self.half.kept["g_body"] = state["received"]["g_body"].torch().requires_grad_()
+        if "g_body" in state["received"]:
+            self.half.kept["g_body"] = read(state["received"]["g_body"]).requires_grad_()
 
     def sleep(self, state):
         """Write down what the next message needs: blocks, Adam's moments, and what came from the generator's body."""

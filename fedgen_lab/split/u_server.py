@@ -114,7 +114,7 @@ class UServer:
             time.sleep(2.0)
         cuts = parse_cuts(self.scenario.cuts, wanted, self.scenario.size, self.scenario.batch_size,
                           self.scenario.reference)  # fmt: skip
-        whole = self._state()
+        whole = self.state()
         messages = {node_id: Message(RecordDict(), node_id, "query.hello") for node_id in node_ids}
         for node_id, reply in self._send(messages).items():
             try:
@@ -277,7 +277,7 @@ class UServer:
                 own, over_all = scale_free(own), scale_free(over_all)
         own_weights = weights(counts, own, groups, scenario.kld_alpha)
         clusters, server = aggregate_layers(
-            [self.uploads[c] for c in present], self._state(), [self.clients[c].holds for c in present],
+            [self.uploads[c] for c in present], self.state(), [self.clients[c].holds for c in present],
             own_weights, groups, weights(counts, over_all, None, scenario.kld_alpha),
             "cluster" if scenario.reference else scenario.batch_norm,
         )  # fmt: skip
@@ -298,7 +298,7 @@ class UServer:
     @property
     def generators(self):
         """One whole generator's state dict per client, None for a client that is gone."""
-        server, clients = self._state(), self.clients
+        server, clients = self.state(), self.clients
         return [assemble(server, clients[c].state) if c in clients else None for c in range(self.scenario.num_clients)]
 
     def report(self, on_round):
@@ -307,7 +307,8 @@ class UServer:
             on_round(GanRound(self.round, self.scenario.rounds, self.generators, self.groups, self.weights, self.taps,
                               getattr(self.grid, "trace", None)))  # fmt: skip
 
-    def _state(self):
+    def state(self):
+        """All ten blocks of the server, by name; of block 0 and 4, which it does not run, the averaged copy."""
         return {f"{name}.{key}": value.detach().clone() for name, block in self.blocks.items()
                 for key, value in block.state_dict().items()}  # fmt: skip
 
