@@ -1,0 +1,172 @@
+"""What the server of a U-shaped split learns from smashed data: the labels, and the pictures themselves.
+
+Lab 06: "no labels shared" is not "no labels learned". No picture and no label is ever sent. But the server deals out
+the first weights of every client's head and averages the heads each round, so it can run such a head itself, on inputs
+whose answers it knows, and train a reader on what comes out (a shadow attack). What it knows beforehand:
+
+- the weights of the client's blocks, exactly as at the start of a round (later in it they drift a little);
+- how smashed data are protected, so it protects its own in the same way;
+- for the discriminator's side, pictures of another domain (`auxiliary`), without their labels: it makes labels up.
+
+It knows no picture, no label and no z of the client under attack. The fakes need no attack: where block 3 is the
+server's, it holds all but the tail, whose weights it knows too. Related: SDAR, arXiv 2310.10483; UnSplit, arXiv
+2108.09033. Defences: `fedgen_lab.split.defence`.
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fedgen_lab.split.defence import protect
+from fedgen_lab.split.nets import run_blocks
+
+SHADOWS = 64  # examples in a batch of the attacker
+READER_RATE = 5e-3  # Adam's learning rate for the attacker's nets, falling to 0 along half a cosine
+
+
+@dataclass(frozen=True)
+class Leak:
+    """What one attack learned. N secret pictures; `pictures` and `rebuilt` are in [-1, 1]."""
+
+    depth: int  # blocks of each net on the client before the cut: 1 or 2 in HuSCF-GAN
+    label_accuracy: dict  # "generator", "discriminator": share of labels read off rightly, chance is one in ten
+    mse: float  # of the rebuilt pictures
+    baseline_mse: float  # of the secret pictures' own mean, the best answer that looks at no smashed data
+    pictures: torch.Tensor  # (N, C, H, W) the secret ones
+    rebuilt: torch.Tensor  # (N, C, H, W) from the discriminator's side
+    labels: torch.Tensor  # (N,) the secret ones
+    guessed: torch.Tensor  # (N,) from the discriminator's side
+
+
+def smash(blocks, inputs, labels, draws, noise=0.0, bits=32, batch_size=16):
+    """What the server receives of `inputs` (N, ...) and `labels` (N,) through a client's first blocks: (N, C, h, w).
+
+    The client sends batches of `batch_size`; each is normalised by its own statistics, as in training, and protected as
+    one message. `draws`: a torch.Generator for the noise. BatchNorm notes what it sees, so hand over copied blocks.
+    """
+    batches = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
+    with torch.no_grad():
+        return torch.cat([protect(run_blocks(blocks, x, y), noise, bits, draws) for x, y in batches])
+
+
+def infer_labels(received, shadow_batch, num_labels=10, steps=250, seed=0, on_step=None):
+    """Guess the labels (N,) behind `received` smashed data (N, C, h, w), having seen none of them.
+
+    shadow_batch() -> (smashed data, labels) that the attacker made itself. A small classifier learns from `steps` such
+    batches. on_step(step): called after each; False ends the training early. Deterministic for a seed.
+    """
+    features = received[0].numel()
+    reader = _seeded(seed, lambda: nn.Sequential(
+        nn.Flatten(), nn.BatchNorm1d(features), nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, num_labels)
+    ))  # fmt: skip
+    _teach(reader, shadow_batch, F.cross_entropy, steps, on_step)
+    return _read(reader, received).argmax(1)
+
+
+def reconstruct(received, shadow_batch, picture_shape, steps=250, seed=0, on_step=None):
+    """Rebuild the pictures (N, C, H, W) behind `received` smashed data (N, C', h, w), having seen none of them.
+
+    shadow_batch() -> (smashed data, pictures of another domain). A small decoder learns from `steps` such batches to
+    turn one into the other. on_step and seed: as in `infer_labels`.
+    """
+    channels, side = picture_shape[0], picture_shape[-1]
+    small = received.shape[-1]
+    stride = side // small
+    kernel = side - (small - 1) * stride + 2  # one step up to the picture's side, whatever the cut's is
+    # No BatchNorm in here: it would hold the statistics of the other domain against the client's.
+    decoder = _seeded(seed, lambda: nn.Sequential(
+        nn.ConvTranspose2d(received.shape[1], 32, kernel, stride, padding=1), nn.LeakyReLU(0.2),
+        nn.Conv2d(32, 32, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, channels, 3, padding=1),
+    ))  # fmt: skip
+    _teach(decoder, shadow_batch, F.mse_loss, steps, on_step)
+    return _read(decoder, received).clamp(-1, 1)
+
+
+def attack(
+    generator, discriminator, pictures, labels, auxiliary,
+    depth=1, noise=0.0, bits=32, batch_size=16, steps=250, seed=0, on_step=None,
+):  # fmt: skip
+    """All three attacks on one client, with its blocks as the server knows them. Returns a `Leak`.
+
+    generator, discriminator: five blocks each; the first `depth` (1 to 4) are the client's. pictures (N, C, H, W) and
+    labels (N,): the client's secrets, which only make the smashed data and grade the attacks. auxiliary (M, C, H, W):
+    pictures of another domain, without labels. on_step(sentence) is called as the attack goes on; where it returns
+    False, what was learned so far is used. Raises ValueError for another `depth`, or pictures of unequal shapes.
+    """
+    if depth not in (1, 2, 3, 4):
+        raise ValueError(f"depth must be 1 to 4 blocks on the client; got {depth!r}. HuSCF-GAN allows 1 and 2.")
+    if len(pictures) < 2 or pictures.shape[1:] != auxiliary.shape[1:]:
+        raise ValueError(
+            f"The attack needs two secret pictures or more, and others of the same shape; got {tuple(pictures.shape)} "
+            f"and {tuple(auxiliary.shape)}. Resize one of the domains."
+        )
+    on_step = on_step or (lambda sentence: True)
+    g_head, d_head = (copy.deepcopy(net[:depth]).train() for net in (generator, discriminator))
+    num_labels = generator[0].embedding.num_embeddings
+    z_dim = generator[0].body[0].in_features - generator[0].embedding.embedding_dim
+    draws = torch.Generator().manual_seed(seed)  # the attacker's
+    secret = torch.Generator().manual_seed(seed + 1)  # the client's: its z and its noise
+    wire = {"noise": noise, "bits": bits, "batch_size": batch_size}
+
+    def made_up():
+        return torch.randint(num_labels, (SHADOWS,), generator=draws)
+
+    def g_shadows():
+        y = made_up()
+        return smash(g_head, torch.randn(SHADOWS, z_dim, generator=draws), y, draws, **wire), y
+
+    def d_shadows(wanted):
+        x, y = auxiliary[torch.randint(len(auxiliary), (SHADOWS,), generator=draws)], made_up()
+        return smash(d_head, x, y, draws, **wire), y if wanted == "labels" else x
+
+    def telling(what):
+        return lambda step: on_step(f"{what}, step {step} of {steps}.") is not False
+
+    # The last batch may be a single picture, which BatchNorm can't take: leave it out.
+    kept = len(pictures) - (len(pictures) % batch_size == 1)
+    pictures, labels = pictures[:kept], labels[:kept]
+    g_sent = smash(g_head, torch.randn(kept, z_dim, generator=secret), labels, secret, **wire)
+    d_sent = smash(d_head, pictures, labels, secret, **wire)
+    from_g = infer_labels(g_sent, g_shadows, num_labels, steps, seed, telling("Labels, generator's side"))
+    from_d = infer_labels(
+        d_sent, lambda: d_shadows("labels"), num_labels, steps, seed, telling("Labels, discriminator's side")
+    )
+    rebuilt = reconstruct(
+        d_sent, lambda: d_shadows("pictures"), pictures.shape[1:], steps, seed, telling("Rebuilding the pictures")
+    )
+    right = {"generator": from_g, "discriminator": from_d}
+    return Leak(
+        depth=depth,
+        label_accuracy={side: float((guessed == labels).float().mean()) for side, guessed in right.items()},
+        mse=float(F.mse_loss(rebuilt, pictures)),
+        baseline_mse=float((pictures - pictures.mean(0)).square().mean()),
+        pictures=pictures, rebuilt=rebuilt, labels=labels, guessed=from_d,
+    )  # fmt: skip
+
+
+def _seeded(seed, build):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def _teach(net, shadow_batch, loss, steps, on_step):
+    adam = torch.optim.Adam(net.parameters(), lr=READER_RATE)
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
+    for step in range(1, steps + 1):
+        received, wanted = shadow_batch()
+        adam.zero_grad()
+        loss(net(received), wanted).backward()
+        adam.step()
+        falling.step()
+        if on_step is not None and on_step(step) is False:
+            break
+
+
+@torch.no_grad()
+def _read(net, received):
+    net.eval()
+    return torch.cat([net(part) for part in received.split(256)])
