@@ -3,7 +3,9 @@
 `Judge` says which object, colour, background and style a 32x32 picture shows. Its share of right answers over prompts
 is the prompt fidelity, and its last hidden layer is the feature space in which torchmetrics computes KID (Binkowski et
 al. 2018, arXiv:1801.01401) and FID (Heusel et al. 2017, arXiv:1706.08500). So KID and FID values here compare with each
-other, not with published ones, which use Inception features. Taught in lab 02, used from lab 03 on.
+other, not with published ones, which use Inception features. Precision and recall: Kynkaanniemi et al. 2019,
+arXiv:1904.06991. Any net that reads pictures and has features can take the judge's place: the judges of
+`fedgen_lab.split.judges` do. Taught in lab 02, used from lab 03 on.
 """
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ class Judge(nn.Module):
 
     forward: images (N, 3, 32, 32) float in [-1, 1] -> dict of logits, (N, 24), (N, 8), (N, 8), (N, 11).
     features: the same images -> (N, 128), the layer the heads read.
+    read: pictures as they come, (N, 3, H, W) uint8 or float -> what forward and features take.
     """
+
+    num_features = FEATURES
 
     def __init__(self, width: int = 24) -> None:
         super().__init__()
@@ -48,6 +53,9 @@ class Judge(nn.Module):
             nn.Linear(4 * width * 16, FEATURES), nn.ReLU(),  # (N, 128)
         )
         self.heads = nn.ModuleDict({name: nn.Linear(FEATURES, len(words)) for name, words in WORDS.items()})
+
+    def read(self, images: torch.Tensor) -> torch.Tensor:
+        return _as_float(images)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         return self.body(images)
@@ -99,22 +107,24 @@ def prompt_fidelity(images: torch.Tensor, attributes: pd.DataFrame, judge: Judge
 class _FeatureSpace(nn.Module):
     """The judge's features as torchmetrics wants them: a module that takes pictures and knows its own width."""
 
-    def __init__(self, judge: Judge | None) -> None:
+    def __init__(self, judge: nn.Module | None) -> None:
         super().__init__()
-        self.judge, self.num_features = judge or load_judge(), FEATURES
+        self.judge = judge or load_judge()
+        self.num_features = self.judge.num_features
 
     @torch.no_grad()
-    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (N, 3, H, W) -> (N, 128)
-        features = torch.cat([self.judge.features(batch) for batch in _as_float(images).split(256)])
-        return F.normalize(features) * FEATURES**0.5  # to a mean square of 1, so that KID's cubic kernel stays readable
+    def forward(self, images: torch.Tensor) -> torch.Tensor:  # (N, C, H, W) -> (N, 128), or the width of the judge
+        features = torch.cat([self.judge.features(batch) for batch in self.judge.read(images).split(256)])
+        return F.normalize(features) * self.num_features**0.5  # mean square 1: KID's cubic kernel stays readable
 
 
-def kid(real: torch.Tensor, generated: torch.Tensor, judge: Judge | None = None, subset_size: int = 50,
+def kid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = None, subset_size: int = 50,
         seed: int = 0) -> float:
     """Kernel Inception Distance in the judge's feature space: 0 for the same distribution, larger is worse.
 
     Unbiased, so it may come out a little below 0, and fit for few pictures: the mean over 100 random subsets.
     real, generated: (N, 3, H, W) and (M, 3, H, W), uint8 or float in [-1, 1].
+    judge: the shipped one by default, or another module with its `read`, `features` and `num_features`.
     subset_size: pictures in a subset; seed: of the subsets.
     Raises ValueError when either set has fewer pictures than a subset. Binkowski et al. 2018, section 4.
     """
@@ -132,21 +142,40 @@ def kid(real: torch.Tensor, generated: torch.Tensor, judge: Judge | None = None,
         return float(metric.compute()[0])
 
 
-def fid(real: torch.Tensor, generated: torch.Tensor, judge: Judge | None = None) -> float:
+def fid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = None) -> float:
     """Frechet Inception Distance in the judge's feature space: 0 for the same pictures, larger is worse.
 
     Biased upwards for few pictures, so compare only sets of equal size, and prefer `kid` below some thousand pictures.
-    real, generated: (N, 3, H, W) and (M, 3, H, W), uint8 or float in [-1, 1].
-    Raises ValueError for fewer than 128 pictures on a side: the covariance of 128 features would not have full rank.
-    Heusel et al. 2017.
+    real, generated: (N, 3, H, W) and (M, 3, H, W), uint8 or float in [-1, 1]; judge: as for `kid`.
+    Raises ValueError for fewer pictures on a side than there are features, 128: their covariance would not have full
+    rank. Heusel et al. 2017.
     """
-    _check_enough(real, generated, FEATURES, "Give more pictures, or use kid(), which does with fewer.")
+    space = _FeatureSpace(judge)
+    _check_enough(real, generated, space.num_features, "Give more pictures, or use kid(), which does with fewer.")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=_FeatureSpace(judge))
+    metric = FrechetInceptionDistance(feature=space)
     metric.update(real, real=True)
     metric.update(generated, real=False)
     return float(metric.compute())
+
+
+def precision_recall(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = None,
+                     neighbours: int = 5) -> tuple[float, float]:
+    """How many generated pictures lie among the real ones (precision), and real ones among the generated (recall).
+
+    "Among" means: in the judge's feature space nearer to one of them than its `neighbours`-th own neighbour is.
+    real, generated: as for `kid`. Raises ValueError for fewer than neighbours + 2 pictures on a side.
+    """
+    _check_enough(real, generated, neighbours + 2, "Give more pictures or fewer neighbours.")
+    from prdc.prdc import compute_nearest_neighbour_distances, compute_pairwise_distance  # compute_prdc() would print
+
+    space = _FeatureSpace(judge)
+    real, generated = space(real).numpy(), space(generated).numpy()
+    apart = compute_pairwise_distance(real, generated)  # (N, M)
+    among_real = apart < compute_nearest_neighbour_distances(real, neighbours)[:, None]
+    among_generated = apart < compute_nearest_neighbour_distances(generated, neighbours)[None, :]
+    return float(among_real.any(axis=0).mean()), float(among_generated.any(axis=1).mean())
 
 
 def _check_enough(real: torch.Tensor, generated: torch.Tensor, needed: int, remedy: str) -> None:
