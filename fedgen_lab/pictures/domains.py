@@ -6,6 +6,7 @@ HuSCF-GAN (arXiv 2507.12979) are MNIST, Fashion-MNIST, KMNIST and notMNIST.
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -133,6 +134,7 @@ def _drawn_labels(number, seed, held_out, key):
     return np.concatenate([rng.permutation(NUM_LABELS) for _ in range(-(-number // NUM_LABELS))])[:number], drawing
 
 
+@lru_cache(maxsize=2)  # scikit-learn keeps them as text, which takes a while to read
 def _digits(held_out):
     from sklearn.datasets import load_digits  # Alpaydin and Kaynak 1998: 1,797 pictures by 43 writers, 8x8
 

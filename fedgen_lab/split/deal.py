@@ -62,8 +62,19 @@ def deal(scenario):
     Raises ValueError when there are fewer clients than domains, a domain's pictures are grey and the nets take colour
     (or the other way round), or a domain holds too few; and as `load_domain` does.
     """
-    names = ("num_clients", "domains", "share", "skew", "pictures_per_client", "unequal", "size", "seed")
-    return _dealt(GanScenario(**{name: getattr(scenario, name) for name in names}))
+    return _dealt(_what_matters(scenario))
+
+
+def deal_to(scenario, client):
+    """The pictures (n, C, H, W) and labels (n,) of one client: what `deal` gives it, without all that others hold.
+
+    For a device that has only its own domain to read. Raises ValueError as `deal` does.
+    """
+    scenario = _what_matters(scenario)
+    if not 0 <= client < scenario.num_clients:
+        raise ValueError(f"client must lie in 0..{scenario.num_clients - 1}; got {client!r}.")
+    place, number = divmod(client, len(scenario.domain_names))
+    return _dealt_of_domain(scenario, number)[place]
 
 
 def published_scenario(name, num_clients=None, **changes):
@@ -92,9 +103,11 @@ def published_scenario(name, num_clients=None, **changes):
     return scenario
 
 
-@lru_cache(maxsize=4)  # a method switcher and a sweep deal the same scenario again and again
-def _dealt(scenario):
-    size, names = SIZES[scenario.size], scenario.domain_names
+def _what_matters(scenario):
+    """The scenario with its defaults but for the knobs that decide who holds what; checked for enough clients."""
+    knobs = ("num_clients", "domains", "share", "skew", "pictures_per_client", "unequal", "size", "seed")
+    scenario = GanScenario(**{name: getattr(scenario, name) for name in knobs})
+    names = scenario.domain_names
     if not names:
         raise ValueError(f"domains must name at least one domain, such as {','.join(OFFLINE[:2])!r}.")
     if scenario.num_clients < len(names):
@@ -102,23 +115,35 @@ def _dealt(scenario):
             f"{len(names)} domains need at least as many clients; num_clients is {scenario.num_clients}. "
             "Raise it, or name fewer domains."
         )
-    domain_of = np.arange(scenario.num_clients) % len(names)
-    sizes = _sizes(scenario)
-    pictures, labels, held_out = [None] * len(sizes), [None] * len(sizes), []
-    for number, name in enumerate(names):
-        mine = np.flatnonzero(domain_of == number)
-        pool = _pool(name, scenario, number, sizes[mine], int(sizes.sum()))
-        held_out.append(load_domain(name, None, size.side, scenario.seed_of(_HELD_OUT, number), held_out=True))
-        rng = np.random.default_rng(scenario.seed_of(_SHARE, number))
-        deal_one = _by_skew if scenario.share == "skew" else _by_scheme
-        for client, rows in zip(mine, deal_one(pool, scenario, sizes[mine], rng), strict=True):
-            part = pool.take(rows)
-            pictures[client], labels[client] = part.as_tensor(), part.labels
+    return scenario
+
+
+@lru_cache(maxsize=4)  # a method switcher and a sweep deal the same scenario again and again
+def _dealt(scenario):
+    names, side = scenario.domain_names, SIZES[scenario.size].side
+    parts = [_dealt_of_domain(scenario, number) for number in range(len(names))]
+    held = [parts[client % len(names)][client // len(names)] for client in range(scenario.num_clients)]
+    pictures, labels = (list(each) for each in zip(*held, strict=True))
+    held_out = [
+        load_domain(name, None, side, scenario.seed_of(_HELD_OUT, number), held_out=True)
+        for number, name in enumerate(names)
+    ]
     counts = pd.DataFrame(
         [np.bincount(each, minlength=NUM_LABELS) for each in labels],
         index=pd.RangeIndex(len(labels), name="client"), columns=pd.RangeIndex(NUM_LABELS, name="label"),
     )  # fmt: skip
-    return Dealt(pictures, labels, domain_of, names, held_out, counts)
+    return Dealt(pictures, labels, np.arange(scenario.num_clients) % len(names), names, held_out, counts)
+
+
+@lru_cache(maxsize=16)
+def _dealt_of_domain(scenario, number):
+    """(pictures, labels) of each client of domain `number`, in the clients' order."""
+    name, sizes = scenario.domain_names[number], _sizes(scenario)
+    mine = sizes[number :: len(scenario.domain_names)]
+    pool = _pool(name, scenario, number, mine, int(sizes.sum()))
+    rng = np.random.default_rng(scenario.seed_of(_SHARE, number))
+    rows = (_by_skew if scenario.share == "skew" else _by_scheme)(pool, scenario, mine, rng)
+    return [(part.as_tensor(), part.labels) for part in map(pool.take, rows)]
 
 
 def _sizes(scenario):

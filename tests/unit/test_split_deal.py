@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fedgen_lab.pictures.domains import load_domain
-from fedgen_lab.split.deal import DIGITS, SCENARIOS, SCHEMES, deal, published_scenario
+from fedgen_lab.split.deal import DIGITS, SCENARIOS, SCHEMES, deal, deal_to, published_scenario
 from fedgen_lab.split.scenario import GanScenario
 
 SETS = Path(__file__).parents[3] / "shared" / "data"
@@ -50,6 +50,16 @@ def test_the_seed_decides_who_holds_what(share):
     first, again, other = (digits(share=share, seed=seed, batch_size=batch) for seed, batch in ((0, 4), (0, 8), (1, 4)))
     assert all(torch.equal(a, b) for a, b in zip(first.pictures, again.pictures, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first.labels, other.labels, strict=True))
+
+
+def test_a_device_alone_deals_itself_what_it_holds():
+    scenario = GanScenario(num_clients=5, domains="digits,letters", pictures_per_client=30, skew=0.5)
+    dealt = deal(scenario)
+    for client in range(5):
+        pictures, labels = deal_to(scenario, client)
+        assert torch.equal(pictures, dealt.pictures[client]) and torch.equal(labels, dealt.labels[client])
+    with pytest.raises(ValueError, match=r"client must lie in 0\.\.4; got 5"):
+        deal_to(scenario, 5)
 
 
 def test_counts_say_how_many_pictures_of_each_label_a_client_holds():
