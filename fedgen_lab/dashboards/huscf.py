@@ -121,7 +121,7 @@ class HuscfDashboard:
 
     def draw_clusters(self):
         """Where the clients' taps lie, and what each client weighs, in the chosen round."""
-        from fedgen_lab.dashboards.cluster_view import taps_chart, weights_chart
+        from fedgen_lab.dashboards.cluster_view import scores_of, tap_map, weight_bars
 
         run = self.panel.latest()
         known = [] if run is None else [event for event in run.history if event.taps is not None]
@@ -131,5 +131,6 @@ class HuscfDashboard:
             self.weight_chart.update(charts.empty_figure(""), "The weights stand here.")
             return
         chosen = min(known, key=lambda event: abs(event.round - self.round.value))
-        self.tap_chart.update(*taps_chart(chosen, run.dealt))
-        self.weight_chart.update(*weights_chart(chosen, run.dealt))
+        self.tap_chart.update(*tap_map(chosen, run.dealt, run.scenario.warm_up))
+        counts, scores = run.dealt.counts.to_numpy().sum(axis=1), scores_of(chosen, run.scenario)
+        self.weight_chart.update(*weight_bars(counts, scores, chosen.groups, self.alpha.value))

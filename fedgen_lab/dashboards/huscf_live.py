@@ -5,6 +5,7 @@ on the radio, so another bandwidth only replays it.
 """
 
 import time
+from dataclasses import replace
 
 import pandas as pd
 
@@ -44,7 +45,7 @@ class GanRun:
         self.dealt = None
         self.scores = {}  # round -> a table with one row a domain, as `scoring.score` returns it
         self.history = []  # every `GanRound`, without its generators
-        self.grids = []  # per client ten pictures, one of each label; None for a client that is gone
+        self.samples = ""  # the newest pictures, as HTML
         self.refused = []  # a sentence for each client that was left out
         self.trace = None  # of complete rounds only
         self.seconds = 0.0  # since the run began
@@ -84,12 +85,12 @@ class GanRun:
         self.seconds = time.monotonic() - self._began
         if not hasattr(event, "generators"):
             return f"Round {event.round} of {self.scenario.rounds}, iteration {event.iteration} of {event.iterations}."
+        from fedgen_lab.dashboards.cluster_view import samples_html
         from fedgen_lab.split.nets import SIZES
-        from fedgen_lab.split.scoring import label_grid, score
+        from fedgen_lab.split.scoring import score
 
-        size = SIZES[self.scenario.size]
-        self.grids = [None if state is None else label_grid(state, size, seed=1) for state in event.generators]
-        self.history.append(event)
+        self.samples = samples_html(event.generators, self.dealt, SIZES[self.scenario.size])
+        self.history.append(replace(event, generators=[]))
         if event.trace is not None:
             self.trace = event.trace.until(event.round)
         self.scores[event.round] = score(event.generators, self.dealt, self.scenario, number=SCORED)
@@ -97,10 +98,8 @@ class GanRun:
         return f"Round {event.round} of {event.rounds} is complete: image score {mean:.2f}."
 
     def strip(self):
-        """The newest pictures as HTML: a row for each client, ten labels, those that it never owned in a frame."""
-        from fedgen_lab.dashboards.cluster_view import samples_html
-
-        return samples_html(self.grids, self.dealt) if self.grids else ""
+        """The newest pictures as HTML: a row for each client, one of each label, with a mark at those it never held."""
+        return self.samples
 
     def timeline(self, bandwidth_hz):
         """The trace so far on the clock of a network with that uplink bandwidth; None before the first message."""
@@ -108,8 +107,6 @@ class GanRun:
             return None
         clock = self._clock
         if clock is None or clock[:2] != (bandwidth_hz, self.trace):
-            from dataclasses import replace
-
             from fedgen_lab.wireless.replay import replay
 
             network = network_of(replace(self.scenario, bandwidth_hz=bandwidth_hz))
