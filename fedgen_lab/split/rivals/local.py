@@ -37,8 +37,8 @@ def train_alone(message, context, pictures, labels, on_step=None, keep=None):
     return core.answer(message, client, len(labels), flops=scenario.iterations * core.step_flops(scenario))
 
 
-def server_app(on_round=None, on_step=None, refused=None, keep=None):
-    """The server's half: it gives the word. `on_step` is the clients' alone here."""
+def server_app(on_round=None, on_step=None, refused=None, keep=None, after=None):
+    """The server's half: it gives the word. after(scenario, clients, round) is called when all have trained a round."""
     app = ServerApp()
 
     @app.main()
@@ -48,6 +48,8 @@ def server_app(on_round=None, on_step=None, refused=None, keep=None):
         tell(on_round, 0, scenario, clients, keep, grid)
         for server_round in range(1, scenario.rounds + 1):
             clients.ask("alone", server_round)
+            if after is not None:
+                after(scenario, clients, server_round)
             tell(on_round, server_round, scenario, clients, keep, grid)
 
     return app

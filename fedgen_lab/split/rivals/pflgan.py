@@ -12,12 +12,10 @@ from functools import partial
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
-from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.split.nets import SIZES, generate
 from fedgen_lab.split.rivals import core, local
 from fedgen_lab.split.rivals.likeness import likeness
-from fedgen_lab.split.scenario import GanScenario
 
 WHAT = local.WHAT | {
     "train.share": "down: the word to share; up, once: the generator, and how many pictures of each label it learned",
@@ -57,26 +55,10 @@ def client_app(dealt=None, on_step=None, keep=None):
     return app
 
 
-def server_app(on_round=None, on_step=None, refused=None, keep=None):
-    """The server's half: the word to train, and in the middle of the run the exchange of fakes."""
-    app = ServerApp()
-
-    @app.main()
-    def train(grid: Grid, context: Context) -> None:
-        scenario = GanScenario.from_run_config(context.run_config)
-        clients = core.Clients(grid, scenario.num_clients, [] if refused is None else refused)
-        local.tell(on_round, 0, scenario, clients, keep, grid)
-        for server_round in range(1, scenario.rounds + 1):
-            clients.ask("alone", server_round)
-            if server_round == max(1, scenario.rounds // 2) < scenario.rounds:
-                exchange(scenario, clients, server_round)
-            local.tell(on_round, server_round, scenario, clients, keep, grid)
-
-    return app
-
-
 def exchange(scenario, clients, server_round):
-    """Generators come up, fakes of those alike go down."""
+    """In the middle of the run generators come up, and fakes of those alike go down."""
+    if server_round != max(1, scenario.rounds // 2) or server_round == scenario.rounds:
+        return
     labels = torch.zeros(SIZES[scenario.size].num_labels)
     expected = {"generator": core.start_gan(scenario).state("g"), "counts": {"of": labels}}
     up = clients.ask("share", server_round, expected=expected)
@@ -92,6 +74,9 @@ def exchange(scenario, clients, server_round):
         pictures, labels = (torch.cat(part) for part in zip(*parts, strict=True))
         down[client] = {"fakes": ArrayRecord({"pictures": core.to_bytes(pictures), "labels": labels})}
     clients.ask("receive", server_round, down.get)
+
+
+server_app = partial(local.server_app, after=exchange)
 
 
 def make(scenario, generator, counts, number, *key):
