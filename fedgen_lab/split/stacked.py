@@ -3,7 +3,8 @@
 Labs 06 and 07. Clients never mix: client i's slice of every tensor goes through client i's weights, and BatchNorm takes
 its mean and spread per client and channel, so results equal N separate passes. What is saved is the overhead of many
 small calls, and of many optimisers: one Adam over the stacked tensors is N Adams, because Adam works number by number.
-Convolution for many at once is convolution in groups (Krizhevsky et al. 2012), one group a client.
+Convolution for many at once is convolution in groups (Krizhevsky et al. 2012), one group a client. Large convolutions
+are different: there the arithmetic is the cost, and a loop over clients that keeps channels last in memory wins.
 """
 
 import torch
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedgen_lab.split.nets import DiscriminatorHead, GeneratorHead
+
+LITTLE_WORK = 10e6  # multiplications of one client's convolution; beyond it, calls cost nothing and layout decides
 
 
 def stack(blocks):
@@ -98,12 +101,20 @@ class StackedConv(nn.Module):
         self.stride, self.padding = layer.stride, layer.padding
 
     def forward(self, x):
-        num_clients = len(x)
-        y = self.convolve(
-            _side_by_side(x), self.weight.flatten(0, 1), self.bias.flatten(), self.stride, self.padding,
-            groups=num_clients,
-        )  # fmt: skip
-        return _apart(y, num_clients)
+        weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
+        return _apart(self.convolve(_side_by_side(x), weight, bias, self.stride, self.padding, groups=len(x)), len(x))
+
+    def one_by_one(self, xs):
+        """A list of N inputs (B, C, H, W) -> a list of outputs."""
+        clients = zip(xs, self.weight.unbind(), self.bias.unbind(), strict=True)  # unbind: one gradient for the stack
+        return [self.convolve(x, weight, bias, self.stride, self.padding) for x, weight, bias in clients]
+
+    def work(self, x):
+        """How many multiplications one client's share of x (N, B, C, H, W) takes."""
+        positions = x[0, :, 0].numel()
+        if self.convolve is F.conv2d:
+            positions //= self.stride[0] * self.stride[1]
+        return positions * self.weight[0].numel()
 
 
 class StackedBatchNorm(nn.Module):
@@ -122,14 +133,39 @@ class StackedBatchNorm(nn.Module):
         self.eps, self.momentum, self.track_running_stats = layer.eps, layer.momentum, layer.track_running_stats
 
     def forward(self, x):
-        update = self.training and self.track_running_stats
-        if update:
+        mean, var = self._running()
+        flat = [None if tensor is None else tensor.view(-1) for tensor in (mean, var, self.weight, self.bias)]
+        return _apart(F.batch_norm(_side_by_side(x), *flat, self.training, self.momentum, self.eps), len(x))
+
+    def one_by_one(self, xs):
+        """A list of N inputs (B, C, ...) -> a list of outputs."""
+        mean, var = (x if x is not None else [None] * len(xs) for x in self._running())
+        clients = zip(xs, mean, var, self.weight.unbind(), self.bias.unbind(), strict=True)
+        return [F.batch_norm(*client, self.training, self.momentum, self.eps) for client in clients]
+
+    def _running(self):
+        """The statistics that this pass uses or updates: none while training without tracking."""
+        if self.training and not self.track_running_stats:
+            return None, None
+        if self.training:
             self.num_batches_tracked.add_(1)
-        running = (self.running_mean, self.running_var) if update or not self.training else ()
-        mean, var = (statistic.view(-1) for statistic in running) if running else (None, None)
-        weight, bias = self.weight.flatten(), self.bias.flatten()
-        y = F.batch_norm(_side_by_side(x), mean, var, weight, bias, self.training, self.momentum, self.eps)
-        return _apart(y, len(x))
+        return self.running_mean, self.running_var
+
+
+class StackedSequential(nn.Sequential):
+    """A chain of stacked layers. One that starts with a large convolution goes through them client by client.
+
+    Measured on one core (AVX2): at 64 pictures a client and the reference size, BatchNorm is three times as fast with
+    channels last, and convolution a tenth faster than in groups; at 16 pictures and 32 channels groups are faster.
+    """
+
+    def forward(self, x):
+        if not isinstance(self[0], StackedConv) or self[0].work(x) < LITTLE_WORK:
+            return super().forward(x)
+        xs = [one.contiguous(memory_format=torch.channels_last) for one in x.unbind()]
+        for layer in self:
+            xs = layer.one_by_one(xs) if hasattr(layer, "one_by_one") else [layer(one) for one in xs]
+        return torch.cat(xs).unflatten(0, (len(x), -1))  # cat, unlike stack, keeps channels last
 
 
 class StackedGeneratorHead(nn.Module):
@@ -159,7 +195,7 @@ def _stacked(layer, num_clients):
     """The stacked form of one layer, still empty."""
     match layer:
         case nn.Sequential():
-            return nn.Sequential(*(_stacked(part, num_clients) for part in layer))
+            return StackedSequential(*(_stacked(part, num_clients) for part in layer))
         case nn.ModuleList():
             return nn.ModuleList(_stacked(part, num_clients) for part in layer)
         case GeneratorHead():

@@ -44,8 +44,8 @@ def test_training_steps_of_stacked_clients_equal_the_steps_of_each(size):
         losses = [gan_step(*nets, pictures[i], labels[i], z[i]) for i, nets in enumerate(plain)]
         together = gan_step(generator, discriminator, g_adam, d_adam, pictures, labels, z)
         assert together == pytest.approx(torch.tensor(losses).sum(0).tolist(), rel=1e-6)
-    assert_same_state(generator, generators, 1e-10)
-    assert_same_state(discriminator, discriminators, 1e-10)
+    assert_same_state(generator, generators, 1e-9)
+    assert_same_state(discriminator, discriminators, 1e-9)
 
 
 def test_a_training_step_in_float32_leads_to_the_same_pictures():
