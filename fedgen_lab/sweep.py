@@ -23,6 +23,7 @@ from pathlib import Path
 SWEEPS = {
     "federated_lora": "fedgen_lab.lora.sweep_methods",
     "own_pictures": "fedgen_lab.lora.sweep_own",
+    "smashed_data": "fedgen_lab.privacy.sweep_smashed",
     "huscf_gan": "fedgen_lab.split.sweep_gan",
 }
 PACKAGES = ("torch", "diffusers", "peft", "flwr", "numpy")

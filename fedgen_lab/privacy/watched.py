@@ -1,0 +1,83 @@
+"""A run of the U as its server sees it: whose heads does it know, and what may it do with them?
+
+Lab 06. The server of HuSCF-GAN (arXiv 2507.12979) averages the clients' heads and deals them out again, so at the start
+of every round it knows every client's blocks. `attack_run` hands these to the attacks of `fedgen_lab.privacy.smashed`.
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from fedgen_lab.federation.grid import run_app
+from fedgen_lab.pictures.domains import load_domain
+from fedgen_lab.privacy.smashed import attack
+from fedgen_lab.split.batch import start_nets
+from fedgen_lab.split.deal import Dealt, deal
+from fedgen_lab.split.nets import SIZES
+from fedgen_lab.split.u_client import stacked_clients, u_client_app
+from fedgen_lab.split.u_server import u_server_app
+
+AUXILIARY = 1000  # pictures of another domain that the attacker has
+_ATTACK = 1101  # purpose of a seed spawned from the scenario's
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A run that has ended or was stopped. client: which one `generator` and `discriminator` (five blocks) belong to,
+    as the server knows them. generators: every client's, as state dicts."""
+
+    generator: nn.ModuleList
+    discriminator: nn.ModuleList
+    generators: list
+    dealt: Dealt
+    client: int
+
+
+def watched_run(scenario, client=0, fresh=False, should_stop=None, on_step=None):
+    """Train the U with the scenario's protection, and keep what its server knows of `client`. Returns a `Watched`.
+
+    fresh: train nothing, as before the first iteration. on_step(round, iteration) hears of progress. Raises ValueError
+    for a method without smashed data, and when the client was left out of the run.
+    """
+    if scenario.method != "huscf":
+        raise ValueError(f'Only the method "huscf" sends smashed data; got method {scenario.method!r}.')
+    dealt = deal(scenario)
+    generator, discriminator = start_nets(scenario)
+    if fresh:
+        return Watched(generator, discriminator, [generator.state_dict()] * scenario.num_clients, dealt, client)
+    app, servers = u_client_app(dealt, keep=True), []
+    run_app(
+        u_server_app(on_step=on_step, keep=servers.append), app, scenario.num_clients, scenario.to_run_config(),
+        should_stop, stacked=stacked_clients(app, dealt),
+    )  # fmt: skip
+    (server,) = servers
+    if client not in server.clients:
+        raise ValueError(f"Client {client} is not in the run: {[refusal.reason for refusal in server.refused]}.")
+    known = {**server.state(), **server.clients[client].state}
+    for name, net in (("g.", generator), ("d.", discriminator)):
+        net.load_state_dict({key[2:]: tensor for key, tensor in known.items() if key.startswith(name)})
+    return Watched(generator, discriminator, server.generators, dealt, client)
+
+
+def attack_run(watched, scenario, auxiliary="runes", depth=None, number=128, steps=250, on_step=None):
+    """Attack the watched client under the scenario's protection; returns a `fedgen_lab.privacy.smashed.Leak`.
+
+    auxiliary: the name of a domain whose pictures the attacker has. depth: blocks before the cut, as the scenario's
+    cut of this client has them unless given. number: secret pictures at most. Raises ValueError when the attacker's
+    domain is the client's own, or the cut is neither one of bits nor `depth` is given.
+    """
+    own = watched.dealt.domains[int(watched.dealt.domain_of[watched.client])]
+    if auxiliary == own:
+        raise ValueError(f"The attacker must not know the client's own domain {own!r}; give it another one's pictures.")
+    if depth is None:
+        cuts = scenario.cuts.split(",")
+        cut = cuts[watched.client % len(cuts)]
+        if cut not in ("0000", "1010", "0101", "1111"):
+            raise ValueError(f"Say which depth to attack: the cuts {scenario.cuts!r} don't name one for both nets.")
+        depth = 1 + int(cut[0])
+    domain = load_domain(auxiliary, AUXILIARY, SIZES[scenario.size].side, scenario.seed)
+    pictures, labels = (of[watched.client][:number] for of in (watched.dealt.pictures, watched.dealt.labels))
+    return attack(
+        watched.generator, watched.discriminator, pictures, labels, domain.as_tensor(), depth, scenario.noise,
+        scenario.bits, scenario.batch_size, steps, scenario.seed_of(_ATTACK), on_step,
+    )  # fmt: skip
