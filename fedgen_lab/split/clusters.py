@@ -21,7 +21,8 @@ def cluster(taps, k=0, seed=0):
 
     k: how many clusters (the published code takes the number of domains, which a server would not know), or 0: as many
     as give the highest mean silhouette, and one where nothing separates the clients. Fewer where fewer taps differ.
-    A client whose tap has NaN or infinity in it becomes a cluster of its own, so that it touches nobody.
+    A client whose tap has NaN or infinity in it becomes a cluster of its own, so that it touches nobody. A tap shows a
+    client's labels too: where these differ much, clients of one label come together before clients of one domain.
     Raises ValueError when taps are not one row a client, or k is negative.
     """
     taps = _as_array(taps)
