@@ -20,7 +20,7 @@ from fedgen_lab.split.scenario import CUTS
 
 HOPS = 16
 NEVER = "Never sent: pictures, labels, noise z, fakes, losses. They are on the device, in no message."
-FREE_BLOCKS = ("Generator block 1", "Generator block 3", "Discriminator block 1", "Discriminator block 3")
+FREE_BLOCKS = ("Block G1", "Block G3", "Block D1", "Block D3")  # the order of a cut's bits; G: generator
 SEEN = 3  # pictures of the batch whose channels are drawn
 CHANNELS = 10  # of each
 
@@ -28,7 +28,8 @@ CHANNELS = 10  # of each
 class SplitStep:
     """What `split_step` shows. `hops`: those of this iteration so far; `iterations`: how many are complete.
 
-    `next_hop`, `whole_iteration` and `start_over` are what the buttons do; `cut` is the present cut, such as "0110".
+    `next_hop`, `whole_iteration`, `ten_iterations` and `start_over` are what the buttons do; `cut` is the present cut,
+    such as "0110".
     """
 
     def __init__(self, cut, pictures, labels, size, seed):
@@ -39,6 +40,7 @@ class SplitStep:
         ]
         self.next_button = button("Next hop", self.next_hop, main=True)
         self.whole_button = button("Whole iteration", self.whole_iteration)
+        self.ten_button = button("Ten iterations", self.ten_iterations)
         self.over_button = button("Start over", self.start_over)
         self.ledger_button = button("Show ledger as table", self._toggle_ledger)
         self.status = StatusLine()
@@ -46,7 +48,8 @@ class SplitStep:
         self.ledger.layout.display = "none"
         self.box = widgets.VBox(
             [
-                style(), grid(self.where), row([self.next_button, self.whole_button, self.over_button]),
+                style(), grid(self.where),
+                row([self.next_button, self.whole_button, self.ten_button, self.over_button]),
                 self.status.widget, self.map, self.strip, self.sums, self.ledger_button, self.ledger,
             ],
             layout={"width": "100%"},
@@ -77,6 +80,14 @@ class SplitStep:
         self._advance()
         while len(self.hops) < HOPS:
             self._advance()
+        self._draw()
+
+    def ten_iterations(self):
+        """Ten whole iterations, to see the nets learn."""
+        for _ in range(10):
+            self._advance()
+            while len(self.hops) < HOPS:
+                self._advance()
         self._draw()
 
     def _advance(self):
@@ -122,7 +133,7 @@ class SplitStep:
         self.sums.value = (
             f'<p class="fedgen-note">This iteration so far: {up:,} bytes up, {down:,} bytes down.<br>{NEVER}</p>'
         )
-        self.ledger.value = table_html(self.frame())
+        self.ledger.value = f'<div style="white-space: nowrap">{table_html(self.frame())}</div>'
 
     def _toggle_ledger(self):
         hidden = self.ledger.layout.display == "none"
@@ -189,86 +200,81 @@ def tensor_html(hop):
         high = max(-low, high)
         low = -high
     scaled = (tensor - low) / max(high - low, 1e-12) * 2 - 1
-    scale = max(2, 56 // tensor.shape[-1])
-    rows = []
-    for number in range(len(tensor)):
-        channels = scaled[number, :, None].expand(-1, 3, -1, -1)  # grey as three equal colours
-        rows.append((f"picture {number}", channels))
-    sent = strip_html(rows, [f"{hop.kind}, channel {channel}" for channel in range(tensor.shape[1])], scale)
-    stays = ""
-    if hop.shown is not None:
-        shown = hop.shown[:SEEN].expand(-1, 3, -1, -1) if hop.shown.shape[1] == 1 else hop.shown[:SEEN]
-        headings = [f"picture {number}" for number in range(len(shown))]
-        stays = "<p>On the device, not sent:</p>" + strip_html([("stays", shown)], headings, max(2, 56 // 14))
+    scaled = scaled[:, :, None].expand(-1, -1, 3, -1, -1)  # grey is three equal colours
+    channels = [f"channel {channel}" for channel in range(tensor.shape[1])]
+    sent = [(f"picture {number}", picture) for number, picture in enumerate(scaled)]
     words = f"On the wire: {len(hop.tensor)} pictures x {hop.tensor.shape[1]} channels; the first of them. "
     words += f"Numbers from {float(hop.tensor.min()):.3g} to {float(hop.tensor.max()):.3g}."
     if hop.kind == "gradient":
         words += " Mid-grey is zero."
-    return f'<div class="fedgen-note">{stays}<p>{words}</p>{sent}</div>'
+    parts = [f"<div>{words}</div>", strip_html(sent, channels, max(2, 56 // tensor.shape[-1]))]
+    if hop.shown is not None:
+        shown = hop.shown[:SEEN].expand(-1, 3, -1, -1)
+        names = [f"picture {number}" for number in range(len(shown))]
+        stays = strip_html([("stays", shown)], names, max(2, 56 // shown.shape[-1]))
+        parts = ["<div>On the device, not sent:</div>", stays, *parts]
+    # A grid whose column may be narrower than its content: long strips scroll, words wrap.
+    look = "display: grid; grid-template-columns: minmax(0, 1fr); gap: 4px"
+    return f'<div class="fedgen-note" style="{look}">{"".join(parts)}</div>'
 
 
 # ---- the map of the ten blocks
 
-_COLUMN, _TOP, _BOTTOM, _BOX = 74, 34, 124, (58, 40)  # pixels
+_COLUMN, _TOP, _BOTTOM, _BOX = 70, 34, 124, (56, 40)  # pixels
+_LEFT, _WIDTH = 58, 410
+_SHORES = {"server": _TOP, "device": _BOTTOM}
 
 
 def map_html(cut, hop=None):
-    """The ten blocks on two shores, the server above and the device below, with the present hop as an arrow.
+    """The five blocks of each net on two shores, the server above and the device below; the present hop is an arrow.
 
-    The device's blocks have dashed borders. Returns HTML: an SVG whose label says the same in words.
+    The device's blocks have dashed borders. Returns HTML: two SVGs whose labels say the same in words.
     """
     bits = [int(bit) for bit in cut]
-    held = [1, bits[0], 0, bits[1], 1, 1, bits[2], 0, bits[3], 1]  # 1: on the device
-    shores = [_BOTTOM if here else _TOP for here in held]
-    parts = [
-        f'<line x1="{_left(place) + _BOX[0]}" y1="{shores[place] + 20}" x2="{_left(place + 1)}" '
-        f'y2="{shores[place + 1] + 20}" stroke="#808080"/>'
-        for place in (0, 1, 2, 3, 5, 6, 7, 8)
-    ]
-    for place, net in ((0, "generator"), (5, "discriminator")):
-        parts.append(f'<text x="{_left(place)}" y="{_BOTTOM + 62}">{net}</text>')
-    for shore, y in (("server", _TOP), ("device", _BOTTOM)):
-        parts.append(f'<text x="0" y="{y + 24}" font-weight="bold">{shore}</text>')
-    for place, here in enumerate(held):
-        x, y = _left(place), shores[place]
+    maps = "".join(
+        _net_map(net, (1, first, 0, third, 1), hop if hop is not None and hop.net == net else None)
+        for net, first, third in (("generator", *bits[:2]), ("discriminator", *bits[2:]))
+    )
+    return f'<div style="display: flex; flex-wrap: wrap; gap: 0 12px" data-cut="{cut}">{maps}</div>'
+
+
+def _net_map(net, held, hop):
+    """One net as an SVG. held: five bits, 1 where the device holds the block."""
+    letter, shores = net[0].upper(), [_BOTTOM if here else _TOP for here in held]
+    parts = [f'<text x="0" y="{y + 24}" font-weight="bold">{name}</text>' for name, y in _SHORES.items()]
+    parts.append(f'<text x="{_LEFT}" y="{_BOTTOM + 60}">{net}</text>')
+    for place, (here, y) in enumerate(zip(held, shores, strict=True)):
+        x, name = _LEFT + place * _COLUMN, f"{letter}{place}" + {0: " head", 4: " tail"}.get(place, "")
         role, dash = ("client", ' stroke-dasharray="5 3"') if here else ("server", "")
-        name = f"{'G' if place < 5 else 'D'}{place % 5}"
-        part = {0: " head", 4: " tail"}.get(place % 5, "")
         parts.append(
             f'<rect x="{x}" y="{y}" width="{_BOX[0]}" height="{_BOX[1]}" rx="4" fill="none" '
             f'stroke="{PALETTE[role]}" stroke-width="2"{dash}/>'
-            f'<text x="{x + _BOX[0] / 2}" y="{y + 24}" text-anchor="middle">{name}{part}</text>'
+            f'<text x="{x + _BOX[0] / 2}" y="{y + 24}" text-anchor="middle">{name}</text>'
         )
-    words = [f"Cut {cut}. On the device: " + ", ".join(_names(held, 1)), "on the server: " + ", ".join(_names(held, 0))]
+        if place < 4:
+            ends = f'x1="{x + _BOX[0]}" y1="{y + 20}" x2="{x + _COLUMN}" y2="{shores[place + 1] + 20}"'
+            parts.append(f'<line {ends} stroke="#808080"/>')
+    sides = [[f"{letter}{place}" for place in range(5) if held[place] == side] for side in (1, 0)]
+    words = [f"{net}: on the device {', '.join(sides[0])}", f"on the server {', '.join(sides[1])}"]
     if hop is not None:
-        start = 0 if hop.net == "generator" else 5
         # The head cut lies before the first block on the server, the tail cut behind the last.
-        server = [place for place in range(start, start + 5) if not held[place]]
-        x = _left(server[0]) - 8 if hop.at == "head" else _left(server[-1]) + _BOX[0] + 8
-        parts.append(_arrow(x, hop.up, f"{hop.kind}, {hop.bytes:,} bytes {'up' if hop.up else 'down'}"))
-        words.append(f"now the {hop.net}'s {hop.kind} goes {'up' if hop.up else 'down'} at its {hop.at}")
-    label, width = html.escape("; ".join(words) + ".", quote=True), _left(10) + 4
+        boundary = held.index(0) if hop.at == "head" else 5 - held[::-1].index(0)
+        way = "up" if hop.up else "down"
+        parts.append(_arrow(_LEFT + boundary * _COLUMN - 7, hop.up, f"{hop.kind}, {hop.bytes:,} bytes {way}"))
+        words.append(f"now its {hop.kind} goes {way} at the {hop.at}")
+    label = html.escape("; ".join(words) + ".", quote=True)
     return (
-        f'<svg role="img" aria-label="{label}" viewBox="0 0 {width} 192" style="width: 100%; max-width: {width}px; '
-        'font: 13px sans-serif; color: var(--jp-ui-font-color1, #222); display: block" fill="currentColor">'
+        f'<svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} 190" fill="currentColor" style="display: block; '
+        f'width: {_WIDTH}px; max-width: 100%; font: 13px sans-serif; color: var(--jp-ui-font-color1, #222)">'
         f"{''.join(parts)}</svg>"
     )
-
-
-def _left(place):
-    return 62 + place * _COLUMN + (10 if place > 4 else 0)  # a gap between the two nets
-
-
-def _names(held, here):
-    return [f"{'G' if place < 5 else 'D'}{place % 5}" for place, one in enumerate(held) if one == here]
 
 
 def _arrow(x, up, words):
     y, tip = (_BOTTOM - 2, _TOP + _BOX[1] + 6) if up else (_TOP + _BOX[1] + 2, _BOTTOM - 6)
     back = 9 if up else -9
-    anchor = "middle" if 160 < x < 660 else "start" if x <= 160 else "end"
     return (
         f'<line x1="{x}" y1="{y}" x2="{x}" y2="{tip}" stroke="currentColor" stroke-width="4"/>'
         f'<path d="M{x - 8} {tip + back} L{x} {tip - back / 3} L{x + 8} {tip + back} Z"/>'
-        f'<text x="{x}" y="18" text-anchor="{anchor}" font-weight="bold">{words}</text>'
+        f'<text x="{min(max(x, 140), 270)}" y="18" text-anchor="middle" font-weight="bold">{words}</text>'
     )

@@ -40,6 +40,8 @@ def test_whole_iteration_finishes_the_one_that_was_begun(stepper):
     assert list(frame["direction"]) == ["up", "down"] * 8
     assert frame["bytes"].sum() == sum(hop.bytes for hop in stepper.hops)
     assert f"{sum(hop.bytes for hop in stepper.hops if hop.up):,} bytes up" in stepper.sums.value
+    stepper.ten_button.click()
+    assert len(stepper.hops) == HOPS and stepper.iterations == 11
 
 
 def test_iterations_train_the_nets_and_start_over_brings_the_first_weights_back(stepper):
@@ -67,10 +69,13 @@ def test_the_ledger_is_shown_and_hidden_by_a_button_that_says_which(stepper):
 
 
 def test_the_map_says_in_words_who_holds_what_and_where_the_tensor_goes(stepper):
-    words = re.search(r'aria-label="([^"]+)"', map_html("0110"))[1]
-    assert words == "Cut 0110. On the device: G0, G3, G4, D0, D1, D4; on the server: G1, G2, D2, D3."
+    words = re.findall(r'aria-label="([^"]+)"', map_html("0110"))
+    assert words == [
+        "generator: on the device G0, G3, G4; on the server G1, G2.",
+        "discriminator: on the device D0, D1, D4; on the server D2, D3.",
+    ]
     stepper.next_hop()
-    assert "the generator&#x27;s activation goes up at its head" in stepper.map.value
+    assert "on the server G1, G2; now its activation goes up at the head." in stepper.map.value
 
 
 def test_run_inline_it_shows_two_moments_and_the_whole_ledger(monkeypatch, capsys):
@@ -79,7 +84,7 @@ def test_run_inline_it_shows_two_moments_and_the_whole_ledger(monkeypatch, capsy
     monkeypatch.setattr("fedgen_lab.dashboards.split_step.display", lambda one: shown.append(one.data))
     made = split_step("1111")  # handwritten digits
     assert made.iterations == 1 and "hop 1 of 16" in shown[0] and "hop 16 of 16" in shown[0]
-    assert shown[0].count("<svg") == 2 and shown[0].count("<tr>") > 16
+    assert shown[0].count("<svg") == 4 and shown[0].count("<tr>") > 16
 
 
 @pytest.mark.parametrize(
