@@ -33,7 +33,7 @@ HELP = (
     "device and server. Heads and tails always lie on the devices, the blocks 2 on the server."
 )
 GENERATIONS, POPULATION = 300, 1000  # the published recipe, which goes on for 1,000 generations
-TILE = 4  # from 28 clients on, four share a cut in the race, as published
+TILE = 4  # clients that share a cut in the race, as published; one where there are fewer than 28
 CRITICAL = "#D55E00"
 _LOOKS = {  # kind of bar: role that gives the colour, pattern
     "device computes": ("client", ""),
@@ -65,9 +65,10 @@ class CutEditor:
         )
         self.counting = controls.choice("Counting", [("corrected", False), ("as published", True)], reference)
         self.toggles = [[self._toggle(device, bit) for bit in range(4)] for device in DEVICES]
-        self.labels = [widgets.HTML(layout={"width": "200px"}) for _ in DEVICES]
-        self.rows = [
-            controls.row([label, *toggles]) for label, toggles in zip(self.labels, self.toggles, strict=True)
+        self.labels = [widgets.HTML(layout={"flex": "1 1 270px"}) for _ in DEVICES]
+        self.rows = [  # the four buttons stay together: beside the label, or below it where the page is narrow
+            controls.row([label, widgets.HBox(toggles, layout={"flex": "0 0 auto"})])
+            for label, toggles in zip(self.labels, self.toggles, strict=True)
         ]
         self.buttons = [
             controls.button("Exact optimum", self.set_optimum, main=True),
@@ -77,7 +78,7 @@ class CutEditor:
         self.gantt = charts.LiveChart("iteration")
 
         self.race = Job(self._race, self._show_race)
-        self.race_so_far = None
+        self.race_so_far, self._drawn_at = None, 0.0
         self.race_button = controls.button("Race the genetic algorithm", self.race.start)
         self.stop_button = controls.button("Stop", self._stop)
         self.stop_button.disabled = True
@@ -158,8 +159,8 @@ class CutEditor:
             if kind < kinds:
                 device, number = setting["devices"][kind], len(range(kind, self.clients.value, len(DEVICES)))
                 label.value = (
-                    f'<span class="fedgen-note"><b>{device.name}</b> ({number}): {device.flops_per_second / 1e9:.3g} '
-                    f"GFLOP/s, {device.bits_per_second / 1e6:.3g} {unit}</span>"
+                    f'<span class="fedgen-note"><b>{device.name}</b> ({number}): {device.flops_per_second / 1e9:.4g} '
+                    f"GFLOP/s, {device.bits_per_second / 1e6:.4g} {unit}</span>"
                 )
         self.gantt.update(*iteration_chart(self.cuts(), **setting))
 
@@ -195,7 +196,7 @@ class CutEditor:
             **setting,
             generations=GENERATIONS,
             population=POPULATION,
-            tile=TILE if len(setting["devices"]) >= TILE * len(DEVICES) else 1,
+            tile=race.tile,
             on_generation=hear,
             should_stop=lambda: job.should_stop() or race.reached(),
         )
@@ -211,8 +212,10 @@ class CutEditor:
         self.stop_button.disabled = not running or job.should_stop()
         words = {"done": "Done: ", "cancelled": "Stopped: "}.get(job.state, "")
         self.status.say(words + race.sentence() if words and race is not None else job.message, job.state)
-        if race is not None and race.best:
+        # A new chart keeps the browser busy for a moment: once a second leaves it free for the Stop button.
+        if race is not None and race.best and (not running or time.monotonic() - self._drawn_at > 1):
             self.race_chart.update(*race_chart(race))
+            self._drawn_at = time.monotonic()
 
 
 class Race:
@@ -220,6 +223,7 @@ class Race:
 
     def __init__(self, num_clients, optimum, proof_seconds):
         self.num_clients, self.optimum, self.proof_seconds = num_clients, optimum, proof_seconds
+        self.tile = TILE if num_clients >= TILE * len(DEVICES) else 1
         self.best, self.took_seconds = [], 0.0
 
     def reached(self):
@@ -228,12 +232,13 @@ class Race:
 
     def sentence(self):
         """The state of the race in words."""
+        who = f"{self.num_clients} clients" + (f" (each {self.tile} share a cut)" if self.tile > 1 else "")
         if not self.best:
-            return f"{self.num_clients} clients; the genetic algorithm has not finished a generation yet."
-        above = 100 * (self.best[-1] / self.optimum - 1)
-        where = "it has met the optimum, which it can't know" if self.reached() else f"{above:.2g} % above the optimum"
+            return f"{who}; the genetic algorithm has not finished a generation yet."
+        above = f"{_percent(self.best[-1] / self.optimum)} above the optimum"
+        where = "it has met the optimum, which it can't know" if self.reached() else above
         return (
-            f"{self.num_clients} clients, generation {len(self.best)}: {self.best[-1]:.4g} s an iteration, {where}. "
+            f"{who}, generation {len(self.best)}: {self.best[-1]:.4g} s an iteration, {where}. "
             f"The genetic algorithm has computed for {self.took_seconds:.1f} s, the proof of {self.optimum:.4g} s took "
             f"{self.proof_seconds:.3f} s."
         )
@@ -293,7 +298,8 @@ def iteration_chart(cuts, devices, work, reference=False, server=SERVER):
         x=path[["start_seconds", "end_seconds"]].to_numpy().ravel().tolist(), y=np.repeat(path["row"], 2).tolist(),
         name="critical path", mode="lines", line={"color": CRITICAL, "width": 3}, hoverinfo="skip",
     )  # fmt: skip
-    chart.update_layout(barmode="overlay", legend={"traceorder": "normal"})
+    # A step too short for its name goes without.
+    chart.update_layout(barmode="overlay", uniformtext={"minsize": 9, "mode": "hide"})
     rows = ["step", *row_of.values()]
     chart.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=rows)
 
@@ -301,8 +307,8 @@ def iteration_chart(cuts, devices, work, reference=False, server=SERVER):
     _, optimum = exact_cuts(devices, work, reference, server)
     spent = path.groupby(["row", "kind"])["seconds"].sum()
     where, what = spent.idxmax()
-    above = 100 * (total / optimum - 1)
-    gap = "which is the optimum" if above < 1e-6 else f"{above:.2g} % above the optimum of {optimum:.4g} s"
+    above = f"{_percent(total / optimum)} above the optimum of {optimum:.4g} s"
+    gap = "which is the optimum" if total <= optimum * (1 + 1e-9) else above
     what = "computing" if what.endswith("computes") else what
     sentence = (
         f"One iteration of {len(devices)} clients takes {total:.4g} s, {gap}. The largest part of its critical path is "
@@ -310,6 +316,12 @@ def iteration_chart(cuts, devices, work, reference=False, server=SERVER):
     )
     columns = ["row", "net", "direction", "phase", "start_seconds", "end_seconds", "on_critical_path"]
     return chart, sentence, pieces[columns].rename(columns={"row": "who"})
+
+
+def _percent(ratio):
+    """By how much `ratio` is above one, in words."""
+    above = 100 * (ratio - 1)
+    return f"{above:,.0f} %" if above >= 10 else f"{above:.2g} %"
 
 
 def _add_stages(chart, pieces):
@@ -320,7 +332,8 @@ def _add_stages(chart, pieces):
         orientation="h", name="step", showlegend=False, y=["step"] * len(starts), base=starts.tolist(),
         x=(ends[starts.index] - starts).tolist(),
         text=[f"{net[0].upper()} {direction}" for net, direction in starts.index], textposition="inside",
-        insidetextanchor="middle", marker={"color": "rgba(128,128,128,0.25)", "line": {"color": "#808080", "width": 1}},
+        textangle=0, insidetextanchor="middle", textfont={"color": "white"},
+        marker={"color": "#6E6E6E", "line": {"color": "white", "width": 1}},
         hovertext=[f"{net}, {direction}" for net, direction in starts.index],
         hovertemplate="%{hovertext}: %{x:.3g} s<extra></extra>",
     )  # fmt: skip

@@ -65,7 +65,8 @@ def genetic_cuts(
     code takes four, for a shorter genome.
 
     on_generation(generation, seconds, cuts): called after each generation with the best so far. should_stop(): asked
-    before each; what was found is returned. Raises ValueError as `exact_cuts`, and when `population` is below two.
+    before each; what was found is returned. Raises ValueError as `exact_cuts`, when `population` is below two, and when
+    `tile` is below one.
     """
     import random
 
@@ -73,6 +74,8 @@ def genetic_cuts(
 
     if population < 2:
         raise ValueError(f"population must be at least 2, so that there are parents; got {population!r}.")
+    if tile < 1:
+        raise ValueError(f"tile must be at least 1 client; got {tile!r}.")
 
     class Fitness(base.Fitness):
         weights = (-1.0,)  # fewer seconds are better

@@ -153,6 +153,14 @@ def test_the_genetic_algorithm_stops_when_asked_and_keeps_to_the_memory():
     assert fits(np.array(cuts), devices, work) and np.isfinite(seconds)
     with pytest.raises(ValueError, match="population must be at least 2"):
         genetic_cuts(devices, work, population=1)
+    with pytest.raises(ValueError, match="tile must be at least 1"):
+        genetic_cuts(devices, work, tile=0)
+
+
+def test_in_a_tile_the_clients_most_alike_share_a_cut():
+    devices = deal_devices(14)  # two of each kind
+    cuts, _ = genetic_cuts(devices, block_flops("lab14", 16), seed=5, generations=1, population=10, tile=2)
+    assert cuts[:7] == cuts[7:] and len(set(cuts)) > 2
 
 
 def test_cuts_are_read_from_text():
@@ -161,5 +169,5 @@ def test_cuts_are_read_from_text():
     best, _ = exact_cuts(deal_devices(8), block_flops("lab14", 16))
     assert parse_cuts("optimum", 8, "lab14", 16) == best
     for text in ("011", "0112", "0110,1111", "", "best"):
-        with pytest.raises(ValueError, match="cuts must be \"optimum\", or four bits"):
+        with pytest.raises(ValueError, match='cuts must be "optimum", or four bits'):
             parse_cuts(text, 3, "lab14", 16)
