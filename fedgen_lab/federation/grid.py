@@ -16,7 +16,6 @@ import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from flwr.common.serde import error_to_proto, recorddict_from_proto, recorddict_to_proto
-from flwr.proto.recorddict_pb2 import RecordDict as ProtoRecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
@@ -42,8 +41,9 @@ class LabGrid(Grid):
     is called with every `Sent` that was written into `trace`. An exception in a client becomes a Flower `Error`
     reply, as on a real node, except `Stopped`, which passes through.
 
-    `stacked(messages, contexts)` may answer all messages of one push and type at once, as a list of replies in their
-    order: a faster twin of `client_app` that gives the same replies. Each message still crosses the wire on its own.
+    `stacked(messages, contexts)` may answer all messages of one push and type at once: a faster twin of `client_app`
+    that gives the same replies, as a list in the order of the messages with an exception where that client raised one,
+    or None to leave them to `client_app`. Each message still crosses the wire on its own.
 
     Use it in a `with` block: Flower's messages need to know which task makes them, and Flower's log is kept quiet
     meanwhile. One run at a time holds the block; another run in another thread waits for its turn.
@@ -139,7 +139,9 @@ class LabGrid(Grid):
             received.append(Message(content, metadata=message.metadata))
             contexts.append(self._contexts[node_id])
             sizes.append(size)
-        replies = self._answers(received, contexts)
+        replies = self._stacked_answers(received, contexts) if self._stacked is not None else None
+        if replies is None:
+            replies = [self._answer(message, context) for message, context in zip(received, contexts, strict=True)]
         for message, context, size, reply in zip(messages, contexts, sizes, replies, strict=True):
             server_round = _server_round(message.content)
             if server_round not in steps:
@@ -155,23 +157,32 @@ class LabGrid(Grid):
             self._replies[message.metadata.message_id] = reply
         return [message.metadata.message_id for message in messages]
 
-    def _answers(self, messages, contexts):
-        """What the clients say: their replies, or `Error` replies if they raised one."""
+    def _answer(self, message, context):
+        """What the client says: its reply, or an `Error` reply if it raised one."""
         try:
-            with _flower_task(RUN_ID, contexts[0].node_id):
-                if self._stacked is not None:
-                    replies = self._stacked(messages, contexts)
-                else:
-                    replies = [self._client_app(messages[0], contexts[0])]
-            for reply in replies:
-                if not isinstance(reply, Message):
-                    raise TypeError(f"the client must return a flwr.app.Message; it returned {type(reply).__name__}")
-            return replies
+            with _flower_task(RUN_ID, context.node_id):
+                reply = self._client_app(message, context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the client must return a flwr.app.Message; it returned {type(reply).__name__}")
+            return reply
         except Stopped:
             raise
         except Exception as error:
-            reason = f"{type(error)}:<'{error}'>"  # the wording of Flower's SuperNode
-            return [Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=m) for m in messages]
+            return _error_reply(error, message)
+
+    def _stacked_answers(self, messages, contexts):
+        """The same for many clients at once; None if the stacked handler leaves them to the plain one."""
+        try:
+            with _flower_task(RUN_ID, contexts[0].node_id):
+                replies = self._stacked(messages, contexts)
+        except Stopped:
+            raise
+        except Exception as error:  # nobody in particular: each of them gets it
+            replies = [error] * len(messages)
+        if replies is None:
+            return None
+        pairs = zip(messages, replies, strict=True)
+        return [_error_reply(reply, message) if isinstance(reply, Exception) else reply for message, reply in pairs]
 
     def _record(self, *row):
         sent = self.trace.add(*row)
@@ -213,18 +224,26 @@ def _flower_task(run_id, node_id):
     log = logging.getLogger("flwr")
     before, level = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id), log.level
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
-    log.setLevel(logging.ERROR)
+    if level != logging.ERROR:  # changing it is slow, and a run is thousands of messages
+        log.setLevel(logging.ERROR)
     try:
         yield
     finally:
         TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
-        log.setLevel(level)
+        if level != logging.ERROR:
+            log.setLevel(level)
+
+
+def _error_reply(error, message):
+    """What a real node sends when its client raised `error`."""
+    reason = f"{type(error)}:<'{error}'>"  # the wording of Flower's SuperNode
+    return Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason), reply_to=message)
 
 
 def _cross_the_wire(content):
     """A copy of the records as the other side reads them, and their size in bytes on the wire."""
-    wire = recorddict_to_proto(content).SerializeToString()
-    return recorddict_from_proto(ProtoRecordDict.FromString(wire)), len(wire)
+    wire = recorddict_to_proto(content)  # Flower's wire form, which shares no memory with the records
+    return recorddict_from_proto(wire), wire.ByteSize()
 
 
 def _server_round(content):

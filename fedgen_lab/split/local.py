@@ -17,7 +17,7 @@ BETAS = (0.5, 0.999)  # Adam's, as in the original and in DCGAN
 
 def new_adam(blocks, learning_rate):
     """Adam over all parameters of these blocks."""
-    return torch.optim.Adam([p for block in blocks for p in block.parameters()], lr=learning_rate, betas=BETAS)
+    return torch.optim.Adam([p for block in blocks for p in block.parameters()], lr=learning_rate, betas=BETAS, fused=True)
 
 
 def adversarial_loss(logits, real):

@@ -175,7 +175,7 @@ class UServer:
             shape = (size, *self.shapes[name[0]][_crossing(name, client.cut)])
             if tuple(tensor.shape) != shape or tensor.dtype != self.dtype:
                 raise ValueError(f"it sent {name!r} as {tensor.dtype} {tuple(tensor.shape)}, not {self.dtype} {shape}")
-            if not tensor.isfinite().all():
+            if not (tensor.sum().isfinite() or tensor.isfinite().all()):  # the sum is six times as fast
                 raise ValueError(f"it sent NaN or infinity in {name!r}")
             tensors[name] = tensor
         return tensors
@@ -386,5 +386,5 @@ def _save(generators, path):
     from safetensors.torch import save_file
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({f"client-{c}.{name}": tensor.contiguous() for c, state in enumerate(generators) if state is not None
+    save_file({f"client-{c}.{name}": tensor.clone() for c, state in enumerate(generators) if state is not None
                for name, tensor in state.items()}, path)  # fmt: skip

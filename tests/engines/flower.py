@@ -120,7 +120,8 @@ class Flower:
     def start_run(self, app, run_config, nodes=None):
         """Start `flwr run APP --stream`; it ends when the run ends. `nodes`: how many clients the simulation has."""
         overrides = " ".join(
-            f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in run_config.items()
+            f'{key}="{value}"' if isinstance(value, str) else f"{key}={str(value).lower()}"
+            for key, value in run_config.items()
         )
         command = ["flwr", "run", str(app), "here", "--stream", "--run-config", overrides]
         if nodes is not None:

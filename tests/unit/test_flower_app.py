@@ -13,6 +13,8 @@ from flwr.serverapp import ServerApp
 
 import fedgen_lab
 from fedgen_lab.scenario import Scenario
+from fedgen_lab.split.half import HOPS
+from fedgen_lab.split.scenario import GanScenario
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -21,11 +23,12 @@ APP = PROJECT["tool"]["flwr"]["app"]
 
 def test_every_knob_of_a_scenario_is_a_run_config_key_with_the_same_default():
     config = dict(APP["config"])
-    assert config.pop("save-to") == ""
-    assert config == Scenario().to_run_config()
-    assert {key: type(value) for key, value in config.items()} == {
-        key: type(value) for key, value in Scenario().to_run_config().items()
-    }
+    assert config.pop("save-to") == "" and config.pop("experiment") == "lora"
+    for written, scenario in ((config.pop("gan"), GanScenario()), (config, Scenario())):
+        assert written == scenario.to_run_config()
+        assert {key: type(value) for key, value in written.items()} == {
+            key: type(value) for key, value in scenario.to_run_config().items()
+        }
 
 
 def test_a_scenario_survives_the_run_config():
@@ -56,4 +59,5 @@ def test_a_simulation_worker_finds_the_client_by_its_name():
     from fedgen_lab.federation.app import client_app, train_on_own_pictures
 
     assert train_on_own_pictures.__qualname__ == "train_on_own_pictures"
-    assert list(client_app._registered_funcs) == ["train.default"]
+    hops = [f"train.{hop}" for hop in HOPS]
+    assert list(client_app._registered_funcs) == ["train.default", "query.hello", *hops]

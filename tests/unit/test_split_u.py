@@ -38,10 +38,12 @@ def scenario_of(num_clients, cuts, **changes):
 def train(scenario, dealt, keep=True, stacked=False, heard=None):
     """The server after a run, and the grid's run; `heard` collects (kind, content) of what the clients answer."""
     servers, app = [], u_client_app(dealt, keep)
-    twin = stacked_clients(app, dealt) if stacked else lambda *all: [app(*one) for one in zip(*all, strict=True)]
+    twin = stacked_clients(dealt) if stacked else lambda *together: None
 
     def overheard(messages, contexts):
         replies = twin(messages, contexts)
+        if replies is None:
+            replies = [app(message, context) for message, context in zip(messages, contexts, strict=True)]
         if heard is not None:
             heard.extend((reply.metadata.message_type, reply.content) for reply in replies)
         return replies

@@ -1,0 +1,147 @@
+"""A client of the U that errs, sends nonsense or goes away is named and left out, and the others go on."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array
+
+from fedgen_lab.federation.grid import run_app
+from fedgen_lab.split.scenario import GanScenario
+from fedgen_lab.split.u_client import stacked_clients, u_client_app
+from fedgen_lab.split.u_server import u_server_app
+
+SCENARIO = GanScenario(num_clients=3, rounds=2, iterations=2, batch_size=4, cuts="0110", warm_up=1, domains="digits")
+
+
+def pictures_of_noise(num_clients):
+    draw = torch.Generator().manual_seed(5)
+    pictures = [torch.rand(9, 1, 14, 14, generator=draw) * 2 - 1 for _ in range(num_clients)]
+    return SimpleNamespace(pictures=pictures, labels=[torch.randperm(9, generator=draw) for _ in pictures])
+
+
+def run_with(trouble, scenario=SCENARIO, dealt=None, stacked=False):
+    """A run in which `trouble(kind, client, config, reply)` may spoil a reply; the server afterwards and the rounds."""
+    dealt = pictures_of_noise(scenario.num_clients) if dealt is None else dealt
+    servers, rounds, app = [], [], u_client_app(dealt, keep=True)
+    twin = stacked_clients(dealt)
+
+    def spoilt(message, context, reply):
+        config = message.content["config"] if "config" in message.content else {}
+        kind = message.metadata.message_type.partition(".")[2]
+        trouble(kind, int(context.node_config["partition-id"]), config, reply)
+        return reply
+
+    def plain(message, context):
+        return spoilt(message, context, app(message, context))
+
+    def together(messages, contexts):
+        replies = twin(messages, contexts)
+        return replies and [spoilt(*one) for one in zip(messages, contexts, replies, strict=True)]
+
+    run_app(
+        u_server_app(keep=servers.append, on_round=rounds.append), plain, scenario.num_clients,
+        scenario.to_run_config(), stacked=together if stacked else None,
+    )  # fmt: skip
+    return servers[0], rounds
+
+
+def put(name, value):
+    """A trouble: client 1 sends `value(its own array)` as `name` in the first iteration."""
+
+    def spoil(kind, client, config, reply):
+        here = client == 1 and config.get("server-round") == 1 and config["iteration"] == 0 and kind != "start"
+        if here and "tensors" in reply.content and name in reply.content["tensors"]:
+            reply.content["tensors"][name] = Array(value(reply.content["tensors"][name].numpy()))
+
+    return spoil
+
+
+@pytest.mark.parametrize("stacked", [False, True], ids=["plain", "stacked"])
+@pytest.mark.parametrize("name", ["g_head", "d_head_real", "d_body_fake", "d_head_fool", "d_body_fool", "g_body"])
+def test_nan_from_one_client_is_named_and_touches_nobody_else(name, stacked):
+    server, rounds = run_with(put(name, lambda array: array * np.float32("nan")), stacked=stacked)
+    ((server_round, client, reason),) = server.refused
+    assert (server_round, client) == (1, "client 1") and f"NaN or infinity in '{name}'" in reason
+    assert list(server.clients) == [0, 2] and len(rounds) == 3
+    assert server.generators[1] is None and rounds[-1].groups[1] == -1 and np.isnan(rounds[-1].weights[1])
+    assert all(tensor.isfinite().all() for i in (0, 2) for tensor in server.generators[i].values())
+
+
+def test_nan_in_a_first_hop_leaves_the_others_exactly_as_if_the_client_had_never_been_there():
+    """Their restarted iteration draws the same batch; only BatchNorm counts a head's first pass twice."""
+
+    def nan_at_once(kind, client, config, reply):
+        if client == 2 and kind == "start":
+            array = reply.content["tensors"]["g_head"].numpy()
+            reply.content["tensors"]["g_head"] = Array(array * np.float32("nan"))
+
+    with_it, _ = run_with(nan_at_once)
+    dealt = pictures_of_noise(3)
+    without = GanScenario(**{**SCENARIO.__dict__, "num_clients": 2})
+    alone, _ = run_with(lambda *_: None, without, SimpleNamespace(pictures=dealt.pictures[:2], labels=dealt.labels[:2]))
+    assert all(torch.equal(with_it.generators[0][name], tensor) for name, tensor in alone.generators[0].items())
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("g_head", lambda array: array[:1], "not torch.float32"),
+        ("g_head", lambda array: array.astype(np.float64), "torch.float64"),
+        ("g_body", lambda array: array[:, :, :1], "not torch.float32"),
+        ("d_head_real", lambda array: np.array(["x"]), "client 1"),
+    ],
+    ids=["fewer", "other-type", "other-shape", "words"],
+)
+def test_a_tensor_that_cannot_be_right_is_refused_in_words(name, value, words):
+    server, _ = run_with(put(name, value))
+    ((_, client, reason),) = server.refused
+    assert client == "client 1" and words in reason.lower() and list(server.clients) == [0, 2]
+
+
+def test_a_client_that_raises_an_error_is_left_out_and_the_run_goes_on():
+    servers, app = [], u_client_app(pictures_of_noise(3), keep=True)
+
+    def fragile(message, context):
+        is_judge = message.metadata.message_type == "train.judge" and message.content["config"]["server-round"] == 2
+        if context.node_config["partition-id"] == 0 and is_judge:
+            raise ZeroDivisionError("a flat battery")
+        return app(message, context)
+
+    run_app(u_server_app(keep=servers.append), fragile, 3, SCENARIO.to_run_config())
+    ((server_round, client, reason),) = servers[0].refused
+    assert (server_round, client) == (2, "client 0") and "a flat battery" in reason and "(judge)" in reason
+    assert servers[0].round == 2 and list(servers[0].clients) == [1, 2]
+
+
+def test_blocks_with_nan_in_them_are_not_averaged():
+    def poison(kind, client, config, reply):
+        if client == 1 and kind == "learn_g" and "blocks" in reply.content:
+            array = reply.content["blocks"]["g.0.body.0.bias"].numpy()
+            reply.content["blocks"]["g.0.body.0.bias"] = Array(array * np.float32("inf"))
+
+    server, _ = run_with(poison)
+    assert [client for _, client, _ in server.refused] == ["client 1"] and "g.0.body.0.bias" in server.refused[0][2]
+    assert all(tensor.isfinite().all() for tensor in server.generators[0].values())
+
+
+def test_with_nobody_left_the_run_ends_with_a_sentence_and_keeps_the_rounds_that_were_done():
+    def everyone_fails(kind, client, config, reply):
+        if kind == "fakes" and config["server-round"] == 2:
+            for name in ("d_head_fake", "d_head_real"):
+                array = reply.content["tensors"][name].numpy()
+                reply.content["tensors"][name] = Array(array * np.float32("nan"))
+
+    server, rounds = run_with(everyone_fails)
+    assert [event.round for event in rounds] == [0, 1]
+    assert server.refused[-1].client == "everyone" and "No client is left" in server.refused[-1].reason
+    assert {refusal.client for refusal in server.refused[:-1]} == {"client 0", "client 1", "client 2"}
+
+
+def test_a_client_with_fewer_than_two_pictures_is_named_before_the_first_round():
+    dealt = pictures_of_noise(3)
+    dealt.pictures[1], dealt.labels[1] = dealt.pictures[1][:1], dealt.labels[1][:1]
+    server, rounds = run_with(lambda *_: None, dealt=dealt, stacked=True)
+    ((server_round, client, reason),) = server.refused
+    assert server_round == 0 and "Client 1 holds 1 pictures" in reason and len(rounds) == 3
