@@ -17,6 +17,7 @@ from torch import nn
 from fedgen_lab.federation.fedavg import Refusal
 from fedgen_lab.federation.grid import Stopped, run_app
 from fedgen_lab.split.batch import draw_batch, start_nets
+from fedgen_lab.split.deal import deal_to
 from fedgen_lab.split.latency import block_flops
 from fedgen_lab.split.local import gan_step, new_adam
 from fedgen_lab.split.run import GanStep
@@ -101,9 +102,7 @@ def addressee(message, context):
 def own_data(scenario, client, dealt=None):
     """The pictures (n, C, H, W) and labels (n,) of one client: those of `dealt`, else as the scenario deals them."""
     if dealt is None:
-        from fedgen_lab.split.deal import deal
-
-        dealt = deal(scenario)
+        return deal_to(scenario, client)
     return dealt.pictures[client], dealt.labels[client]
 
 
