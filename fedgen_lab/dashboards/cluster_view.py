@@ -237,7 +237,8 @@ def _cell(picture, words, is_held, scale):
         f'<img alt="{html.escape(words + mark, quote=True)}" width="{side}" height="{side}" style="{look}" '
         f'src="{charts.picture_png(picture)}">'
     )
-    return f"<td>{image}{'' if is_held else '<small>never held</small>'}</td>"
+    note = "" if is_held else '<small style="display: block; line-height: 1.1">never held</small>'
+    return f'<td style="vertical-align: top">{image}{note}</td>'
 
 
 def _two_dimensions(taps):
