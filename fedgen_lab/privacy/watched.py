@@ -23,7 +23,7 @@ _ATTACK = 1101  # purpose of a seed spawned from the scenario's
 
 @dataclass(frozen=True)
 class Watched:
-    """A run that has ended or was stopped. client: which one `generator` and `discriminator` (five blocks) belong to,
+    """A run that has ended. client: which one `generator` and `discriminator` (five blocks) belong to,
     as the server knows them. generators: every client's, as state dicts."""
 
     generator: nn.ModuleList
@@ -36,8 +36,9 @@ class Watched:
 def watched_run(scenario, client=0, fresh=False, should_stop=None, on_step=None):
     """Train the U with the scenario's protection, and keep what its server knows of `client`. Returns a `Watched`.
 
-    fresh: train nothing, as before the first iteration. on_step(round, iteration) hears of progress. Raises ValueError
-    for a method without smashed data, and when the client was left out of the run.
+    fresh: train nothing, as before the first iteration. on_step(round, iteration) hears of progress; when
+    `should_stop()` becomes true the run ends and None is returned. Raises ValueError for a method without smashed data,
+    and when the client was left out of the run.
     """
     if scenario.method != "huscf":
         raise ValueError(f'Only the method "huscf" sends smashed data; got method {scenario.method!r}.')
@@ -46,10 +47,12 @@ def watched_run(scenario, client=0, fresh=False, should_stop=None, on_step=None)
     if fresh:
         return Watched(generator, discriminator, [generator.state_dict()] * scenario.num_clients, dealt, client)
     app, servers = u_client_app(dealt, keep=True), []
-    run_app(
+    run = run_app(
         u_server_app(on_step=on_step, keep=servers.append), app, scenario.num_clients, scenario.to_run_config(),
-        should_stop, stacked=stacked_clients(app, dealt),
+        should_stop, stacked=stacked_clients(dealt),
     )  # fmt: skip
+    if run.stopped:
+        return None
     (server,) = servers
     if client not in server.clients:
         raise ValueError(f"Client {client} is not in the run: {[refusal.reason for refusal in server.refused]}.")
