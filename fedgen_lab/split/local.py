@@ -16,8 +16,9 @@ BETAS = (0.5, 0.999)  # Adam's, as in the original and in DCGAN
 
 
 def new_adam(blocks, learning_rate):
-    """Adam over all parameters of these blocks."""
-    return torch.optim.Adam([p for block in blocks for p in block.parameters()], lr=learning_rate, betas=BETAS, fused=True)
+    """Adam over all parameters of these blocks, in its fused form, which is several times as fast on a CPU."""
+    parameters = [parameter for block in blocks for parameter in block.parameters()]
+    return torch.optim.Adam(parameters, lr=learning_rate, betas=BETAS, fused=True)
 
 
 def adversarial_loss(logits, real):

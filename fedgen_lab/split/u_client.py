@@ -6,12 +6,8 @@ and forward passes are computed again. In a notebook memory may be kept (`keep=T
 be computed in one pass (`stacked_clients`); neither changes the result. Lab 06.
 """
 
-from functools import lru_cache
-from io import BytesIO
-
-import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedgen_lab.split import stacked
@@ -20,8 +16,7 @@ from fedgen_lab.split.defence import protect, to_bytes
 from fedgen_lab.split.half import HOPS, Half, segments
 from fedgen_lab.split.latency import block_flops
 from fedgen_lab.split.scenario import GanScenario
-
-SMASHED = {"g_head": 0, "d_head_fake": 1, "d_head_real": 2, "d_head_fool": 3}  # a head's activations; keys of noise
+from fedgen_lab.split.wire import SMASHED, array, read
 
 
 def u_client_app(dealt=None, keep=False):
@@ -220,31 +215,6 @@ class _Node:
         for name, block in self.half.blocks.items():
             own = [{key: state[f"{name}.{key}"] for key in block.state_dict()} for state in states]
             stacked.load(block, own) if self.stack else block.load_state_dict(own[0])
-
-
-def array(tensor):
-    """A tensor as Flower's `Array`: what `Array(tensor.numpy())` gives, ten times as fast."""
-    values = tensor.detach().cpu().contiguous().numpy()
-    data = _npy_header(values.dtype, values.shape) + values.tobytes()
-    return Array(dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", data=data)
-
-
-def read(array):
-    """A tensor from Flower's `Array`, which may come from anywhere; a usual header is not parsed again."""
-    shape, dtype = tuple(array.shape), np.dtype(array.dtype)
-    header = _npy_header(dtype, shape)
-    if not array.data.startswith(header):
-        return torch.from_numpy(array.numpy())
-    values = np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape)
-    return torch.from_numpy(values.copy())  # what Flower holds is read-only
-
-
-@lru_cache(maxsize=1024)
-def _npy_header(dtype, shape):
-    """How a .npy file of such an array begins."""
-    file = BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    return file.getvalue()
 
 
 def _own(context, dealt):

@@ -14,19 +14,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.fedavg import Refusal
 from fedgen_lab.split.batch import start_nets
 from fedgen_lab.split.clusters import aggregate_layers, cluster, kld_scores, scale_free, weights
 from fedgen_lab.split.cuts import parse_cuts
-from fedgen_lab.split.defence import from_bytes
 from fedgen_lab.split.half import HOPS, segments
 from fedgen_lab.split.local import new_adam
-from fedgen_lab.split.nets import SIZES, new_discriminator, new_generator
 from fedgen_lab.split.scenario import GanRound, GanScenario
-from fedgen_lab.split.u_client import SMASHED, array, read
+from fedgen_lab.split.wire import array, checked_blocks, checked_tensors, content_of
 
 _log = logging.getLogger("flwr")
 _PUBLISHED_SEED = 42  # of k-means in the published code
@@ -99,7 +96,6 @@ class UServer:
                        for i, block in enumerate(blocks)}  # fmt: skip
         bodies = {net: [self.blocks[f"{net}.{i}"] for i in (1, 2, 3)] for net in "gd"}
         self.adam = {net: new_adam(blocks, scenario.learning_rate) for net, blocks in bodies.items()}
-        self.shapes = _shapes_at_the_cuts(scenario)
         self.dtype = next(generator.parameters()).dtype
         self.clients, self.refused, self.round = {}, [], 0
         self.groups = self.weights = self.taps = None
@@ -118,7 +114,7 @@ class UServer:
         messages = {node_id: Message(RecordDict(), node_id, "query.hello") for node_id in node_ids}
         for node_id, reply in self._send(messages).items():
             try:
-                metrics = _content(reply)["metrics"]
+                metrics = content_of(reply)["metrics"]
                 partition, count = int(metrics["partition-id"]), int(metrics["num-examples"])
                 if partition in self.clients or not 0 <= partition < wanted or count < 2:
                     raise ValueError(f"it says that it is client {partition} with {count} pictures")
@@ -148,11 +144,14 @@ class UServer:
             try:
                 if partition not in replies:
                     raise ValueError("it did not answer in time")
-                content = _content(replies[partition])
+                content = content_of(replies[partition])
                 if action == "learn_g" and not go_on:
-                    good[partition] = _checked_blocks(content["blocks"], client.state)
-                else:
-                    good[partition] = self._checked_tensors(content, HOPS[action].up, client)
+                    good[partition] = checked_blocks(content["blocks"], client.state)
+                elif up := HOPS[action].up:
+                    batch = min(self.scenario.batch_size, client.count)
+                    good[partition] = checked_tensors(
+                        content["tensors"], up, client.cut, batch, self.dtype, self.scenario
+                    )
             except Exception as why:  # from outside: anything can be wrong with it
                 del self.clients[partition]
                 self.refuse(f"client {partition}", f"Client {partition} is left out from now on ({action}): {why}")
@@ -165,20 +164,6 @@ class UServer:
                    for reply in self.grid.send_and_receive(list(messages.values()), timeout=self.timeout)}  # fmt: skip
         found = {key: replies.get(message.metadata.message_id) for key, message in messages.items()}
         return {key: reply for key, reply in found.items() if reply is not None}
-
-    def _checked_tensors(self, content, names, client):
-        tensors = {}
-        for name in names:
-            tensor, size = read(content["tensors"][name]), min(self.scenario.batch_size, client.count)
-            if name in SMASHED and self.scenario.bits == 8:
-                tensor = from_bytes(tensor, *read(content["tensors"][f"{name}.scale"]).tolist(), dtype=self.dtype)
-            shape = (size, *self.shapes[name[0]][_crossing(name, client.cut)])
-            if tuple(tensor.shape) != shape or tensor.dtype != self.dtype:
-                raise ValueError(f"it sent {name!r} as {tensor.dtype} {tuple(tensor.shape)}, not {self.dtype} {shape}")
-            if not (tensor.sum().isfinite() or tensor.isfinite().all()):  # the sum is six times as fast
-                raise ValueError(f"it sent NaN or infinity in {name!r}")
-            tensors[name] = tensor
-        return tensors
 
     def refuse(self, client, reason):
         """Write down that a client is left out, and why."""
@@ -308,7 +293,7 @@ class UServer:
                               getattr(self.grid, "trace", None)))  # fmt: skip
 
     def state(self):
-        """All ten blocks of the server, by name; of block 0 and 4, which it does not run, the averaged copy."""
+        """All ten blocks by name. Of those that every client holds, such as block 0, the server has an average only."""
         return {f"{name}.{key}": value.detach().clone() for name, block in self.blocks.items()
                 for key, value in block.state_dict().items()}  # fmt: skip
 
@@ -338,48 +323,6 @@ def _gradients(leaves):
 def _part(state, holds):
     """Those tensors of a state that belong to the blocks `holds`."""
     return {name: tensor for name, tensor in state.items() if name[:3] in holds}
-
-
-def _content(reply):
-    """A reply's records. Raises ValueError with what its sender said instead."""
-    if reply.has_error():
-        if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
-            raise ValueError("it lost its connection")
-        raise ValueError(f"it sent an error instead of an answer: {reply.error.reason}")
-    return reply.content
-
-
-def _checked_blocks(record, expected):
-    state = record.to_torch_state_dict()
-    if state.keys() != expected.keys():
-        raise ValueError(f"it sent other blocks, for example {sorted(state.keys() ^ expected.keys())[0]!r}")
-    for name, tensor in state.items():
-        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
-            raise ValueError(f"it sent {name!r} as {tensor.dtype} {tuple(tensor.shape)}, not as it got it")
-        if not tensor.isfinite().all():
-            raise ValueError(f"it sent NaN or infinity in {name!r}")
-    return state
-
-
-def _shapes_at_the_cuts(scenario):
-    """The shape of one picture's activations after each block of both nets: {"g": [(C, h, w), ...], "d": ...}."""
-    size = SIZES[scenario.size]
-    shapes = {"g": [], "d": []}
-    with torch.device("meta"):
-        labels = torch.zeros(2, dtype=torch.long)
-        for net, blocks, x in (("g", new_generator(size, 0), torch.zeros(2, size.z_dim)),
-                               ("d", new_discriminator(size, 0), torch.zeros(2, *size.picture))):  # fmt: skip
-            x = blocks[0](x, labels)
-            for block in blocks[1:]:
-                shapes[net].append(tuple(x.shape[1:]))
-                x = block(x)
-    return shapes
-
-
-def _crossing(name, cut):
-    """The block whose output crosses where this tensor does: block 0 or 1 at a head, 3 or 2 behind the body."""
-    place = 0 if name[0] == "g" else 2
-    return cut[place] if "head" in name else 3 - cut[place + 1]
 
 
 def _save(generators, path):

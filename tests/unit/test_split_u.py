@@ -10,8 +10,9 @@ from fedgen_lab.split.batch import draw_batch, start_nets
 from fedgen_lab.split.local import adversarial_loss, gan_step, new_adam
 from fedgen_lab.split.run import GanStep, run_gan
 from fedgen_lab.split.scenario import CUTS, GanRound, GanScenario
-from fedgen_lab.split.u_client import read, stacked_clients, u_client_app
+from fedgen_lab.split.u_client import stacked_clients, u_client_app
 from fedgen_lab.split.u_server import u_server_app
+from fedgen_lab.split.wire import read
 
 MIXED = "0000,1111,0110,1001"
 

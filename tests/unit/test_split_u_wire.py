@@ -12,8 +12,9 @@ from fedgen_lab.split.half import HOPS
 from fedgen_lab.split.nets import SIZES, run_blocks
 from fedgen_lab.split.run import WHAT
 from fedgen_lab.split.scenario import GanScenario
-from fedgen_lab.split.u_client import read, u_client_app
+from fedgen_lab.split.u_client import u_client_app
 from fedgen_lab.split.u_server import u_server_app
+from fedgen_lab.split.wire import read
 
 BATCH, EACH = 6, 9
 
