@@ -19,7 +19,7 @@ from fedgen_lab.shipped import shipped
 SIDES = (14, 28, 32)
 SHIPPED = ("digits", "letters", "garments", "runes")  # grey, at 14x14 and 28x28
 TRAINING_PICTURES = 10_000  # of a larger domain these are drawn
-STEPS = 600  # about ten seconds of one core at 28x28; on MNIST 98 % right
+STEPS = 600  # twenty to thirty seconds of one core; on MNIST 98 % right
 
 
 class DomainJudge(nn.Module):
