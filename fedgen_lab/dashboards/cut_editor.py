@@ -67,7 +67,7 @@ class CutEditor:
         self.toggles = [[self._toggle(device, bit) for bit in range(4)] for device in DEVICES]
         self.labels = [widgets.HTML(layout={"flex": "1 1 270px"}) for _ in DEVICES]
         self.rows = [  # the four buttons stay together: beside the label, or below it where the page is narrow
-            controls.row([label, widgets.HBox(toggles, layout={"flex": "0 0 auto"})])
+            controls.row([label, widgets.HBox(toggles, layout={"flex": "0 1 412px", "min_width": "0"})])
             for label, toggles in zip(self.labels, self.toggles, strict=True)
         ]
         self.buttons = [
@@ -168,7 +168,9 @@ class CutEditor:
         return replace(device, bits_per_second=device.bits_per_second * self.links.value)
 
     def _toggle(self, device, bit):
-        made = widgets.ToggleButton(layout={"width": "98px"}, tooltip=f"{IN_WORDS[bit]} of {device.name}")
+        made = widgets.ToggleButton(
+            layout={"flex": "1 1 0", "min_width": "0", "padding": "0 2px"}, tooltip=f"{IN_WORDS[bit]} of {device.name}"
+        )
 
         def say(_=None):
             made.description = f"{BLOCKS[bit]}: {'device' if made.value else 'server'}"
