@@ -160,12 +160,23 @@ class StackedSequential(nn.Sequential):
     """
 
     def forward(self, x):
-        if not isinstance(self[0], StackedConv) or self[0].work(x) < LITTLE_WORK:
+        if not self._is_large(x):
             return super().forward(x)
-        xs = [one.contiguous(memory_format=torch.channels_last) for one in x.unbind()]
+        return torch.cat(self.one_by_one(x.unbind())).unflatten(
+            0, (len(x), -1)
+        )  # cat, unlike stack, keeps channels last
+
+    def one_by_one(self, xs):
+        """A list of N inputs (B, C, H, W) -> a list of outputs; spares a large chain the copies into one tensor."""
+        if not self._is_large(xs[0].unsqueeze(0)):
+            return self(torch.cat(xs).unflatten(0, (len(xs), -1))).unbind()
+        xs = [x.contiguous(memory_format=torch.channels_last) for x in xs]
         for layer in self:
-            xs = layer.one_by_one(xs) if hasattr(layer, "one_by_one") else [layer(one) for one in xs]
-        return torch.cat(xs).unflatten(0, (len(x), -1))  # cat, unlike stack, keeps channels last
+            xs = layer.one_by_one(xs) if hasattr(layer, "one_by_one") else [layer(x) for x in xs]
+        return xs
+
+    def _is_large(self, x):
+        return isinstance(self[0], StackedConv) and self[0].work(x) >= LITTLE_WORK
 
 
 class StackedGeneratorHead(nn.Module):

@@ -116,7 +116,7 @@ class Stacked:
         xs = on_either_side(xs, self.held[net][1], clients[1], first)
         xs = on_server(xs, second)
         xs = on_either_side(xs, self.held[net][3], clients[3], third)
-        return clients[4](together(xs))
+        return torch.stack(clients[4].one_by_one(xs))
 
     def iterate(self, pictures, labels, z):
         """One iteration on tensors with a first axis for the client; returns both losses."""
@@ -138,11 +138,6 @@ class Stacked:
         return d_loss.item(), g_loss.item()
 
 
-def together(xs):
-    """One tensor (N, B, ...) of a list; cat, unlike stack, keeps channels last."""
-    return torch.cat(xs).unflatten(0, (len(xs), -1))
-
-
 def on_server(xs, block):
     """All clients in one batch."""
     return block(torch.cat(xs).contiguous(memory_format=torch.channels_last)).split(len(xs[0]))
@@ -152,7 +147,7 @@ def on_either_side(xs, held, stacked, server):
     """The block at each client that holds it, and on the server for the others."""
     ours, theirs = ([x for x, h in zip(xs, held, strict=True) if h == side] for side in (False, True))
     ours = iter(on_server(ours, server) if ours else ())
-    theirs = iter(stacked(together(theirs)).unbind() if theirs else ())
+    theirs = iter(stacked.one_by_one(theirs) if theirs else ())
     return [next(theirs if h else ours) for h in held]
 
 

@@ -89,6 +89,17 @@ def test_outputs_and_gradients_of_stacked_clients_are_those_of_each(size, dtype)
     assert_same_state(generator, generators, TOLERANCE[dtype])  # the running statistics too
 
 
+@pytest.mark.parametrize("size", [SIZES["lab14"], SIZES["reference"]], ids=["little work", "large work"])
+def test_a_chain_of_layers_takes_one_tensor_of_all_clients_or_a_list(size):
+    generators, _ = clients_of(size)
+    chain = stack([generator[1] for generator in generators])
+    x = torch.rand(CLIENTS, BATCH, size.generator[0], 7, 7, dtype=torch.float64)
+    together = chain(x)
+    torch.testing.assert_close(torch.stack(list(chain.one_by_one(list(x)))), together, rtol=0, atol=0)
+    for i, generator in enumerate(generators):
+        torch.testing.assert_close(together[i], generator[1](x[i]), rtol=1e-10, atol=1e-10)
+
+
 def test_one_client_never_feels_what_another_one_does():
     _, discriminators = clients_of(SMALL)
     discriminator = stack(discriminators)
