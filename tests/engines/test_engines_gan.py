@@ -48,7 +48,7 @@ def test_two_supernodes_give_the_notebooks_generators(generators_of_the_notebook
             for partition in range(2):
                 flower.add_supernode(partition, num_partitions=2)
             flower.wait_for_supernodes(2)
-            flower.run(ROOT, run_config(path), timeout=400)
+            flower.run(ROOT, run_config(path), timeout=1200)  # ten seconds an exchange on a quiet machine
             logs = flower.logs(lines=1000)
         print(logs)  # shown when the test fails: whoever was refused is named there
         if "left out" not in logs:
@@ -65,16 +65,16 @@ def test_a_supernode_killed_in_mid_iteration_is_named_and_the_run_goes_on_withou
             flower.add_supernode(partition, num_partitions=2)
         flower.wait_for_supernodes(2)
         run = flower.start_run(ROOT, run_config(path))
-        wait_for_messages(flower, "supernode-1", 3)  # hello, start, and one hop of the iteration
+        wait_for(flower, "supernode-1", "Receiving: train.fakes")
         flower.kill("supernode-1")
-        assert run.wait(420) == 0, flower.logs()
+        assert run.wait(1200) == 0, flower.logs()
         logs = flower.logs(lines=1000)
     assert "Client 1 is left out from now on" in logs, logs
     assert {name.split(".")[0] for name in load_file(path)} == {"client-0"}
 
 
-def wait_for_messages(flower, name, number, seconds=240):
+def wait_for(flower, name, words, seconds=400):
     end = time.monotonic() + seconds
-    while (flower.folder / f"{name}.log").read_text(errors="replace").count("Received") < number:
-        assert time.monotonic() < end, f"{name} did not get {number} messages.\n{flower.logs()}"
+    while words not in (flower.folder / f"{name}.log").read_text(errors="replace"):
+        assert time.monotonic() < end, f"{name} did not say {words!r}.\n{flower.logs()}"
         time.sleep(0.1)

@@ -98,13 +98,13 @@ def test_no_tensor_holds_or_copies_a_clients_pictures_fakes_labels_or_noise(run)
     for client in range(2):
         for server_round, iteration in ((1, 0), (1, 1), (2, 0), (2, 1)):
             batch = draw_batch(scenario, dealt.pictures[client], dealt.labels[client], client, server_round, iteration)
-            secrets += [batch[0], batch[2]]
+            secrets += [batch[0].flatten(), batch[2].flatten()]
             sights.append(batch[0][:, 0])
             sights.append(run_blocks(generator, batch[2], batch[1]).detach()[:, 0])  # true fakes in the first iteration
+    secrets = torch.cat(secrets).numpy()
     assert len(tensors(messages)) == 2 * 2 * 2 * 16
     for kind, way, client, name, tensor in tensors(messages):
-        for secret in secrets:
-            assert np.isin(secret.numpy(), tensor.numpy()).mean() < 0.01, (kind, way, name)
+        assert np.isin(secrets, tensor.numpy()).mean() < 0.005, (kind, way, name)  # one noise vector: 0.007
         assert not set(tensor.unique().tolist()) <= set(range(10)), "labels are whole numbers from 0 to 9"
         if tensor.shape[-1] == 14:
             for sight in sights:
