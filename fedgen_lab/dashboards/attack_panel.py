@@ -51,10 +51,10 @@ class AttackPanel:
             help="Weight of the distance-correlation penalty; it acts by training.",
         )
         self.iterations = controls.knob(
-            "Iterations before the attack", 10, 0, 100, 10, help="0: the heads as the server deals them out."
+            "Iterations", 10, 0, 100, 10, help="Training before the attack; 0: the heads as the server deals them out."
         )
-        self.bits = controls.choice("Bits a number", [("32, as computed", 32), ("8", 8)], 32)
-        self.auxiliary = controls.choice("The server's own pictures", [name for name in OFFLINE if name != domain])
+        self.bits = controls.choice("Bits", [("32", 32), ("8", 8)], 32, help="Of each number that is sent.")
+        self.auxiliary = controls.choice("Server has", [name for name in OFFLINE if name != domain])
         self.auxiliary.value = "runes" if domain != "runes" else "letters"
         self.job = Job(self._work, self._update)
         self.start_button = controls.button("Start the attack", self.start, main=True)
@@ -70,7 +70,7 @@ class AttackPanel:
         knobs = [self.depth.box, self.noise.box, self.decorrelation.box, self.iterations.box]
         self.box = widgets.VBox(
             [
-                controls.style(), controls.grid(knobs), controls.grid([self.bits, self.auxiliary], smallest="280px"),
+                controls.style(), controls.grid(knobs), controls.grid([self.bits, self.auxiliary]),
                 controls.row([self.start_button, self.stop_button]), self.status.widget, self.shown,
                 self.table_button, self.table,
             ],
@@ -102,8 +102,8 @@ class AttackPanel:
         scenario, auxiliary = self.scenario(), self.auxiliary.value
         iterations, depth = self.iterations.value, self.depth.value
         knobs = {
-            "blocks before the cut": depth, "noise": scenario.noise, "bits": scenario.bits,
-            "decorrelation": scenario.decorrelation, "iterations": iterations, "server's pictures": auxiliary,
+            "depth": depth, "noise": scenario.noise, "bits": scenario.bits,
+            "decorrelation": scenario.decorrelation, "iterations": iterations, "server has": auxiliary,
         }  # fmt: skip
 
         def heard(_, iteration):
@@ -158,12 +158,16 @@ def attack_panel(domain="digits", size="lab14", seed=0, steps=None):
 
 
 def numbers(leak):
-    """The figures of one attack, as a row of a table."""
+    """The figures of one attack, as a row of a table.
+
+    Shares of labels read off the generator's and the discriminator's side; mean squared error of the rebuilt pictures,
+    and that of the mean picture.
+    """
     return {
-        "labels, generator's side": leak.label_accuracy["generator"],
-        "labels, discriminator's side": leak.label_accuracy["discriminator"],
-        "error of pictures": leak.mse,
-        "error of the mean picture": leak.baseline_mse,
+        "labels, G": leak.label_accuracy["generator"],
+        "labels, D": leak.label_accuracy["discriminator"],
+        "error": leak.mse,
+        "mean picture's": leak.baseline_mse,
     }
 
 
@@ -194,4 +198,4 @@ def leak_html(leak, label_names):
     rows = [row for _, row in sorted(firsts.items())][:SHOWN]
     headings = [f"{label_names[leak.labels[row]]}, read as {label_names[leak.guessed[row]]}" for row in rows]
     pairs = ((NEVER_SENT, leak.pictures[rows]), (REBUILT, leak.rebuilt[rows]))
-    return charts.strip_html(pairs, headings, scale=max(1, 56 // leak.pictures.shape[-1]))
+    return charts.strip_html(pairs, headings, scale=max(1, 42 // leak.pictures.shape[-1]))

@@ -28,7 +28,7 @@ def test_the_sentence_says_what_the_numbers_say(panel):
     leak = panel.leak
     assert panel.status.sentence.startswith("1 block before the cut, no protection: the server reads ")
     assert f"{leak.mse:.3f}" in panel.status.sentence and f"{leak.baseline_mse:.3f}" in panel.status.sentence
-    assert panel.frame()["error of pictures"].tolist() == [leak.mse]
+    assert panel.frame()["error"].tolist() == [leak.mse]
 
 
 def test_every_attack_adds_a_row_with_its_knobs(panel, monkeypatch):
@@ -39,7 +39,7 @@ def test_every_attack_adds_a_row_with_its_knobs(panel, monkeypatch):
     panel.start()
     assert len(panel.rows) == before + 1
     row = panel.rows[-1]
-    assert (row["blocks before the cut"], row["noise"], row["bits"], row["iterations"]) == (2, 1.0, 8, 1)
+    assert (row["depth"], row["noise"], row["bits"], row["iterations"]) == (2, 1.0, 8, 1)
     assert "2 blocks before the cut, noise 1 and 8 bits" in panel.status.sentence
     assert panel.scenario().cuts == "1010"
 
