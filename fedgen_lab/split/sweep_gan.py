@@ -5,13 +5,17 @@ in for the published ones (`fedgen_lab.split.deal`), so figures compare between 
 """
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
+import torch
 
+from fedgen_lab.pictures.domains import load_domain
 from fedgen_lab.split.deal import deal, published_scenario
+from fedgen_lab.split.nets import SIZES, generate, new_generator
 from fedgen_lab.split.run import run_gan
 from fedgen_lab.split.scenario import METHODS, GanRound
-from fedgen_lab.split.scoring import score
+from fedgen_lab.split.scoring import score, utility
 from fedgen_lab.wireless.channel import Network
 from fedgen_lab.wireless.replay import replay
 
@@ -19,6 +23,7 @@ SEEDS = (0, 1, 2)
 CLIENTS = 8
 SCORED = (2, 4, 6, 8)  # rounds; utility after the last only
 PICTURES = 200  # drawn by each client's generator for the scores of a round
+DRAW = 1003  # the purpose of the seeds that pictures for utility are drawn with
 
 # Written out, so that no profile changes what is recorded: the lesson's size.
 LAB = {
@@ -40,23 +45,21 @@ def measure(point, seed):
 
     Keys: domains; rounds, those that were scored; by measure a list (domains) of lists (rounds), `ceiling` and utility
     a list (domains). By round from 0, totals so far: megabytes_up, megabytes_down, wireless_seconds. gigaflops: of the
-    devices, all together. groups, by client, where a method makes them; refused, how many clients were.
+    devices, all together. groups, by client, where a method makes them; refused: how many clients were.
     """
     scenario, tables = scenario_of(point, seed), {}
     dealt = deal(scenario)
 
     def hear(event):
         if isinstance(event, GanRound) and event.round in SCORED:
-            last = event.round == SCORED[-1]
-            tables[event.round] = score(event.generators, dealt, scenario, number=PICTURES, utility=last)
+            tables[event.round] = score(event.generators, dealt, scenario, number=PICTURES)
 
     outcome = run_gan(scenario, on_event=hear)
     result = {"domains": dealt.domains, "rounds": list(tables)}
     for name in ("image_score", "kid", "fid", "precision", "recall", "right_label"):
         result[name] = [_rounded(of) for of in zip(*(table[name] for table in tables.values()), strict=True)]
-    last = tables[SCORED[-1]]
-    for name in last.columns.drop([name for name in result if name in last] + ["domain", "clients"]):
-        result[name] = _rounded(last[name])
+    result["ceiling"] = _rounded(tables[SCORED[-1]]["ceiling"])
+    result |= _useful(outcome.generators, dealt, scenario)
     groups = outcome.history[-1].groups
     work = outcome.trace.frame()["flops"].sum()  # only devices say what they spent
     return result | _on_the_air(scenario, outcome.trace) | {
@@ -64,6 +67,33 @@ def measure(point, seed):
         "groups": None if groups is None else [int(group) for group in groups],
         "refused": len(outcome.refused),
     }  # fmt: skip
+
+
+def _useful(generators, dealt, scenario):
+    """`utility` by domain, of pictures by all of its clients, and `accuracy_ceiling`: after as many real ones.
+
+    Every client draws from noise of its own: where clients share a generator, the classifier still sees new pictures.
+    """
+    rows, size = [], SIZES[scenario.size]
+    labels = torch.arange(PICTURES) % size.num_labels
+    for number, (name, held_out) in enumerate(zip(dealt.domains, dealt.held_out, strict=True)):
+        drawn, generator = [], new_generator(size, 0)
+        for client in np.flatnonzero(dealt.domain_of == number):
+            generator.load_state_dict(generators[client])
+            drawn.append(generate(generator, labels, scenario.seed_of(DRAW, int(client))))
+        ceiling = _accuracy_after_real_ones(name, size.side, len(drawn) * PICTURES, scenario.seed)
+        of = utility(torch.cat(drawn), labels.repeat(len(drawn)), held_out, scenario.seed)
+        rows.append(of | {"accuracy_ceiling": ceiling})
+    return {name: _rounded(row[name] for row in rows) for name in rows[0]}
+
+
+@lru_cache(maxsize=32)
+def _accuracy_after_real_ones(name, side, number, seed):
+    """The accuracy of a classifier that saw as many real pictures, or all there are."""
+    real = load_domain(name, side=side, seed=seed)
+    real = real.take(range(min(number, len(real))))
+    held_out = load_domain(name, side=side, seed=seed, held_out=True)
+    return utility(real.as_tensor(), real.labels, held_out, seed)["accuracy"]
 
 
 def _on_the_air(scenario, trace):
