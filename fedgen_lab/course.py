@@ -32,6 +32,8 @@ LABS = (
         "take a text-to-image model apart and build LoRA by hand"),
     Lab("03_federated_lora", 60, "Federated LoRA",
         "fine-tune one Stable Diffusion on many devices and count what it costs"),
+    Lab("06_u_shaped_split", 60, "U-shaped split",
+        "train one GAN between weak devices and a server, and say what its wire tells"),
 )
 
 
