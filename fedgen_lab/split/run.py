@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 
 from fedgen_lab.federation.grid import Stopped, run_app
+from fedgen_lab.split.deal import deal
 from fedgen_lab.split.half import HOPS
 from fedgen_lab.split.scenario import GanOutcome, GanRound
 from fedgen_lab.split.u_client import stacked_clients, u_client_app
@@ -28,11 +29,12 @@ def run_gan(scenario, should_stop=None, on_event=None, stacked=True, dealt=None)
     `on_event` hears a `GanStep` after every iteration and a `GanRound` after every round, and one before the first.
     `should_stop()` is asked after every event and before every exchange; when it is true the run ends, and what was
     averaged so far is in the outcome. stacked: compute clients that share a cut in one pass, which is faster and gives
-    the same result. dealt: whose pictures the clients hold, else `fedgen_lab.split.deal.deal(scenario)`.
+    the same result. dealt: whose pictures the clients hold, else `deal(scenario)`, whose errors are raised here.
     """
     if scenario.method != "huscf":
         return import_module(f"fedgen_lab.split.rivals.{scenario.method}").run(scenario, should_stop, on_event)
     history, servers = [], []
+    dealt = deal(scenario) if dealt is None else dealt
 
     def hear(event):
         if isinstance(event, GanRound):
