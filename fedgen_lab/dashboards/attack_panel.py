@@ -35,11 +35,7 @@ class AttackPanel:
         self.domain, self.size, self.seed, self.steps = domain, size, seed, steps
         self.rows, self.leak, self.label_names = [], None, ()
         self.depth = controls.knob(
-            "Blocks before the cut",
-            1,
-            1,
-            4,
-            help="1 and 2: HuSCF-GAN's cuts. 3 and 4: more than its U lets a device hold.",
+            "Depth", 1, 1, 4, help="Blocks before the cut. HuSCF-GAN cuts at 1 or 2; its U lets no device hold 3."
         )
         self.noise = controls.knob("Noise", 0.0, 0.0, 8.0, 0.25, help="Times the spread of the smashed data.")
         self.decorrelation = controls.knob(
@@ -90,7 +86,7 @@ class AttackPanel:
         self.job.start()
 
     def stop(self):
-        """Stop soon; readers that have learned something are still used."""
+        """Stop soon. A half-taught attacker would make any protection look good, so its result is not shown."""
         self.job.cancel()
         self._tell()
 
@@ -99,6 +95,7 @@ class AttackPanel:
         return pd.DataFrame(self.rows)
 
     def _work(self, job):
+        job.report("Dealing out the pictures.")
         scenario, auxiliary = self.scenario(), self.auxiliary.value
         iterations, depth = self.iterations.value, self.depth.value
         knobs = {
@@ -112,14 +109,16 @@ class AttackPanel:
         watched = watched_run(scenario, 0, iterations == 0, job.should_stop, heard)
         if watched is None:
             return None
-        self.label_names = watched.dealt.held_out[0].label_names
-        self.leak = leak = attack_run(watched, scenario, auxiliary, depth, NUMBER, self.steps, job.report)
+        leak = attack_run(watched, scenario, auxiliary, depth, NUMBER, self.steps, job.report)
+        if job.should_stop():
+            return None
+        self.leak, self.label_names = leak, watched.dealt.held_out[0].label_names
         self.rows.append(knobs | numbers(leak))
         return leak
 
     def _update(self, job):
         self._tell()
-        if job.state in ("done", "cancelled") and job.result is not None:
+        if job.state == "done":
             self.shown.value = leak_html(job.result, self.label_names)
             self.table.value = charts.table_html(self.frame())
             self.table_button.disabled = False
@@ -129,9 +128,11 @@ class AttackPanel:
         running = job.state == "running"
         self.start_button.disabled = running
         self.stop_button.disabled = not running or job.should_stop()
-        words = {"done": "", "cancelled": "Stopped early: "}.get(job.state)
-        told = job.result is not None and words is not None
-        self.status.say(words + leak_sentence(job.result, self.rows[-1]) if told else job.message, job.state)
+        sentence = {
+            "done": lambda: leak_sentence(job.result, self.rows[-1]),
+            "cancelled": lambda: "Stopped. An attacker that is half taught proves nothing: no row was added.",
+        }.get(job.state, lambda: job.message)()
+        self.status.say(sentence, job.state)
 
     def _toggle(self):
         hidden = self.table.layout.display == "none"

@@ -60,6 +60,17 @@ def test_stop_before_the_attack_leaves_no_row(monkeypatch):
     assert panel.rows == [] and panel.job.state == "cancelled"
 
 
+def test_a_half_taught_attacker_is_not_shown_as_a_protection_that_works(monkeypatch):
+    monkeypatch.setenv("FEDGEN_RUN", "inline")
+    panel = AttackPanel("digits", "lab14", seed=0, steps=2)
+    panel.iterations.set(0)
+    report = panel.job.report
+    monkeypatch.setattr(panel.job, "report", lambda said: panel.stop() if "step 1" in said else report(said))
+    panel.start()
+    assert panel.rows == [] and panel.leak is None and panel.shown.value == ""
+    assert "half taught proves nothing" in panel.status.sentence
+
+
 def test_inline_the_panel_shows_one_attack(monkeypatch):
     monkeypatch.setenv("FEDGEN_RUN", "inline")
     made = attack_panel(domain="garments", steps=1)
