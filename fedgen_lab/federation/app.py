@@ -1,4 +1,4 @@
-"""What `flwr run .` starts: the federated LoRA app of lab 03, or the U of labs 06 and 07, where Flower's engines look.
+"""What `flwr run .` starts: the federated LoRA app of lab 03, or a GAN method of labs 06 and 07.
 
 Run config `experiment` says which: "lora", or "gan", whose knobs stand under "gan." there. The same objects run in
 Flower's simulation and on a SuperLink with SuperNodes; pyproject.toml names them. A notebook calls
@@ -7,12 +7,15 @@ Flower's simulation and on a SuperLink with SuperNodes; pyproject.toml names the
 
 from dataclasses import replace
 from functools import lru_cache
+from importlib import import_module
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-U_HOPS = ("start", "fakes", "judge", "learn_d", "fool", "back_to_g", "learn_g", "finish")  # `half.HOPS`, without torch
+# What a server of GANs may ask for: the hops of the U, then the rivals' words. Written out, to do without torch here.
+U_HOPS = ("start", "fakes", "judge", "learn_d", "fool", "back_to_g", "learn_g", "finish")
+RIVALS_WORDS = ("alone", "pictures", "feedback", "give", "take", "share", "receive")
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -22,7 +25,16 @@ client_app = ClientApp()
 def lead(grid: Grid, context: Context) -> None:
     """The server's whole run."""
     experiment, context = _experiment(context)
-    _server_app(experiment)(grid, context)
+    if experiment == "lora":
+        from fedgen_lab.lora.federated import lora_server_app
+
+        lora_server_app()(grid, context)
+    elif experiment == "huscf":
+        from fedgen_lab.split.u_server import u_server_app
+
+        u_server_app()(grid, context)
+    else:
+        _lead_rival(import_module(f"fedgen_lab.split.rivals.{experiment}"), grid, context)
 
 
 @client_app.train()
@@ -32,22 +44,27 @@ def train_on_own_pictures(message: Message, context: Context) -> Message:
     return _client_app(experiment)(message, context)
 
 
+client_app.query()(train_on_own_pictures)
 client_app.query("hello")(train_on_own_pictures)
-for _hop in U_HOPS:
-    client_app.train(_hop)(train_on_own_pictures)
+for _action in U_HOPS + RIVALS_WORDS:
+    client_app.train(_action)(train_on_own_pictures)
 
 
 def _experiment(context):
-    """Which experiment this is, and the context with that experiment's knobs; its state is the same object."""
+    """Which experiment this is ("lora" or a GAN method), and the context with its knobs; its state is the same object.
+
+    Raises ValueError for another name.
+    """
     experiment = str(context.run_config.get("experiment", "lora"))
-    if experiment not in ("lora", "gan"):
-        raise ValueError(f'experiment must be "lora" or "gan"; got {experiment!r}.')
     if experiment == "lora":
         return experiment, context
+    if experiment != "gan":
+        raise ValueError(f'experiment must be "lora" or "gan"; got {experiment!r}.')
+    from fedgen_lab.split.scenario import GanScenario
+
     knobs = {key.removeprefix("gan."): value for key, value in context.run_config.items() if key.startswith("gan.")}
-    if knobs.get("method", "huscf") != "huscf":
-        raise ValueError(f'On Flower\'s engines gan.method must be "huscf"; run {knobs["method"]!r} by run_gan().')
-    return experiment, replace(context, run_config={**knobs, "save-to": context.run_config.get("save-to", "")})
+    method = GanScenario.from_run_config(knobs).method  # an unknown one is named here
+    return method, replace(context, run_config={**knobs, "save-to": context.run_config.get("save-to", "")})
 
 
 @lru_cache(maxsize=1)
@@ -56,16 +73,26 @@ def _client_app(experiment):
         from fedgen_lab.lora.federated import lora_client_app
 
         return lora_client_app()
-    from fedgen_lab.split.u_client import u_client_app
+    if experiment == "huscf":
+        from fedgen_lab.split.u_client import u_client_app
 
-    return u_client_app()
+        return u_client_app()
+    return import_module(f"fedgen_lab.split.rivals.{experiment}").client_app()
 
 
-def _server_app(experiment):
-    if experiment == "lora":
-        from fedgen_lab.lora.federated import lora_server_app
+def _lead_rival(rival, grid, context):
+    """A rival's server, and at its end or at its stop a file with the last generators, as the U's server writes one."""
+    from fedgen_lab.split.scenario import GanRound
+    from fedgen_lab.split.u_server import save_generators
 
-        return lora_server_app()
-    from fedgen_lab.split.u_server import u_server_app
+    generators = []
 
-    return u_server_app()
+    def keep(event):
+        if isinstance(event, GanRound):
+            generators[:] = event.generators
+
+    try:
+        rival.server_app(on_round=keep)(grid, context)
+    finally:
+        if context.run_config["save-to"]:
+            save_generators(generators, str(context.run_config["save-to"]))

@@ -32,7 +32,8 @@ def run_gan(scenario, should_stop=None, on_event=None, stacked=True, dealt=None)
     the same result. dealt: whose pictures the clients hold, else `deal(scenario)`, whose errors are raised here.
     """
     if scenario.method != "huscf":
-        return import_module(f"fedgen_lab.split.rivals.{scenario.method}").run(scenario, should_stop, on_event)
+        rival = import_module(f"fedgen_lab.split.rivals.{scenario.method}")
+        return rival.run(scenario, should_stop, on_event, dealt)
     history, servers = [], []
     dealt = deal(scenario) if dealt is None else dealt
 

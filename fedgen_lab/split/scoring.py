@@ -67,7 +67,8 @@ def score(generators, dealt, scenario, number=500, utility=False):
         pictures = None if state is None else _draw(state, scenario, labels)
         if pictures is not None and pictures.isfinite().all():
             clients.append({"domain": dealt.domains[domain], **_compare(pictures, labels, dealt.held_out[domain])})
-            drawn[dealt.domains[domain]].append(pictures)
+            if utility:  # from noise of its own, so that clients with one generator add new pictures
+                drawn[dealt.domains[domain]].append(_draw(state, scenario, labels, client))
     rows = []
     columns = ["image_score", "kid", "fid", "precision", "recall", "right_label"]
     table = pd.DataFrame(clients, columns=["domain", *columns])
@@ -140,8 +141,8 @@ def _examined(net, held_out):
     }
 
 
-def _draw(state, scenario, labels):
-    return generate(_loaded(state, SIZES[scenario.size]), labels, scenario.seed_of(_DRAW))
+def _draw(state, scenario, labels, *client):
+    return generate(_loaded(state, SIZES[scenario.size]), labels, scenario.seed_of(_DRAW, *client))
 
 
 def _loaded(state, size):

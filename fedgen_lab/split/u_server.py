@@ -57,7 +57,7 @@ def u_server_app(on_round=None, on_step=None, keep=None, timeout=300.0, join_tim
             server.refuse("everyone", str(why))
         finally:
             if context.run_config.get("save-to"):
-                _save(server.generators, str(context.run_config["save-to"]))
+                save_generators(server.generators, str(context.run_config["save-to"]))
 
     return app
 
@@ -325,7 +325,8 @@ def _part(state, holds):
     return {name: tensor for name, tensor in state.items() if name[:3] in holds}
 
 
-def _save(generators, path):
+def save_generators(generators, path):
+    """Write whole generators into one safetensors file, as "client-0.0.embedding.weight" and so on, but for None."""
     from safetensors.torch import save_file
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)

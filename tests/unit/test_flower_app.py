@@ -6,15 +6,17 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
 from flwr.cli.build import build_fab_from_files
 from flwr.clientapp import ClientApp
 from flwr.common.config import validate_config
 from flwr.serverapp import ServerApp
 
 import fedgen_lab
+from fedgen_lab.federation import run_app
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.split.half import HOPS
-from fedgen_lab.split.scenario import GanScenario
+from fedgen_lab.split.scenario import METHODS, GanScenario
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -59,5 +61,21 @@ def test_a_simulation_worker_finds_the_client_by_its_name():
     from fedgen_lab.federation.app import client_app, train_on_own_pictures
 
     assert train_on_own_pictures.__qualname__ == "train_on_own_pictures"
-    hops = [f"train.{hop}" for hop in HOPS]
-    assert list(client_app._registered_funcs) == ["train.default", "query.hello", *hops]
+    kinds = {f"train.{hop}" for hop in HOPS} | {"query.hello", "query.default"}
+    for method in set(METHODS) - {"huscf"}:
+        what = importlib.import_module(f"fedgen_lab.split.rivals.{method}").WHAT
+        kinds |= {kind if "." in kind else f"{kind}.default" for kind in what}
+    assert set(client_app._registered_funcs) == kinds
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_gan_method_runs_by_the_run_config_alone_and_saves_its_generators(method, tmp_path):
+    from fedgen_lab.federation.app import client_app, server_app
+
+    knobs = GanScenario(
+        num_clients=2, rounds=1, iterations=1, batch_size=4, pictures_per_client=8, domains="digits", method=method
+    ).to_run_config()
+    knobs = {f"gan.{key}": value for key, value in knobs.items()}
+    config = {"experiment": "gan", **knobs, "save-to": str(tmp_path / "g")}
+    assert not run_app(server_app, client_app, 2, config).stopped
+    assert (tmp_path / "g").exists()
