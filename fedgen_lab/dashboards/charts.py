@@ -1,7 +1,7 @@
 """Charts that update while they are watched, and pictures with words beside them.
 
 Used by every lab. A chart is a plotly figure behind one display handle: an update sends a few kilobytes, while a plotly
-FigureWidget sends five megabytes. Each chart says in one sentence what it shows and offers its numbers as a table.
+figure widget sends five megabytes. Each chart says in one sentence what it shows and offers its numbers as a table.
 """
 
 import base64
