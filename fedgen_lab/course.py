@@ -34,6 +34,8 @@ LABS = (
         "fine-tune one Stable Diffusion on many devices and count what it costs"),
     Lab("06_u_shaped_split", 60, "U-shaped split",
         "train one GAN between weak devices and a server, and say what its wire tells"),
+    Lab("07_huscf_gan", 60, "HuSCF-GAN",
+        "train GANs on devices of several domains, and say who learns with whom and which method wins where"),
 )
 
 

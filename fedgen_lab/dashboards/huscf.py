@@ -10,8 +10,17 @@ import ipywidgets as widgets
 from IPython.display import HTML, display
 
 from fedgen_lab.dashboards import charts, controls
-from fedgen_lab.dashboards.huscf_live import AXES, MEASURES, METHOD_NAMES, GanRun, run_live, score_chart
+from fedgen_lab.dashboards.huscf_live import (
+    AXES,
+    MEASURES,
+    METHOD_NAMES,
+    GanRun,
+    estimate_seconds,
+    run_live,
+    score_chart,
+)
 from fedgen_lab.dashboards.job import runs_inline
+from fedgen_lab.dashboards.lora_live import duration
 from fedgen_lab.dashboards.panel import Panel
 from fedgen_lab.split.scenario import GanScenario
 
@@ -61,6 +70,9 @@ class HuscfDashboard:
         self.weight_chart = charts.LiveChart("weights")
         for chooser in (self.measure, self.axis):
             chooser.observe(lambda _: self.draw_scores(), names="value")
+        self.estimate = widgets.HTML(layout={"width": "100%"})
+        self.clients.observe(lambda _: self.tell_estimate())
+        self.tell_estimate()
         self.bandwidth.observe(lambda _: self.draw_scores())
         for knob in (self.round, self.alpha):
             knob.observe(lambda _: self.draw_clusters())
@@ -70,7 +82,8 @@ class HuscfDashboard:
         live = not runs_inline()
         if live:
             choices = controls.row([self.method, self.domains])
-            top = [controls.style(), choices, controls.grid([knob.box for knob in self.knobs]), self.panel.box]
+            knobs = controls.grid([knob.box for knob in self.knobs])
+            top = [controls.style(), choices, knobs, self.estimate, self.panel.box]
             display(widgets.VBox([*top, controls.row([self.measure, self.axis])], layout={"width": "100%"}))
         self.score_chart.show()
         if live:
@@ -99,6 +112,16 @@ class HuscfDashboard:
             cuts=cuts,
         )
 
+    def tell_estimate(self):
+        """Say how long a run with these knobs takes, by the newest run's own pace where there is one."""
+        pace = next((run.seconds_per_picture for run in reversed(self.panel.runs) if run.seconds_per_picture), None)
+        where = "at the pace of your last run" if pace else "on one core"
+        s = self.first
+        self.estimate.value = (
+            f'<p class="fedgen-note">{s.rounds} rounds of {s.iterations} iterations take '
+            f"{duration(estimate_seconds(self.scenario(), pace))} {where}. You can stop at any time.</p>"
+        )
+
     def changed(self, panel):
         """The run has come to a new round, or has ended."""
         run = panel.latest()
@@ -107,6 +130,8 @@ class HuscfDashboard:
             self.round.number.max = self.round.slider.max = max(run.scenario.rounds, 2)
             if following:
                 self.round.set(run.rounds)
+        if not panel.running():
+            self.tell_estimate()
         self.draw()
 
     def draw(self):

@@ -35,6 +35,21 @@ METHOD_NAMES = {
     "hflgan": "HFL-GAN",
 }
 SCORED = 100  # pictures of each client by which a round is scored
+SECONDS_PER_PICTURE = 0.0016  # one iteration for one picture at size "lab14", on one core of a small cloud machine
+SECONDS_TO_SCORE = 0.12  # one client's pictures after a round
+SECONDS_TO_DEAL = 4.0  # imports and pictures
+
+
+def estimate_seconds(scenario, seconds_per_picture=None):
+    """About how long a live run of `scenario` takes here; seconds_per_picture: as measured by an earlier run."""
+    from fedgen_lab.split.latency import block_flops
+
+    if seconds_per_picture is None:
+        here, lab = (block_flops(size, scenario.batch_size) for size in (scenario.size, "lab14"))
+        heavier = sum(here.generator.forward) / sum(lab.generator.forward)
+        seconds_per_picture = SECONDS_PER_PICTURE * heavier
+    each = scenario.iterations * scenario.batch_size * seconds_per_picture + SECONDS_TO_SCORE
+    return SECONDS_TO_DEAL + scenario.rounds * scenario.num_clients * each
 
 
 class GanRun:
@@ -49,7 +64,8 @@ class GanRun:
         self.refused = []  # a sentence for each client that was left out
         self.trace = None  # of complete rounds only
         self.seconds = 0.0  # since the run began
-        self._began, self._clock = time.monotonic(), None
+        self.seconds_per_picture = None  # of training, once an iteration was timed
+        self._began, self._clock, self._since = time.monotonic(), None, None
 
     @property
     def name(self):
@@ -84,6 +100,7 @@ class GanRun:
         """Keep what an event of `run_gan` tells; returns it as a sentence for the status line."""
         self.seconds = time.monotonic() - self._began
         if not hasattr(event, "generators"):
+            self._time(event)
             return f"Round {event.round} of {self.scenario.rounds}, iteration {event.iteration} of {event.iterations}."
         from fedgen_lab.dashboards.cluster_view import samples_html
         from fedgen_lab.split.nets import SIZES
@@ -96,6 +113,16 @@ class GanRun:
         self.scores[event.round] = score(event.generators, self.dealt, self.scenario, number=SCORED)
         mean = self.scores[event.round]["image_score"].mean()
         return f"Round {event.round} of {event.rounds} is complete: image score {mean:.2f}."
+
+    def _time(self, step):
+        """Learn from a `GanStep` how long a picture takes, within one round so that scoring is not counted."""
+        now, s = time.monotonic(), self.scenario
+        if self._since is None or self._since[0] != step.round:
+            self._since = step.round, step.iteration, now
+        elif step.iteration > self._since[1]:
+            share = (step.iteration - self._since[1]) / step.iterations  # of one round of all clients
+            pictures = share * s.iterations * s.num_clients * s.batch_size
+            self.seconds_per_picture = (now - self._since[2]) / pictures
 
     def strip(self):
         """The newest pictures as HTML: a row for each client, one of each label, with a mark at those it never held."""
@@ -166,7 +193,7 @@ def score_chart(runs, measure, axis, bandwidth_hz):
                 f"on the wireless link at {bandwidth_hz / 1e6:g} MHz."
             )
     if measure == "image score" and ceiling is not None:
-        _level(chart, ceiling, "real pictures", "real")
+        level(chart, ceiling, "real pictures", "real")
         said.append(f"Held-out real pictures score {ceiling:.3g}.")
     sentence = " ".join(said) or "Nothing has run yet: turn the knobs and press Start."
     wanted = ["run", "domain", "round", column, "ceiling", "megabytes", "wireless_seconds"]
@@ -174,7 +201,8 @@ def score_chart(runs, measure, axis, bandwidth_hz):
     return chart, sentence, None if table is None else table[[name for name in wanted if name in table]]
 
 
-def _level(chart, y, words, role):
+def level(chart, y, words, role):
+    """Draw a line across `chart` at height y, with words."""
     chart.add_hline(
         y=float(y), line={"color": charts.PALETTE[role], "dash": charts.DASHES[role], "width": 1.5},
         annotation_text=words, annotation_position="top left",

@@ -1,0 +1,164 @@
+"""The recorded sweep of lab 07: HuSCF-GAN and its rivals over scenarios and seeds, as a table, a chart and duels.
+
+Lab 07. `python -m fedgen_lab.sweep huscf_gan` wrote the file (`fedgen_lab.split.sweep_gan` says what is in it); nothing
+here computes anything new. Whatever points the file holds are shown, and no others.
+"""
+
+import numpy as np
+import pandas as pd
+from IPython.display import display
+
+from fedgen_lab.dashboards import charts, controls
+from fedgen_lab.dashboards.huscf_live import METHOD_NAMES, level
+from fedgen_lab.dashboards.job import runs_inline
+from fedgen_lab.dashboards.lora_recorded import Recorded
+from fedgen_lab.shipped import shipped
+
+MEASURES = {  # words -> (key in the sweep, whether more is better)
+    "image score": ("image_score", True),
+    "accuracy of a classifier that learned from it": ("accuracy", True),
+    "KID": ("kid", False),
+    "FID": ("fid", False),
+    "right label": ("right_label", True),
+    "precision": ("precision", True),
+    "recall": ("recall", True),
+}
+CEILINGS = {"image_score": "ceiling", "accuracy": "accuracy_ceiling"}
+PRICES = {"megabytes": "megabytes", "wireless seconds": "wireless_seconds", "gigaflops of the devices": "gigaflops"}
+KEYS = tuple(key for key, _ in MEASURES.values())
+
+
+def recorded_gans(path=None):
+    """The sweep as a table with a row per scenario and method; empty when nothing was recorded.
+
+    path: the JSON file, else the one that ships. Columns: scenario, method, seeds (how many), refused; for every
+    measure its mean over domains and seeds after the last round, and `_low` and `_high`, its lowest and highest seed;
+    ceiling and accuracy_ceiling of real pictures; megabytes up and down, wireless_seconds, gigaflops, means over seeds.
+    """
+    path = path or shipped("sweeps") / "huscf_gan.json"
+    columns = ["scenario", "method", "seeds", *KEYS]
+    try:
+        points = Recorded(path).points
+    except FileNotFoundError:
+        return pd.DataFrame(columns=columns)
+    rows = [{**entry["point"], **_last_round(entry["result"])} for entry in points]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    grouped = pd.DataFrame(rows).groupby(["scenario", "method"], sort=False)
+    table = grouped.mean(numeric_only=True)
+    table.insert(0, "seeds", grouped.size())
+    present = [key for key in KEYS if key in table]
+    for key in present:
+        table[f"{key}_low"], table[f"{key}_high"] = grouped[key].min(), grouped[key].max()
+    order = {method: place for place, method in enumerate(METHOD_NAMES)}
+    table = table.reset_index()
+    return table.sort_values(["scenario", "method"], key=lambda of: of.map(order) if of.name == "method" else of,
+                             ignore_index=True)  # fmt: skip
+
+
+def duels(table, measure, method="huscf"):
+    """`method` against every other, scenario by scenario: a table of "better", "worse" or "level".
+
+    Better and worse only where every seed of one beats every seed of the other; where seeds overlap it is level.
+    table: of `recorded_gans`; measure: a key of it such as "image_score".
+    """
+    more_is_better = dict(MEASURES.values())[measure]
+    verdicts = {}
+    for scenario, rows in table.groupby("scenario", sort=False):
+        rows = rows.set_index("method")
+        if method not in rows.index:
+            continue
+        low, high = rows[f"{measure}_low"], rows[f"{measure}_high"]
+        above, below = low[method] > high, high[method] < low  # all seeds of one against all of the other
+        better, worse = (above, below) if more_is_better else (below, above)
+        verdicts[scenario] = {
+            METHOD_NAMES[rival]: "better" if better[rival] else "worse" if worse[rival] else "level"
+            for rival in rows.index
+            if rival != method
+        }
+    return pd.DataFrame(verdicts).T.rename_axis("scenario")
+
+
+def rivals_chart(table, scenario, measure="image score", price="megabytes"):
+    """A score against what it costs, one point a method, in one scenario. Returns (figure, sentence, table)."""
+    rows = table[table["scenario"] == scenario]
+    key, more_is_better = MEASURES[measure]
+    if rows.empty or key not in rows or rows[key].isna().all():
+        return charts.empty_figure(""), f"{measure} was not recorded for {scenario or 'any scenario'}.", None
+    column = PRICES[price]
+    chart = charts.figure(price, f"{measure}, mean over domains", height=420)
+    looks = list(zip(charts.PALETTE.values(), charts.MARKERS.values(), strict=True))
+    for row in rows.to_dict("records"):
+        place = list(METHOD_NAMES).index(row["method"])
+        colour, shape = looks[place % len(looks)]
+        chart.add_scatter(
+            x=[max(row[column], 1e-2)], y=[row[key]], mode="markers+text", name=METHOD_NAMES[row["method"]],
+            text=[METHOD_NAMES[row["method"]]], textposition="top center", cliponaxis=False,
+            marker={"color": colour, "symbol": shape + ("-open" if place >= len(looks) else ""), "size": 12},
+            error_y={"array": [row[f"{key}_high"] - row[key]], "arrayminus": [row[key] - row[f"{key}_low"]]},
+        )  # fmt: skip
+    chart.update_xaxes(type="log")
+    said = []
+    if key in CEILINGS and rows[CEILINGS[key]].notna().any():
+        ceiling = rows[CEILINGS[key]].mean()
+        level(chart, ceiling, "real pictures", "real")
+        said.append(f"Real pictures reach {ceiling:.3g}.")
+    ranked = rows.sort_values(key, ascending=not more_is_better)
+    best, cheapest = ranked.iloc[0], rows.loc[rows[column].idxmin()]
+    sentence = (
+        f"Recorded, {scenario}, up to {int(rows['seeds'].max())} seeds: the best {measure} has "
+        f"{METHOD_NAMES[best['method']]}, {best[key]:.3g} for {best[column]:,.0f} {price}; the fewest {price}, "
+        f"{cheapest[column]:,.0f}, takes {METHOD_NAMES[cheapest['method']]}, with {cheapest[key]:.3g}. "
+    )
+    shown = rows[["method", "seeds", key, f"{key}_low", f"{key}_high", *PRICES.values()]]
+    said.append("Bars reach from the lowest seed to the highest.")
+    return chart, sentence + " ".join(said), shown.assign(method=shown["method"].map(METHOD_NAMES))
+
+
+def rivals_view(table=None):
+    """Show the recorded methods in the running cell, with a choice of scenario, score and price; returns the view."""
+    return RivalsView(recorded_gans() if table is None else table).show()
+
+
+class RivalsView:
+    """Three choices and a chart of recorded methods."""
+
+    def __init__(self, table):
+        self.table = table
+        scenarios = list(dict.fromkeys(table["scenario"])) or [""]
+        self.scenario = controls.choice("Scenario", scenarios)
+        self.measure = controls.choice("Score", [words for words, (key, _) in MEASURES.items() if key in table])
+        self.price = controls.choice("against", list(PRICES))
+        self.chart = charts.LiveChart("rivals")
+        for chooser in (self.scenario, self.measure, self.price):
+            chooser.observe(lambda _: self.draw(), names="value")
+
+    def show(self):
+        """Put everything into the output of the running cell."""
+        if not runs_inline():
+            display(controls.style(), controls.row([self.scenario, self.measure, self.price]))
+        self.chart.show()
+        self.draw()
+        return self
+
+    def draw(self):
+        """Draw what is chosen."""
+        self.chart.update(*rivals_chart(self.table, self.scenario.value, self.measure.value, self.price.value))
+
+    def _ipython_display_(self):
+        """Shown already by `show`."""
+
+
+def _last_round(result):
+    """One run after its last round, averaged over its domains; what was not measured is left out."""
+    row = {key: _mean([of[-1] for of in result[key]] if isinstance(result[key][0], list) else result[key])
+           for key in KEYS if result.get(key)}  # fmt: skip
+    row |= {key: _mean(result[key]) for key in CEILINGS.values() if result.get(key)}
+    row |= {"megabytes": result["megabytes_up"][-1] + result["megabytes_down"][-1],
+            "wireless_seconds": result["wireless_seconds"][-1]}  # fmt: skip
+    return row | {key: result[key] for key in ("gigaflops", "refused") if key in result}
+
+
+def _mean(values):
+    values = [value for value in values if value is not None]
+    return float(np.mean(values)) if values else np.nan
