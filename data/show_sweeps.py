@@ -8,26 +8,46 @@ from pathlib import Path
 
 import pandas as pd
 
+from fedgen_lab.dashboards.huscf_recorded import recorded_gans
+
 SWEEPS = Path(__file__).parent / "sweeps"
 
 
 def table(name, measures):
-    """One row for each point of sweep `name`: every measure after the last round, and megabytes and seconds sent."""
+    """One row for each point of sweep `name`: every measure after the last round."""
+    entries = json.loads((SWEEPS / f"{name}.json").read_text())["points"]
     rows = []
-    for entry in json.loads((SWEEPS / f"{name}.json").read_text())["points"]:
-        row = {key: entry["point"][key] for key in ("method", "num_clients", "skew")} | {"seed": entry["seed"]}
-        for measure in measures:
-            value = entry["result"][measure]
-            row[measure] = list(value.values())[-1] if isinstance(value, dict) else value[-1]
-        rows.append(row | {"base loss": entry["result"]["loss"][0]})
-    points = pd.DataFrame(rows).groupby(["method", "num_clients", "skew"], sort=False)
-    spread = points[[*measures, "base loss"]].agg(["mean", "min", "max"])
-    seeds = points["seed"].count().rename("seeds")
+    for entry in entries:
+        result = dict(entry["result"])
+        if "loss" in result:
+            result["base loss"] = result["loss"][0]
+        rows.append({**entry["point"], **{measure: after_last_round(result[measure]) for measure in measures}})
+    points = pd.DataFrame(rows).groupby(list(entries[0]["point"]), sort=False)
+    spread = points[measures].agg(["mean", "min", "max"])
     text = pd.DataFrame({
         measure: [f"{row['mean']:.3g} ({row['min']:.3g}-{row['max']:.3g})" for _, row in spread[measure].iterrows()]
-        for measure in [*measures, "base loss"]
+        for measure in measures
     }, index=spread.index)  # fmt: skip
-    return text.join(seeds).reset_index()
+    return text.join(points.size().rename("seeds")).reset_index()
+
+
+def after_last_round(value):
+    """A measure that is a number, {round: number} or a list by round."""
+    if isinstance(value, dict):
+        return list(value.values())[-1]
+    return value[-1] if isinstance(value, list) else value
+
+
+def gan_table(measures):
+    """One row for each scenario and method of sweep huscf_gan: means over domains and seeds after the last round."""
+    recorded = recorded_gans(SWEEPS / "huscf_gan.json")
+    text = recorded[["scenario", "method"]].copy()
+    for measure in measures:
+        spread = zip(recorded[measure], recorded[f"{measure}_low"], recorded[f"{measure}_high"], strict=True)
+        text[measure] = [f"{mean:.3g} ({low:.3g}-{high:.3g})" for mean, low, high in spread]
+    for price in ("megabytes", "wireless_seconds", "gigaflops"):
+        text[price] = [f"{value:.3g}" for value in recorded[price]]
+    return text.join(recorded["seeds"])
 
 
 def markdown(rows):
@@ -37,6 +57,9 @@ def markdown(rows):
 
 
 if __name__ == "__main__":
-    print(markdown(table("federated_lora", ["loss", "object", "old_all", "kid", "megabytes_up", "wireless_seconds"])))
-    print()
-    print(markdown(table("own_pictures", ["loss"])))
+    lora = ["loss", "object", "old_all", "kid", "megabytes_up", "wireless_seconds", "base loss"]
+    leak = ["labels_from_generator", "labels_from_discriminator", "mse", "baseline_mse", "image_score", "kid"]
+    print(markdown(table("federated_lora", lora)), end="\n\n")
+    print(markdown(table("own_pictures", ["loss", "base loss"])), end="\n\n")
+    print(markdown(table("smashed_data", leak)), end="\n\n")
+    print(markdown(gan_table(["image_score", "kid", "precision", "recall", "accuracy"])))
