@@ -168,13 +168,14 @@ def precision_recall(real: torch.Tensor, generated: torch.Tensor, judge: nn.Modu
     real, generated: as for `kid`. Raises ValueError for fewer than neighbours + 2 pictures on a side.
     """
     _check_enough(real, generated, neighbours + 2, "Give more pictures or fewer neighbours.")
-    from prdc.prdc import compute_nearest_neighbour_distances, compute_pairwise_distance  # compute_prdc() would print
+    from prdc.prdc import get_kth_value  # compute_prdc() would print, and start eight threads for the distances
 
     space = _FeatureSpace(judge)
-    real, generated = space(real).numpy(), space(generated).numpy()
-    apart = compute_pairwise_distance(real, generated)  # (N, M)
-    among_real = apart < compute_nearest_neighbour_distances(real, neighbours)[:, None]
-    among_generated = apart < compute_nearest_neighbour_distances(generated, neighbours)[None, :]
+    real, generated = space(real).double(), space(generated).double()
+    apart = torch.cdist(real, generated).numpy()  # (N, M)
+    reach = [get_kth_value(torch.cdist(of, of).numpy(), k=neighbours + 1, axis=-1) for of in (real, generated)]
+    among_real = apart < reach[0][:, None]  # + 1: the nearest of all is the picture itself
+    among_generated = apart < reach[1][None, :]
     return float(among_real.any(axis=0).mean()), float(among_generated.any(axis=1).mean())
 
 
