@@ -56,7 +56,7 @@ def test_an_unknown_sweep_names_the_known_ones(tmp_path):
         sweep.record("nothing", tmp_path / "x.json")
 
 
-@pytest.mark.parametrize("name", ["federated_lora", "own_pictures"])
+@pytest.mark.parametrize("name", ["federated_lora", "own_pictures", "smashed_data", "huscf_gan"])
 def test_what_ships_is_small_and_says_how_it_was_made(name):
     path = shipped("sweeps") / f"{name}.json"
     recorded = sweep.read_sweep(path)
