@@ -30,6 +30,12 @@ DOMAINS = {
     "digits and garments": "digits,garments",
     "digits, garments, runes, letters": "digits,garments,runes,letters",
 }
+LABELS = {  # how labels are dealt inside a domain
+    "by the knob Skew": "skew",
+    "all (S1, S3, S6)": "iid",
+    "some left out (S2, S4)": "non-iid",
+    "more left out (S5)": "highly-non-iid",
+}
 
 
 def huscf_dashboard(**changes):
@@ -48,6 +54,7 @@ class HuscfDashboard:
         self.method = controls.choice("Method", [(name, key) for key, name in METHOD_NAMES.items()], s.method)
         domains = {**DOMAINS} if s.domains in DOMAINS.values() else {s.domains: s.domains, **DOMAINS}
         self.domains = controls.choice("Domains", list(domains.items()), s.domains)
+        self.share = controls.choice("Labels", list(LABELS.items()), s.share)
         self.clients = controls.knob("Clients", s.num_clients, 2, 16, help="devices; they share the domains in turn")
         self.bandwidth = controls.log_knob(
             "Bandwidth (MHz)", s.bandwidth_hz / 1e6, 1, 1000, help="uplink band they share; re-times a run at once"
@@ -73,6 +80,8 @@ class HuscfDashboard:
         self.estimate = widgets.HTML(layout={"width": "100%"})
         self.clients.observe(lambda _: self.tell_estimate())
         self.tell_estimate()
+        self.share.observe(lambda _: self.skew.enable(self.share.value == "skew"), names="value")
+        self.skew.enable(s.share == "skew")
         self.bandwidth.observe(lambda _: self.draw_scores())
         for knob in (self.round, self.alpha):
             knob.observe(lambda _: self.draw_clusters())
@@ -81,7 +90,7 @@ class HuscfDashboard:
         """Put everything into the output of the running cell; for HTML copies a first run, without the knobs."""
         live = not runs_inline()
         if live:
-            choices = controls.row([self.method, self.domains])
+            choices = controls.row([self.method, self.domains, self.share])
             knobs = controls.grid([knob.box for knob in self.knobs])
             top = [controls.style(), choices, knobs, self.estimate, self.panel.box]
             display(widgets.VBox([*top, controls.row([self.measure, self.axis])], layout={"width": "100%"}))
@@ -103,6 +112,7 @@ class HuscfDashboard:
             self.first,
             method=self.method.value,
             domains=self.domains.value,
+            share=self.share.value,
             num_clients=self.clients.value,
             bandwidth_hz=self.bandwidth.value * 1e6,
             skew=round(self.skew.value, 2),
@@ -158,4 +168,7 @@ class HuscfDashboard:
         chosen = min(known, key=lambda event: abs(event.round - self.round.value))
         self.tap_chart.update(*tap_map(chosen, run.dealt, run.scenario.warm_up))
         counts, scores = run.dealt.counts.to_numpy().sum(axis=1), scores_of(chosen, run.scenario)
-        self.weight_chart.update(*weight_bars(counts, scores, chosen.groups, self.alpha.value))
+        chart, sentence, table = weight_bars(counts, scores, chosen.groups, self.alpha.value)
+        if chosen.round <= run.scenario.warm_up:
+            sentence += " This round was warm-up: the run itself took FedAvg's weights."
+        self.weight_chart.update(chart, sentence, table)

@@ -71,8 +71,9 @@ class GanRun:
     def name(self):
         """Method and knobs in words, for legends."""
         s = self.scenario
-        alpha = f", alpha {s.kld_alpha:g}" if s.method == "huscf" else ""
-        return f"{METHOD_NAMES[s.method]}, {s.num_clients} clients, skew {s.skew:g}{alpha}, seed {s.seed}"
+        domains, alpha = " + ".join(s.domain_names), f", alpha {s.kld_alpha:g}" if s.method == "huscf" else ""
+        labels = f"skew {s.skew:g}" if s.share == "skew" else s.share
+        return f"{METHOD_NAMES[s.method]}, {domains}, {s.num_clients} clients, {labels}{alpha}, seed {s.seed}"
 
     @property
     def rounds(self):
@@ -189,8 +190,8 @@ def score_chart(runs, measure, axis, bandwidth_hz):
             domains = ", ".join(f"{row['domain']} {row[column]:.3g}" for _, row in each.iterrows())
             said.append(
                 f"Live, on this machine ({run.name}): round {int(last['round'])} of {run.scenario.rounds}, {measure} "
-                f"{last[column]:.3g} ({domains}) after {last['megabytes']:.3g} MB and {last['wireless_seconds']:.3g} s "
-                f"on the wireless link at {bandwidth_hz / 1e6:g} MHz."
+                f"{last[column]:.3g} ({domains}) after {_digits(last['megabytes'])} MB and "
+                f"{_digits(last['wireless_seconds'])} s on the wireless link at {bandwidth_hz / 1e6:g} MHz."
             )
     if measure == "image score" and ceiling is not None:
         level(chart, ceiling, "real pictures", "real")
@@ -207,6 +208,11 @@ def level(chart, y, words, role):
         y=float(y), line={"color": charts.PALETTE[role], "dash": charts.DASHES[role], "width": 1.5},
         annotation_text=words, annotation_position="top left",
     )  # fmt: skip
+
+
+def _digits(value):
+    """Three digits, but no powers of ten."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _last(by_round, number):

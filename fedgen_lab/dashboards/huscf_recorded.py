@@ -36,7 +36,7 @@ def recorded_gans(path=None):
     ceiling and accuracy_ceiling of real pictures; megabytes up and down, wireless_seconds, gigaflops, means over seeds.
     """
     path = path or shipped("sweeps") / "huscf_gan.json"
-    columns = ["scenario", "method", "seeds", *KEYS]
+    columns = ["scenario", "method", "seeds", *KEYS, *CEILINGS.values(), *PRICES.values()]
     try:
         points = Recorded(path).points
     except FileNotFoundError:
@@ -47,8 +47,7 @@ def recorded_gans(path=None):
     grouped = pd.DataFrame(rows).groupby(["scenario", "method"], sort=False)
     table = grouped.mean(numeric_only=True)
     table.insert(0, "seeds", grouped.size())
-    present = [key for key in KEYS if key in table]
-    for key in present:
+    for key in KEYS:
         table[f"{key}_low"], table[f"{key}_high"] = grouped[key].min(), grouped[key].max()
     order = {method: place for place, method in enumerate(METHOD_NAMES)}
     table = table.reset_index()
@@ -57,7 +56,7 @@ def recorded_gans(path=None):
 
 
 def duels(table, measure, method="huscf"):
-    """`method` against every other, scenario by scenario: a table of "better", "worse" or "level".
+    """`method` against every other, scenario by scenario: a table of "better", "worse", "level" or "too few seeds".
 
     Better and worse only where every seed of one beats every seed of the other; where seeds overlap it is level.
     table: of `recorded_gans`; measure: a key of it such as "image_score".
@@ -66,38 +65,46 @@ def duels(table, measure, method="huscf"):
     verdicts = {}
     for scenario, rows in table.groupby("scenario", sort=False):
         rows = rows.set_index("method")
-        if method not in rows.index:
-            continue
-        low, high = rows[f"{measure}_low"], rows[f"{measure}_high"]
-        above, below = low[method] > high, high[method] < low  # all seeds of one against all of the other
-        better, worse = (above, below) if more_is_better else (below, above)
-        verdicts[scenario] = {
-            METHOD_NAMES[rival]: "better" if better[rival] else "worse" if worse[rival] else "level"
-            for rival in rows.index
-            if rival != method
-        }
+        if method in rows.index:
+            ours = rows.loc[method]
+            others = rows.drop(index=method).to_dict("index")
+            verdicts[scenario] = {
+                METHOD_NAMES[name]: _duel(ours, other, measure, more_is_better) for name, other in others.items()
+            }
     return pd.DataFrame(verdicts).T.rename_axis("scenario")
+
+
+def _duel(ours, other, measure, more_is_better):
+    low, high = f"{measure}_low", f"{measure}_high"
+    if min(ours["seeds"], other["seeds"]) < 2:
+        return "too few seeds"
+    if ours[low] > other[high]:  # all seeds of one against all of the other
+        return "better" if more_is_better else "worse"
+    if ours[high] < other[low]:
+        return "worse" if more_is_better else "better"
+    return "level"
 
 
 def rivals_chart(table, scenario, measure="image score", price="megabytes"):
     """A score against what it costs, one point a method, in one scenario. Returns (figure, sentence, table)."""
     rows = table[table["scenario"] == scenario]
     key, more_is_better = MEASURES[measure]
-    if rows.empty or key not in rows or rows[key].isna().all():
+    if rows.empty or rows[key].isna().all():
         return charts.empty_figure(""), f"{measure} was not recorded for {scenario or 'any scenario'}.", None
     column = PRICES[price]
     chart = charts.figure(price, f"{measure}, mean over domains", height=420)
     looks = list(zip(charts.PALETTE.values(), charts.MARKERS.values(), strict=True))
-    for row in rows.to_dict("records"):
+    for number, row in enumerate(rows.sort_values(column).to_dict("records")):
         place = list(METHOD_NAMES).index(row["method"])
         colour, shape = looks[place % len(looks)]
         chart.add_scatter(
             x=[max(row[column], 1e-2)], y=[row[key]], mode="markers+text", name=METHOD_NAMES[row["method"]],
-            text=[METHOD_NAMES[row["method"]]], textposition="top center", cliponaxis=False,
+            text=[METHOD_NAMES[row["method"]]], cliponaxis=False,
+            textposition=("top center", "bottom center")[number % 2],
             marker={"color": colour, "symbol": shape + ("-open" if place >= len(looks) else ""), "size": 12},
             error_y={"array": [row[f"{key}_high"] - row[key]], "arrayminus": [row[key] - row[f"{key}_low"]]},
         )  # fmt: skip
-    chart.update_xaxes(type="log")
+    chart.update_xaxes(type="log", dtick="D2")
     said = []
     if key in CEILINGS and rows[CEILINGS[key]].notna().any():
         ceiling = rows[CEILINGS[key]].mean()
@@ -127,7 +134,7 @@ class RivalsView:
         self.table = table
         scenarios = list(dict.fromkeys(table["scenario"])) or [""]
         self.scenario = controls.choice("Scenario", scenarios)
-        self.measure = controls.choice("Score", [words for words, (key, _) in MEASURES.items() if key in table])
+        self.measure = controls.choice("Score", list(MEASURES))
         self.price = controls.choice("against", list(PRICES))
         self.chart = charts.LiveChart("rivals")
         for chooser in (self.scenario, self.measure, self.price):
@@ -150,15 +157,12 @@ class RivalsView:
 
 
 def _last_round(result):
-    """One run after its last round, averaged over its domains; what was not measured is left out."""
-    row = {key: _mean([of[-1] for of in result[key]] if isinstance(result[key][0], list) else result[key])
-           for key in KEYS if result.get(key)}  # fmt: skip
-    row |= {key: _mean(result[key]) for key in CEILINGS.values() if result.get(key)}
-    row |= {"megabytes": result["megabytes_up"][-1] + result["megabytes_down"][-1],
-            "wireless_seconds": result["wireless_seconds"][-1]}  # fmt: skip
-    return row | {key: result[key] for key in ("gigaflops", "refused") if key in result}
-
-
-def _mean(values):
-    values = [value for value in values if value is not None]
-    return float(np.mean(values)) if values else np.nan
+    """One run after its last round, averaged over its domains; NaN for what was not measured."""
+    row = {"refused": result.get("refused", 0), "gigaflops": result.get("gigaflops", np.nan)}
+    for key in (*KEYS, *CEILINGS.values()):
+        each = result.get(key) or []
+        values = [value for value in (of[-1] if isinstance(of, list) else of for of in each) if value is not None]
+        row[key] = float(np.mean(values)) if values else np.nan
+    row["megabytes"] = result["megabytes_up"][-1] + result["megabytes_down"][-1]
+    row["wireless_seconds"] = result["wireless_seconds"][-1]
+    return row

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 import numpy as np
 import pytest
 
-from fedgen_lab.dashboards.huscf import DOMAINS, huscf_dashboard
+from fedgen_lab.dashboards.huscf import DOMAINS, LABELS, huscf_dashboard
 from fedgen_lab.dashboards.huscf_live import METHOD_NAMES, GanRun, estimate_seconds, score_chart
 from fedgen_lab.dashboards.huscf_recorded import PRICES, duels, recorded_gans, rivals_chart, rivals_view
 from fedgen_lab.split.scenario import METHODS, GanScenario
@@ -47,6 +47,7 @@ def test_every_client_draws_one_picture_of_each_label(finished):
 def test_clusters_and_weights_belong_to_the_round_of_the_knob(finished):
     finished.round.set(1)
     assert "warm-up, plain FedAvg" in finished.tap_chart.sentence
+    assert finished.weight_chart.sentence.endswith("the run itself took FedAvg's weights.")
     finished.round.set(2)
     assert "Round 2" in finished.tap_chart.sentence and "warm-up" not in finished.tap_chart.sentence
 
@@ -106,6 +107,11 @@ def test_knobs_turned_to_both_ends_describe_a_scenario_that_makes_sense(finished
         finished.domains.value = domains
         assert finished.scenario().domains == domains
     finished.domains.value = before.domains
+    for share in LABELS.values():
+        finished.share.value = share
+        assert finished.scenario().share == share
+        assert finished.skew.number.disabled == (share != "skew"), "a knob without effect can't be turned"
+    finished.share.value = "skew"
     assert finished.scenario() == before
 
 
@@ -182,6 +188,13 @@ def test_a_duel_is_won_only_when_every_seed_beats_every_seed(sweep):
     assert duels(table, "kid").loc["S4", "FedGAN"] == "better", "of KID, less is better"
 
 
+def test_one_seed_decides_no_duel(sweep):
+    content = json.loads(sweep.read_text())
+    content["points"] = [one for one in content["points"] if one["point"]["method"] != "fedgan" or one["seed"] == 0]
+    sweep.write_text(json.dumps(content))
+    assert duels(recorded_gans(sweep), "image_score").loc["S4", "FedGAN"] == "too few seeds"
+
+
 def test_a_sweep_with_one_method_only_has_no_duels(sweep):
     table = recorded_gans(sweep)
     assert duels(table[table["method"] == "huscf"], "image_score").size == 0
@@ -190,7 +203,7 @@ def test_a_sweep_with_one_method_only_has_no_duels(sweep):
 def test_the_chart_of_rivals_names_the_best_and_the_cheapest_and_the_real_pictures(sweep):
     for price in PRICES:
         chart, sentence, table = rivals_chart(recorded_gans(sweep), "S4", "image score", price)
-        assert [trace.name for trace in chart.data] == ["HuSCF-GAN", "local only", "FedGAN"]
+        assert {trace.name for trace in chart.data} == {"HuSCF-GAN", "local only", "FedGAN"}
         assert "the best image score has local only" in sentence and "Real pictures reach 9.5" in sentence
         assert list(table["method"]) == ["HuSCF-GAN", "local only", "FedGAN"]
     assert "takes FedGAN" in rivals_chart(recorded_gans(sweep), "S4", "image score", "wireless seconds")[1]
