@@ -265,7 +265,8 @@ def _net_map(net, held, hop):
     label = html.escape("; ".join(words) + ".", quote=True)
     return (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} 190" fill="currentColor" style="display: block; '
-        f'flex: 1 1 340px; min-width: 0; max-width: {_WIDTH}px; font: 13px sans-serif; color: var(--jp-ui-font-color1, #222)">'
+        f"flex: 1 1 340px; min-width: 0; max-width: {_WIDTH}px; font: 13px sans-serif; "
+        'color: var(--jp-ui-font-color1, #222)">'
         f"{''.join(parts)}</svg>"
     )
 
