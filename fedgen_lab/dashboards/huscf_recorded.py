@@ -104,7 +104,8 @@ def rivals_chart(table, scenario, measure="image score", price="megabytes"):
             marker={"color": colour, "symbol": shape + ("-open" if place >= len(looks) else ""), "size": 12},
             error_y={"array": [row[f"{key}_high"] - row[key]], "arrayminus": [row[key] - row[f"{key}_low"]]},
         )  # fmt: skip
-    chart.update_xaxes(type="log", dtick="D2")
+    prices = rows[column].clip(lower=1e-2)
+    chart.update_xaxes(type="log", dtick=1 if prices.max() > 100 * prices.min() else "D2")
     said = []
     if key in CEILINGS and rows[CEILINGS[key]].notna().any():
         ceiling = rows[CEILINGS[key]].mean()
