@@ -128,7 +128,7 @@ class Flower:
             command += ["--federation-config", f"num-supernodes={nodes} client-resources-num-cpus=1"]
         return self.start("run", *command)
 
-    def run(self, app, run_config, nodes=None, timeout=240):
+    def run(self, app, run_config, nodes=None, timeout=900):
         """Run an app to its end; raises with all logs when it fails."""
         process = self.start_run(app, run_config, nodes)
         try:
