@@ -58,7 +58,7 @@ class GeneratorHead(nn.Module):
         width = size.generator[0] * size.start**2
         self.embedding = nn.Embedding(size.num_labels, size.num_labels)
         self.body = nn.Sequential(
-            nn.Linear(size.z_dim + size.num_labels, width), nn.BatchNorm1d(width), nn.ReLU(),
+            nn.Linear(size.z_dim + size.num_labels, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True),
             nn.Unflatten(1, (size.generator[0], size.start, size.start)),
         )  # fmt: skip
 
@@ -139,9 +139,9 @@ def generate(generator, labels, seed, batch_size=256):
 
 def _up(before, after, stride):
     kernel = 4 if stride == 2 else 3
-    return nn.ConvTranspose2d(before, after, kernel, stride, 1), nn.BatchNorm2d(after), nn.ReLU()
+    return nn.ConvTranspose2d(before, after, kernel, stride, 1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
 
 
 def _down(before, after, stride):
     kernel = 4 if stride == 2 else 3
-    return nn.Conv2d(before, after, kernel, stride, 1), nn.BatchNorm2d(after), nn.LeakyReLU(0.2)
+    return nn.Conv2d(before, after, kernel, stride, 1), nn.BatchNorm2d(after), nn.LeakyReLU(0.2, inplace=True)

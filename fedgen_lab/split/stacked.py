@@ -7,6 +7,8 @@ Convolution for many at once is convolution in groups (Krizhevsky et al. 2012), 
 are different: there the arithmetic is the cost, and a loop over clients that keeps channels last in memory wins.
 """
 
+from copy import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -74,7 +76,9 @@ class StackedLinear(nn.Module):
         self.bias = _room_for(layer.bias, num_clients)  # (N, out)
 
     def forward(self, x):
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+        clients = zip(x.unbind(), self.weight.unbind(), self.bias.unbind(), strict=True)
+        rows = [F.linear(*client) for client in clients]  # one large product would copy the gradient of its weights
+        return torch.stack(rows, dim=1).transpose(0, 1)  # lies in memory as BatchNorm wants it
 
 
 class StackedEmbedding(nn.Module):
@@ -189,6 +193,10 @@ class StackedGeneratorHead(nn.Module):
     def forward(self, z, labels):
         return self.body(torch.cat([z, self.embedding(labels)], dim=2))
 
+    def one_by_one(self, z, labels):
+        """The same, as a list of N outputs."""
+        return self(z, labels).unbind()
+
 
 class StackedDiscriminatorHead(nn.Module):
     """N of `nets.DiscriminatorHead`: x (N, B, C, H, W), labels (N, B) -> (N, B, C', h, w)."""
@@ -198,8 +206,15 @@ class StackedDiscriminatorHead(nn.Module):
         self.embedding, self.body = _stacked(head.embedding, num_clients), _stacked(head.body, num_clients)
 
     def forward(self, pictures, labels):
+        return self.body(self._with_labels(pictures, labels))
+
+    def one_by_one(self, pictures, labels):
+        """The same, as a list of N outputs."""
+        return self.body.one_by_one(self._with_labels(pictures, labels).unbind())
+
+    def _with_labels(self, pictures, labels):
         drawn = self.embedding(labels).unflatten(2, (1, *pictures.shape[-2:]))  # (N, B, 1, H, W)
-        return self.body(torch.cat([pictures, drawn], dim=2))
+        return torch.cat([pictures, drawn], dim=2)
 
 
 def _stacked(layer, num_clients):
@@ -225,10 +240,8 @@ def _stacked(layer, num_clients):
             return nn.Flatten(layer.start_dim + 1, layer.end_dim)
         case nn.Unflatten():
             return nn.Unflatten(layer.dim + 1, layer.unflattened_size)
-        case nn.ReLU() | nn.Tanh():
-            return type(layer)()
-        case nn.LeakyReLU():
-            return nn.LeakyReLU(layer.negative_slope)
+        case nn.ReLU() | nn.LeakyReLU() | nn.Tanh():
+            return copy(layer)
     raise ValueError(f"A layer of type {type(layer).__name__} has no stacked form; only those of nets.py have one.")
 
 

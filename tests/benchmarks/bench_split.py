@@ -110,12 +110,15 @@ class Stacked:
             self.adams[net] = new_adam([self.clients[net], self.server[net]], LEARNING_RATE)
 
     def forward(self, net, *inputs):
-        """(N, B, ...) -> (N, B, ...). In the middle, a list of one tensor a client."""
+        """(N, B, ...) -> (N, B, ...). In the middle, a list of one tensor a client, or all clients as one batch."""
         clients, (first, second, third) = self.clients[net], self.server[net]
-        xs = clients[0](*inputs).unbind()
-        xs = on_either_side(xs, self.held[net][1], clients[1], first)
-        xs = on_server(xs, second)
-        xs = on_either_side(xs, self.held[net][3], clients[3], third)
+        xs = on_either_side(clients[0].one_by_one(*inputs), self.held[net][1], clients[1], first)
+        x = second(one_batch(xs))
+        if not any(self.held[net][3]):
+            x = third(x)  # nobody holds it: no need to part the clients
+        xs = list(x.split(inputs[0].shape[1]))
+        if any(self.held[net][3]):
+            xs = on_either_side(xs, self.held[net][3], clients[3], third)
         return torch.stack(clients[4].one_by_one(xs))
 
     def iterate(self, pictures, labels, z):
@@ -138,15 +141,15 @@ class Stacked:
         return d_loss.item(), g_loss.item()
 
 
-def on_server(xs, block):
-    """All clients in one batch."""
-    return block(torch.cat(xs).contiguous(memory_format=torch.channels_last)).split(len(xs[0]))
+def one_batch(xs):
+    """All clients' pictures in one batch, channels last where they have channels."""
+    return torch.cat(xs).contiguous(memory_format=torch.channels_last)
 
 
 def on_either_side(xs, held, stacked, server):
     """The block at each client that holds it, and on the server for the others."""
     ours, theirs = ([x for x, h in zip(xs, held, strict=True) if h == side] for side in (False, True))
-    ours = iter(on_server(ours, server) if ours else ())
+    ours = iter(server(one_batch(ours)).split(len(xs[0])) if ours else ())
     theirs = iter(stacked.one_by_one(theirs) if theirs else ())
     return [next(theirs if h else ours) for h in held]
 
