@@ -1,6 +1,7 @@
 """Opens a lab in JupyterLab in a headless Chromium, the way a learner does, and watches what the page does."""
 
 import os
+import re
 import shutil
 import signal
 import socket
@@ -39,8 +40,9 @@ def chromium():
 
 @contextmanager
 def jupyterlab(folder):
-    """A JupyterLab server on a free port of this machine with a copy of lab 03 in `folder`. Yields its address."""
-    shutil.copy(ROOT / "labs" / "03_federated_lora.ipynb", folder)
+    """A JupyterLab server on a free port of this machine with a copy of the labs in `folder`. Yields its address."""
+    for lab in (ROOT / "labs").glob("*.ipynb"):
+        shutil.copy(lab, folder)
     shutil.copytree(ROOT / "labs" / "images", folder / "images")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -79,16 +81,16 @@ def jupyterlab(folder):
 
 
 class Lab:
-    """A browser page with the lab open. `errors` and `foreign` collect what must not happen."""
+    """A browser page with a lab open. `errors` and `foreign` collect what must not happen."""
 
-    def __init__(self, browser, address, width, height=2400):
+    def __init__(self, browser, address, width, height=2400, name="03_federated_lora"):
         self.page = browser.new_page(viewport={"width": width, "height": height})
         self.errors, self.foreign = [], []
         self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("request", lambda request: self._note(request.url))
         self.page.on("websocket", lambda socket: self._note(socket.url))
-        self.page.goto(f"{address}/lab/tree/03_federated_lora.ipynb?reset&token={TOKEN}")
+        self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
         self.page.wait_for_function(
             "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
@@ -120,3 +122,50 @@ class Lab:
         """Change JupyterLab's theme."""
         self.page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
         self.page.wait_for_timeout(1500)
+
+
+# ---- what a learner finds in an output
+
+
+def knob(output, name):
+    """The number box called `name`, and the slider that belongs to it."""
+    number = output.get_by_label(name, exact=True)
+    slider = number.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]").locator(".noUi-handle")
+    return number, slider
+
+
+def turn_to_both_ends(lab, output, knobs):
+    """Every knob by keyboard to its ends and back to where it was. knobs: name -> (lowest, highest), as texts."""
+    for name, ends in knobs.items():
+        number, slider = knob(output, name)
+        first = number.input_value()
+        for key, end in zip(("Home", "End"), ends, strict=True):
+            slider.press(key)
+            box = number.element_handle()
+            lab.page.wait_for_function("([box, end]) => Number(box.value) === Number(end)", arg=[box, end])
+        number.fill(first)
+        number.press("Tab")
+
+
+def status(output):
+    """The status line that is on the page."""
+    return output.locator("[role=status]").filter(visible=True).first
+
+
+def wait_for(output, words, seconds=120):
+    """Wait until the status line says something that matches `words`; returns it."""
+    from playwright.sync_api import expect
+
+    expect(status(output)).to_have_text(re.compile(words), timeout=seconds * 1000)
+    return status(output).inner_text()
+
+
+def everything_has_a_name(output):
+    """Number boxes, lists and text fields have labels, buttons words, pictures texts."""
+    for field in output.locator("input:visible, select:visible").all():
+        assert field.evaluate("field => [...(field.labels ?? [])].map(l => l.innerText).join('').trim()")
+    for button in output.locator("button:visible").all():
+        name = button.evaluate("button => button.innerText.trim() || button.ariaLabel")
+        assert name, button.evaluate("button => button.outerHTML")
+    for picture in output.locator("img:visible").all():
+        assert picture.get_attribute("alt")

@@ -1,11 +1,7 @@
 """Lab 03 in a real browser: start a run, turn knobs by keyboard, stop; nothing breaks, nothing leaves the machine."""
 
-import os
-import re
-from pathlib import Path
-
 import pytest
-from lab_in_browser import Lab, chromium, jupyterlab
+from lab_in_browser import Lab, everything_has_a_name, knob, status, turn_to_both_ends, wait_for
 
 WIDTHS = (1200, 800)  # a laptop, and half of one
 KNOBS = {
@@ -18,51 +14,6 @@ KNOBS = {
 }
 
 
-@pytest.fixture(scope="module")
-def browser():
-    path = chromium()
-    sync_api = pytest.importorskip("playwright.sync_api")
-    from lab_in_browser import QUIET
-
-    with sync_api.sync_playwright() as playwright:
-        made = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def address(browser, tmp_path):
-    with jupyterlab(tmp_path) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """Where screenshots go: a folder to look at (FEDGEN_SCREENSHOTS), else a temporary one."""
-    folder = Path(os.environ.get("FEDGEN_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def knob(output, name):
-    """The number box called `name`, and the slider that belongs to it."""
-    number = output.get_by_label(name, exact=True)
-    slider = number.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]").locator(".noUi-handle")
-    return number, slider
-
-
-def status(output):
-    return output.locator("[role=status]").filter(visible=True).first
-
-
-def wait_for(output, words, seconds=120):
-    """Wait until the status line says something that matches `words`; returns it."""
-    from playwright.sync_api import expect
-
-    expect(status(output)).to_have_text(re.compile(words), timeout=seconds * 1000)
-    return status(output).inner_text()
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures, width):
     from playwright.sync_api import expect
@@ -73,18 +24,7 @@ def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures, widt
     output.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
     wait_for(output, "^Ready")
 
-    # Every knob by keyboard, to both ends.
-    for name, ends in KNOBS.items():
-        number, slider = knob(output, name)
-        first = number.input_value()
-        for key, end in zip(("Home", "End"), ends, strict=True):
-            slider.press(key)
-            number.evaluate("(box, end) => box.value === end", end)
-            lab.page.wait_for_function(
-                "([box, end]) => Number(box.value) === Number(end)", arg=[number.element_handle(), end]
-            )
-        number.fill(first)
-        number.press("Tab")
+    turn_to_both_ends(lab, output, KNOBS)
     number, slider = knob(output, "Clients")
     slider.press("ArrowRight")
     lab.page.wait_for_function("box => box.value === '5'", arg=number.element_handle())
@@ -151,14 +91,3 @@ def test_after_a_kernel_restart_in_mid_run_the_cell_is_simply_run_again(browser,
     wait_for(output, r"^(Round 1 of 2 is complete|Round 2 of 2|Drawing|Done)")
     assert lab.foreign == []
     lab.page.close()
-
-
-def everything_has_a_name(output):
-    """Number boxes, lists and text fields have labels, buttons words, pictures texts."""
-    for field in output.locator("input:visible, select:visible").all():
-        assert field.evaluate("field => [...(field.labels ?? [])].map(l => l.innerText).join('').trim()")
-    for button in output.locator("button:visible").all():
-        name = button.evaluate("button => button.innerText.trim() || button.ariaLabel")
-        assert name, button.evaluate("button => button.outerHTML")
-    for picture in output.locator("img:visible").all():
-        assert picture.get_attribute("alt")
