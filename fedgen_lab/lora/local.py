@@ -22,6 +22,19 @@ def target_of(schedule, latents, noise, timesteps):
     return noise
 
 
+def noised_batch(schedule, encoded, batch_size, generator):
+    """What one training step sees, drawn by `generator`: noised latents (B, 4, h, w), timesteps (B,), text states
+    (B, L, D), and the target (B, 4, h, w) that the UNet must guess.
+    """
+    device = encoded.latents.device
+    pick = torch.randint(len(encoded), (batch_size,), generator=generator)
+    latents, text = encoded.latents[pick], encoded.text[pick]
+    noise = torch.randn(latents.shape, generator=generator).to(device)
+    timesteps = torch.randint(schedule.config.num_train_timesteps, (batch_size,), generator=generator).to(device)
+    noisy = schedule.add_noise(latents, noise, timesteps)
+    return noisy, timesteps, text, target_of(schedule, latents, noise, timesteps)
+
+
 def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_step=None):
     """Train what is trainable in `unet` on `encoded` pictures for `steps` steps of AdamW; returns the losses, one a
     step.
@@ -30,18 +43,13 @@ def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_st
     to stop. The optimiser starts fresh: its moments never travel. Raises ValueError when a loss is not finite.
     """
     generator = torch.Generator().manual_seed(seed)
-    device = encoded.latents.device
     parameters = [p for p in unet.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2)
     losses = []
     for step in range(1, steps + 1):
-        pick = torch.randint(len(encoded), (batch_size,), generator=generator)
-        latents, text = encoded.latents[pick], encoded.text[pick]  # (B, 4, h, w), (B, L, D)
-        noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = torch.randint(schedule.config.num_train_timesteps, (batch_size,), generator=generator).to(device)
-        noisy = schedule.add_noise(latents, noise, timesteps)
+        noisy, timesteps, text, target = noised_batch(schedule, encoded, batch_size, generator)
         guess = unet(noisy, timesteps, encoder_hidden_states=text).sample  # (B, 4, h, w)
-        loss = F.mse_loss(guess, target_of(schedule, latents, noise, timesteps))
+        loss = F.mse_loss(guess, target)
         losses.append(loss.item())
         if not torch.isfinite(loss):
             raise ValueError(f"The loss became {losses[-1]} at step {step}; lower the learning rate ({learning_rate}).")
