@@ -1,0 +1,165 @@
+"""Smaller uploads: int8 with stochastic rounding, and top-k with error feedback, on a client's update.
+
+What travels is the difference between what a client trained and what it received, because the server knows the
+second. int8: one scale a row, and rounding up or down by chance, so that the mean over many rounds is right (QSGD:
+Alistarh et al. 2017, arXiv 1610.02132). Top-k: the largest entries only; the rest is remembered on the device and added
+to the next update, so that it arrives later instead of never (Stich et al. 2018, arXiv 1809.07599). Taught in lab 05.
+"""
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+
+UPLOADS = ("float32", "int8", "top-k")
+MEMORY = "top-k-memory"  # where a client's Context.state keeps what it has not sent yet
+LARGEST = 127  # of an int8; -128 is not used, so that both signs reach equally far
+
+
+def pack(trained, received, scenario, state, seed):
+    """What a client uploads, as the `ArrayRecord` that crosses the wire.
+
+    `trained`: name -> tensor, what the client has now; `received`: the same names and shapes, the start that the server
+    knows too. `scenario.upload` says how: "float32" sends `trained` as it is; "int8" sends int8 "values" (n,) and
+    float16 "scales" (rows,) of the difference; "top-k" sends its largest `scenario.keep` * n entries, float32 "values"
+    (k,) and their "places", and keeps the rest in `state` (a Flower `RecordDict` that outlives the round). `seed`
+    decides the rounding.
+
+    Raises ValueError when names or shapes differ, a number is not finite, or an update is too large for int8.
+    """
+    _check_upload(scenario)
+    if scenario.upload == "float32":
+        return ArrayRecord(trained)
+    _check_same(trained, received)
+    update = {name: (trained[name] - received[name]).float().cpu() for name in sorted(trained)}
+    for name, value in update.items():
+        if not torch.isfinite(value).all():
+            raise ValueError(f"The update of {name!r} has NaN or infinity in it; lower the learning rate.")
+    if scenario.upload == "int8":
+        generator = torch.Generator().manual_seed(int(seed))
+        rows = [_round_by_chance(name, _rows(value), generator) for name, value in update.items()]
+        parts = {"values": torch.cat([v.flatten() for v, _ in rows]), "scales": torch.cat([s for _, s in rows])}
+    else:
+        memory = state[MEMORY].to_torch_state_dict() if MEMORY in state else {}
+        meant = {name: value + memory.get(name, 0) for name, value in update.items()}
+        flat = torch.cat([value.flatten() for value in meant.values()])  # (n,)
+        places = flat.abs().topk(_number_kept(len(flat), scenario.keep)).indices.sort().values  # (k,)
+        parts = {"values": flat[places], "places": _write_places(places, len(flat))}
+        unsent = flat.clone()
+        unsent[places] = 0
+        state[MEMORY] = ArrayRecord(memory | _cut(unsent, update))
+    return ArrayRecord({name: Array(value.numpy()) for name, value in parts.items()})
+
+
+def unpack(arrays, received, scenario):
+    """What `pack` meant: name -> float32 tensor, from the `ArrayRecord` that arrived and the start the client had.
+
+    Raises ValueError, naming the array, when one is missing or too many, or has another shape or kind than the upload's
+    form asks for, or holds NaN or infinity, or a place that is none.
+    """
+    _check_upload(scenario)
+    kind = scenario.upload
+    if kind == "float32":
+        trained = {name: torch.from_numpy(_read(arrays, name).copy()) for name in arrays}
+        _check_same(trained, received)
+        for name, value in trained.items():
+            if not torch.isfinite(value).all():
+                raise ValueError(f"The upload has NaN or infinity in {name!r}.")
+        return trained
+    start = {name: received[name] for name in sorted(received)}
+    number = sum(value.numel() for value in start.values())
+    names = {"values", "scales" if kind == "int8" else "places"}
+    if odd := sorted(set(arrays) ^ names):
+        raise ValueError(f"An upload as {kind} holds {' and '.join(sorted(names))}; {odd[0]!r} is missing or too many.")
+    if kind == "int8":
+        rows = [_rows(value).shape for value in start.values()]  # (rows, columns) of every tensor
+        columns = torch.tensor([width for high, width in rows for _ in range(high)])
+        scales = _expect(arrays, "scales", np.float16, len(columns))
+        values = _expect(arrays, "values", np.int8, number)
+        flat = values * scales.repeat_interleave(columns)
+    else:
+        kept = _number_kept(number, scenario.keep)
+        places = _read_places(arrays, number, kept)
+        flat = torch.zeros(number).index_put_((places,), _expect(arrays, "values", np.float32, kept))
+    return {name: start[name].float().cpu() + change for name, change in _cut(flat, start).items()}
+
+
+def _round_by_chance(name, rows, generator):
+    """int8 values (R, C) and float16 scales (R,) with E[values * scales] = rows: up or down, the nearer the likelier."""
+    exact = rows.abs().amax(1) / LARGEST  # (R,)
+    scales = exact.half()
+    if not torch.isfinite(scales).all():
+        raise ValueError(f"The update of {name!r} reaches {rows.abs().max():.3g}, too large for int8; send float32.")
+    too_small = scales.float() < exact  # rounding to half must not cut off a row's largest value
+    scales = torch.where(too_small, torch.nextafter(scales, torch.tensor(torch.inf, dtype=torch.half)), scales)
+    steps = rows / scales.float().clamp_min(2.0**-24)[:, None]  # a row of zeros has scale zero
+    values = torch.floor(steps + torch.rand(rows.shape, generator=generator))
+    return values.clamp(-LARGEST, LARGEST).to(torch.int8), scales
+
+
+def _rows(value):
+    """A tensor as rows (R, C): a matrix as it is, a convolution by output channel, a vector as one row."""
+    return value.reshape(len(value), -1) if value.dim() > 1 else value.reshape(1, -1)
+
+
+def _cut(flat, like):
+    """A vector (n,) as tensors with the names and shapes of `like`, in its order."""
+    parts = flat.split([value.numel() for value in like.values()])
+    return {name: part.view(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+
+
+def _number_kept(number, keep):
+    return max(1, round(number * keep))
+
+
+def _write_places(places, number):
+    """Where the values belong, in the shorter of two forms: four bytes each, or one bit for every place there is."""
+    if 4 * len(places) <= -(-number // 8):
+        return places.to(torch.int32)
+    marked = np.zeros(number, bool)
+    marked[places.numpy()] = True
+    return torch.from_numpy(np.packbits(marked))
+
+
+def _read_places(arrays, number, kept):
+    if 4 * kept <= -(-number // 8):
+        places = _expect(arrays, "places", np.int32, kept).long()
+    else:
+        marks = np.unpackbits(_expect(arrays, "places", np.uint8, -(-number // 8)).numpy())
+        places = torch.from_numpy(np.flatnonzero(marks))
+    if len(places) != kept or places[0] < 0 or places[-1] >= number or not (places.diff() > 0).all():
+        raise ValueError(f"The upload's 'places' are not {kept} different places below {number}, in order.")
+    return places
+
+
+def _expect(arrays, name, kind, length):
+    """The array `name` as a finite tensor (length,) of the numpy type `kind`."""
+    value = _read(arrays, name)
+    if value.dtype != kind or value.shape != (length,):
+        raise ValueError(
+            f"The upload has {name!r} as {value.dtype} {value.shape} where {np.dtype(kind)} {(length,)} belongs."
+        )
+    if not np.isfinite(value).all():
+        raise ValueError(f"The upload has NaN or infinity in {name!r}.")
+    return torch.from_numpy(value.copy())
+
+
+def _read(arrays, name):
+    try:
+        return arrays[name].numpy()
+    except Exception as error:  # bytes from outside: anything can be wrong with them
+        raise ValueError(f"The upload has {name!r} in a form that cannot be read ({error}).") from None
+
+
+def _check_same(trained, received):
+    if odd := sorted(set(trained) ^ set(received)):
+        raise ValueError(f"{odd[0]!r} is only on one side: trained and received must have the same names.")
+    for name, value in trained.items():
+        if value.shape != received[name].shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(received[name].shape)}.")
+
+
+def _check_upload(scenario):
+    if scenario.upload not in UPLOADS:
+        raise ValueError(f"upload must be one of {', '.join(UPLOADS)}; got {scenario.upload!r}.")
+    if not 0 < scenario.keep <= 1:
+        raise ValueError(f"keep must lie in (0, 1]; got {scenario.keep!r}.")
