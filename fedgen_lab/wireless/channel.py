@@ -1,8 +1,8 @@
-"""The channel: path loss by distance, fading by luck, and the rate that Shannon allows.
+"""The channel: path loss by distance, fading by luck, and the rate that Shannon allows or that a radio reaches.
 
 Clients stand somewhere in the cell of one base station. Distance, walls and a seeded draw decide how much of the sent
-power arrives; from that and from the bandwidth follows the rate. Taught in lab 03. Path loss: 3GPP TR 38.901, tables
-7.4.1-1 and 7.4.2-1, "UMi - Street Canyon". Rate: Shannon 1948.
+power arrives; from that and from the bandwidth follows the rate. Taught in labs 03 and 05. Path loss: 3GPP TR 38.901,
+tables 7.4.1-1 and 7.4.2-1, "UMi - Street Canyon". Rate: Shannon 1948; 3GPP TS 38.214, table 5.2.2.1-2 (CQI).
 """
 
 import math
@@ -17,15 +17,27 @@ STATION_HEIGHT_M, DEVICE_HEIGHT_M = 10.0, 1.5  # TR 38.901's UMi: a lamp post, a
 NEAREST_M = 10.0  # the path loss formula starts here
 SHADOWING_DB = {True: 4.0, False: 7.82}  # standard deviation with and without line of sight
 DEEPEST_FADE = 1e-6  # -60 dB; keeps every time finite
+RATE_LAWS, ALLOCATIONS, DOWNLINKS = ("shannon", "cqi"), ("equal", "proportional", "min-max"), ("unicast", "broadcast")
+
+# The 15 ways of modulation and coding that a receiver may ask for by its channel quality indicator (CQI 1 to 15), in
+# bits per second and hertz: TS 38.214 table 5.2.2.1-2. Each needs a signal-to-noise ratio, in dB; the standard leaves
+# that open, and these are the values in common use.
+CQI_EFFICIENCY = np.array(
+    [0.1523, 0.2344, 0.3770, 0.6016, 0.8770, 1.1758, 1.4766, 1.9141, 2.4063, 2.7305, 3.3223, 3.9023, 4.5234, 5.1152,
+     5.5547]
+)  # fmt: skip
+CQI_NEEDS_DB = np.array([-6.7, -4.7, -2.3, 0.2, 2.4, 4.3, 5.9, 8.1, 10.3, 11.7, 14.1, 16.3, 18.7, 21.0, 22.7])
 
 
 @dataclass(frozen=True)
 class Network:
     """One cell: a base station and `num_clients` devices at seeded places.
 
-    The uplink band is shared equally by the clients that upload in the same step, and so are the downlink band and
-    the station's power. A device sends with all its power in its own share. Client i stands at the same place, and
-    sees the same fading in round r, however many other clients or rounds there are and whatever the bandwidth.
+    The uplink band is shared by the clients that upload in the same step, by `allocation` (see
+    `fedgen_lab.wireless.allocate`), and a device sends with all its power in its own share. `downlink` "unicast" shares
+    the downlink band and the station's power equally; "broadcast" sends one message once, to all who listen, at the
+    rate of the worst of them. `rate_law`: see `rate_bps`. Client i stands at the same place, and sees the same fading
+    in round r, however many other clients or rounds there are and whatever the bandwidth.
 
     Raises ValueError, naming the parameter and its value, when a value makes no sense.
     """
@@ -48,15 +60,23 @@ class Network:
     fading: bool = True  # Rayleigh, drawn anew for each client in each round
     shadowing: bool = False  # log-normal, drawn once for each client
     seed: int = 0
+    rate_law: str = "shannon"  # what no radio can beat; "cqi": what a radio of 5G reaches
+    allocation: str = "equal"  # or "proportional" to the bits, or "min-max": the shortest round
+    downlink: str = "unicast"  # or "broadcast"
+    kappa: float = 0.0  # above 0: computing costs kappa x cycles x (cycles a second)^2 joules; 1e-28 is usual
+    flops_per_cycle: float = 50.0  # so the median device runs at 2 GHz; only used with kappa
 
     def __post_init__(self):
         if isinstance(self.num_clients, bool) or int(self.num_clients) != self.num_clients or self.num_clients < 1:
             raise ValueError(f"num_clients must be a whole number of at least 1; got {self.num_clients!r}.")
         if int(self.seed) != self.seed or self.seed < 0:
             raise ValueError(f"seed must be a whole number of at least 0; got {self.seed!r}.")
+        for name, known in (("rate_law", RATE_LAWS), ("allocation", ALLOCATIONS), ("downlink", DOWNLINKS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
         for field in fields(self):
             value = getattr(self, field.name)
-            if not math.isfinite(value):
+            if not isinstance(value, str) and not math.isfinite(value):
                 raise ValueError(f"{field.name} must be a finite number; got {value!r}.")
         for name in ("bandwidth_hz", "downlink_hz"):
             if not 1 <= getattr(self, name) <= 1e12:
@@ -64,9 +84,10 @@ class Network:
         for name in ("device_power_dbm", "station_power_dbm"):
             if not -100 <= getattr(self, name) <= 100:
                 raise ValueError(f"{name} must lie in [-100, 100] dBm; got {getattr(self, name)!r}.")
-        if self.flops_per_second <= 0:
-            raise ValueError(f"flops_per_second must be larger than 0; got {self.flops_per_second!r}.")
-        for name in ("speed_spread", "computing_watts", "receiving_watts"):
+        for name in ("flops_per_second", "flops_per_cycle"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be larger than 0; got {getattr(self, name)!r}.")
+        for name in ("speed_spread", "computing_watts", "receiving_watts", "kappa"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative; got {getattr(self, name)!r}.")
         if not NEAREST_M <= self.cell_radius_m <= 5000:
@@ -99,19 +120,32 @@ def line_of_sight_probability(distance_m):
     return 18 / distance + np.exp(-distance / 36) * (1 - 18 / distance)
 
 
-def rate_bps(bandwidth_hz, power_dbm, gain, noise_figure_db):
-    """Shannon's rate b log2(1 + P g / (N0 b)) in bit/s; `gain` is the part of the power that arrives.
+def rate_bps(bandwidth_hz, power_dbm, gain, noise_figure_db, rate_law="shannon"):
+    """The rate in bit/s in a band; `gain` is the part of the power that arrives. Arrays are welcome.
 
-    More bandwidth always helps, but less and less: for b -> infinity the rate ends at P g / (N0 ln 2), because the
-    same power is spread over more noise. No bandwidth saves a device that is too far away.
+    "shannon": b log2(1 + P g / (N0 b)), which no radio can beat. "cqi": what a radio of 5G reaches, the best line of
+    the CQI table. A device whose signal is too weak for its whole share sends in a part of it, as real ones do.
+
+    More bandwidth always helps, but less and less: for b -> infinity Shannon's rate ends at P g / (N0 ln 2), because
+    the same power is spread over more noise. No bandwidth saves a device that is too far away.
     """
-    return bandwidth_hz * np.log1p(signal_to_noise(bandwidth_hz, power_dbm, gain, noise_figure_db)) / math.log(2)
+    if rate_law == "shannon":
+        return bandwidth_hz * np.log1p(signal_to_noise(bandwidth_hz, power_dbm, gain, noise_figure_db)) / math.log(2)
+    reach = np.asarray(reach_hz(power_dbm, gain, noise_figure_db))[..., None]
+    # Line i works in any band up to reach / (the ratio it needs): (..., 15).
+    fillable = np.minimum(np.asarray(bandwidth_hz)[..., None], reach / 10 ** (CQI_NEEDS_DB / 10))
+    return (CQI_EFFICIENCY * fillable).max(-1)
 
 
 def signal_to_noise(bandwidth_hz, power_dbm, gain, noise_figure_db):
     """Received power over the noise in the band, as a plain ratio: P g / (N0 b)."""
     noise_per_hertz = 10 ** ((THERMAL_NOISE_DBM + noise_figure_db) / 10)  # mW
     return 10 ** (power_dbm / 10) * gain / (noise_per_hertz * bandwidth_hz)
+
+
+def reach_hz(power_dbm, gain, noise_figure_db):
+    """P g / N0: the band over which the noise is as strong as the signal. All of a link in one number, in hertz."""
+    return signal_to_noise(1.0, power_dbm, gain, noise_figure_db)
 
 
 def place_clients(network):

@@ -2,7 +2,7 @@
 
 What was sent does not depend on how fast the radio is, so the seconds can be worked out afterwards, for any
 bandwidth, in milliseconds and without training again. Rounds are synchronous: a client downloads, computes and
-uploads, and the server waits for the last one, the straggler. Taught in lab 03.
+uploads, and the server waits for the last one, the straggler. Taught in labs 03 and 05.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 
 from fedgen_lab.federation.trace import SERVER
-from fedgen_lab.wireless.channel import fading_gains, place_clients, rate_bps
+from fedgen_lab.wireless.allocate import min_max, proportional
+from fedgen_lab.wireless.channel import fading_gains, place_clients, rate_bps, reach_hz
 
 PHASES = ("download", "compute", "upload")
 
@@ -57,12 +58,8 @@ def replay(trace, network):
     bytes_up = _total(exchange[~down], client[~down], sent["bytes"].to_numpy()[~down], shape)
     flops = _total(exchange, client, sent["flops"].to_numpy(), shape)
 
-    rate_up, rate_down = _rates(network, clients, exchanges[:, 0], (bytes_up > 0).sum(1), (bytes_down > 0).sum(1))
-    speed = clients["flops_per_second"].to_numpy()  # (K,)
-    seconds = np.stack([8 * bytes_down / rate_down, flops / speed, 8 * bytes_up / rate_up])  # (3, E, K)
-    transmitting_watts = 10 ** (network.device_power_dbm / 10) / 1000
-    watts = np.array([network.receiving_watts, network.computing_watts, transmitting_watts])
-    joules = seconds * watts[:, None, None]
+    seconds = phase_seconds(network, clients, exchanges[:, 0], bytes_down, flops, bytes_up)  # (3, E, K)
+    joules = _joules(network, clients, flops, seconds)
 
     finish = seconds.sum(0)  # (E, K) since the exchange began
     length = finish.max(1, initial=0.0)  # (E,): the slowest client decides
@@ -85,15 +82,52 @@ def replay(trace, network):
     return Timeline(events, rounds, clients)
 
 
-def _rates(network, clients, rounds, uploading, downloading):
-    """Bits per second up and down, each (E, K); the band is shared equally by those who use it in an exchange."""
+def phase_seconds(network, clients, rounds, bytes_down, flops, bytes_up):
+    """How long clients download, compute and upload: (3, E, K) seconds for E exchanges of K clients.
+
+    clients: `place_clients(network)`; rounds: (E,) whole numbers, which decide the fading; the rest: (E, K). This is
+    the whole clock of a synchronous round, for those who need it while a run goes on.
+    """
     fading = fading_gains(network, int(rounds.max(initial=0)) + 1)[:, rounds]  # (K, E, 2)
     gain = 10 ** (-clients["path_loss_db"].to_numpy() / 10) * fading.transpose(2, 1, 0)  # (2, E, K)
-    shares = np.maximum([uploading, downloading], 1)[:, :, None]  # (2, E, 1)
-    up = rate_bps(network.bandwidth_hz / shares[0], network.device_power_dbm, gain[0], network.station_noise_figure_db)
-    power = network.station_power_dbm - 10 * np.log10(shares[1])  # the station's power is shared like its band
-    down = rate_bps(network.downlink_hz / shares[1], power, gain[1], network.device_noise_figure_db)
-    return up, down
+    download = _download_seconds(network, gain[1], bytes_down)
+    compute = flops / clients["flops_per_second"].to_numpy()
+    sending, power = 8 * bytes_up, network.device_power_dbm
+    if network.allocation == "equal":
+        band = network.bandwidth_hz / np.maximum((bytes_up > 0).sum(1), 1)[:, None]  # (E, 1)
+    elif network.allocation == "proportional":
+        band = proportional(sending, network.bandwidth_hz)
+    else:
+        reach = reach_hz(power, gain[0], network.station_noise_figure_db)
+        band = min_max(sending, download + compute, reach, network.bandwidth_hz, network.rate_law)
+    band = np.where(band > 0, band, 1.0)  # who sends nothing has no band, and any rate will do
+    rate = rate_bps(band, power, gain[0], network.station_noise_figure_db, network.rate_law)
+    return np.stack([download, compute, sending / rate])
+
+
+def _download_seconds(network, gain, bytes_down):
+    """Seconds to download, (E, K): side by side, or one broadcast of the largest message to all who listen."""
+    listening = bytes_down > 0
+    power, band = network.station_power_dbm, network.downlink_hz
+    if network.downlink == "unicast":  # the station's power is shared like its band
+        shares = np.maximum(listening.sum(1), 1)[:, None]
+        power, band = power - 10 * np.log10(shares), band / shares
+    rate = rate_bps(band, power, gain, network.device_noise_figure_db, network.rate_law)
+    if network.downlink == "unicast":
+        return 8 * bytes_down / rate
+    worst = np.where(listening, rate, np.inf).min(1, initial=np.inf)
+    return listening * (8 * bytes_down.max(1, initial=0) / worst)[:, None]
+
+
+def _joules(network, clients, flops, seconds):
+    """What the devices spend, (3, E, K): power times time, or kappa x cycles x (cycles a second)^2 for computing."""
+    transmitting_watts = 10 ** (network.device_power_dbm / 10) / 1000
+    watts = np.array([network.receiving_watts, network.computing_watts, transmitting_watts])
+    joules = seconds * watts[:, None, None]
+    if network.kappa > 0:
+        hertz = clients["flops_per_second"].to_numpy() / network.flops_per_cycle  # (K,)
+        joules[1] = network.kappa * (flops / network.flops_per_cycle) * hertz**2
+    return joules
 
 
 def _total(exchange, client, values, shape):
