@@ -84,7 +84,7 @@ def unpack(arrays, received, scenario):
 
 
 def _round_by_chance(name, rows, generator):
-    """int8 values (R, C) and float16 scales (R,) with E[values * scales] = rows: up or down, the nearer the likelier."""
+    """int8 values (R, C) and float16 scales (R,) whose product is `rows` (R, C) on average: up or down, by chance."""
     exact = rows.abs().amax(1) / LARGEST  # (R,)
     scales = exact.half()
     if not torch.isfinite(scales).all():
