@@ -95,12 +95,13 @@ class AttackPanel:
         return pd.DataFrame(self.rows)
 
     def _work(self, job):
+        self.shown.value = ""  # the pictures of an earlier attack say nothing about this one
         job.report("Dealing out the pictures.")
         scenario, auxiliary = self.scenario(), self.auxiliary.value
         iterations, depth = self.iterations.value, self.depth.value
         knobs = {
-            "depth": depth, "noise": scenario.noise, "bits": scenario.bits,
-            "decorrelation": scenario.decorrelation, "iterations": iterations, "server has": auxiliary,
+            "server has": auxiliary, "depth": depth, "noise": scenario.noise, "bits": scenario.bits,
+            "decorrelation": scenario.decorrelation, "iterations": iterations,
         }  # fmt: skip
 
         def heard(_, iteration):
