@@ -9,6 +9,13 @@ from dataclasses import asdict, dataclass, fields
 
 PROFILES = ("binder", "laptop", "gpu", "test")
 METHODS = ("lora", "full")
+RULES = (
+    "fedit", "ffa", "fedsa", "rolora", "flora", "flexlora", "hetlora", "fedex", "lora-fair", "fed-sb",
+)  # fmt: skip
+MIXED_RANKS = ("flora", "flexlora", "hetlora")  # the rules that let clients differ in rank
+UPLOADS = ("float32", "int8", "top-k")
+SELECTIONS = ("all", "random", "fastest", "deadline")
+DEFENCES = ("mean", "clip", "median", "trimmed", "krum")
 
 # What each profile changes in the defaults; `binder` is the lesson itself, about a minute on one core.
 _BY_PROFILE = {
@@ -47,6 +54,21 @@ class Scenario:
     num_prompts: int = 48  # prompts drawn to measure fidelity; each costs about 0.12 s on one core
     base_model: str = ""  # "": the tiny Stable Diffusion that ships with the lab
     seed: int = 0
+    # Labs 04, 05 and 08; with every default it is the plain run of lab 03.
+    rule: str = "fedit"  # how the server aggregates adapters; lora/rules.py
+    ranks: str = ""  # "": everyone has `rank`; "2,4,8" is dealt to the clients in turn
+    lora_alpha: float = 0.0  # LoRA's alpha; 0: alpha = rank, a scale of one
+    upload: str = "float32"  # or "int8" with stochastic rounding, "top-k" with error feedback; lora/upload.py
+    keep: float = 0.1  # the share of numbers that "top-k" sends
+    select: str = "all"  # who trains in a round: "all", "random", "fastest", "deadline"; wireless/reacting.py
+    fraction: float = 1.0  # the share of clients that are asked when `select` chooses
+    deadline_seconds: float = 0.0  # uploads that arrive later in simulated time are dropped; 0: none is
+    buffer: int = 0  # FedBuff: merge whenever so many uploads have arrived; 0: synchronous rounds
+    clip: float = 0.0  # the largest norm of a client's update; 0: not clipped
+    noise_multiplier: float = 0.0  # user-level differential privacy: noise on the sum, in units of clip; 0: none
+    defence: str = "mean"  # or "clip", "median", "trimmed", "krum", against `attackers`; privacy/robust.py
+    attackers: int = 0  # how many clients plant a backdoor
+    secure: int = 0  # 1: secure aggregation, the server sees sums only; privacy/secure.py
 
     def __post_init__(self):
         whole = ("num_clients", "rounds", "local_steps", "batch_size", "rank", "pictures_per_client", "num_prompts")
@@ -64,6 +86,41 @@ class Scenario:
             raise ValueError(f"method must be one of {', '.join(METHODS)}; got {self.method!r}.")
         if self.seed < 0 or not float(self.seed).is_integer():
             raise ValueError(f"seed must be a whole number of at least 0; got {self.seed!r}.")
+        self._check_aggregation()
+
+    def _check_aggregation(self):
+        """The knobs of labs 04, 05 and 08; which of them go together is `lora.strategies.strategy_of`'s to say."""
+        choices = {"rule": RULES, "upload": UPLOADS, "select": SELECTIONS, "defence": DEFENCES, "secure": (0, 1)}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}.")
+        for name in ("lora_alpha", "deadline_seconds", "clip", "noise_multiplier"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be a number of at least 0; got {getattr(self, name)!r}.")
+        for name in ("keep", "fraction"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"{name} must lie in (0, 1]; got {getattr(self, name)!r}.")
+        for name in ("buffer", "attackers"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not float(value).is_integer() or not 0 <= value <= self.num_clients:
+                raise ValueError(f"{name} must be a whole number from 0 to {self.num_clients} clients; got {value!r}.")
+        _ = self.client_ranks  # names what is wrong with `ranks`
+
+    @property
+    def client_ranks(self):
+        """Every client's rank as a tuple: all `rank`, or `ranks` dealt in turn. Raises ValueError for nonsense."""
+        if not self.ranks:
+            return (int(self.rank),) * int(self.num_clients)
+        words = str(self.ranks).split(",")
+        if not all(word.strip().isdecimal() and int(word) >= 1 for word in words):
+            raise ValueError(f'ranks must be whole numbers of at least 1, like "2,4,8"; got {self.ranks!r}.')
+        dealt = tuple(int(words[client % len(words)]) for client in range(int(self.num_clients)))
+        if len(set(dealt)) > 1 and self.rule not in MIXED_RANKS:
+            raise ValueError(
+                f"rule {self.rule!r} needs one rank for all; got ranks {self.ranks!r}. "
+                f"Use one rank, or one of the rules {', '.join(MIXED_RANKS)}."
+            )
+        return dealt
 
     @classmethod
     def for_profile(cls, **changes):

@@ -41,6 +41,9 @@ class CheckedFedAvg(FedAvg):
     Attributes: `refused`, a list of `Refusal`; `latest`, the newest global `ArrayRecord`, also after a stop;
     `client_arrays`, partition id -> `ArrayRecord` uploaded in the last round. `on_round(server_round, arrays,
     metrics)` is called after each round with the new arrays and the averaged metrics (empty when nobody was left).
+    `combine(server_round, sent, uploads, weights)` makes the new arrays out of the accepted uploads: dicts of NumPy
+    arrays by name in the order of partition ids, `sent` what the server had, `weights` the numbers of examples;
+    `weighted_mean` unless given.
     """
 
     def __init__(
@@ -49,6 +52,7 @@ class CheckedFedAvg(FedAvg):
         timeout=300.0,  # seconds; longer than any honest round, a dead SuperNode is noticed long before
         join_timeout=60.0,  # seconds; SuperNodes that were started before the run are there at once
         on_round=None,
+        combine=None,
         seed=0,  # draws the clients of a round when fraction_train < 1
         fraction_evaluate=0.0,
         min_train_nodes=1,
@@ -64,6 +68,7 @@ class CheckedFedAvg(FedAvg):
             **fedavg,
         )
         self.timeout, self.join_timeout, self.on_round, self.seed = timeout, join_timeout, on_round, seed
+        self.combine = combine or weighted_mean
         self.refused, self.latest, self.client_arrays = [], None, {}
         self._partitions = {}  # node id -> partition id, as far as known
         self._silent = set()  # nodes that let a round wait until its timeout
@@ -93,7 +98,7 @@ class CheckedFedAvg(FedAvg):
         if accepted:
             contents = [content for _, _, content in accepted]
             metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-            self.latest = arrays = _average(contents, self.arrayrecord_key, self.weighted_by_key)
+            self.latest = arrays = self._new_arrays(server_round, contents)
         elif self._asked:
             self._refuse(server_round, "everyone", "No client sent a usable update; the model stays as it was.")
         else:
@@ -101,6 +106,14 @@ class CheckedFedAvg(FedAvg):
         if self.on_round is not None:
             self.on_round(server_round, self.latest, metrics or MetricRecord())
         return arrays, metrics
+
+    def _new_arrays(self, server_round, contents):
+        """The next `latest` out of the contents that were accepted."""
+        uploads = [{name: array.numpy() for name, array in c[self.arrayrecord_key].items()} for c in contents]
+        sent = {name: array.numpy() for name, array in self.latest.items()}
+        weights = [content["metrics"][self.weighted_by_key] for content in contents]
+        combined = self.combine(server_round, sent, uploads, weights)
+        return ArrayRecord({name: Array(np.asarray(value)) for name, value in combined.items()})
 
     def aggregate_evaluate(self, server_round, replies):
         """Average the metrics of the clients that answered; None if nobody did."""
@@ -227,15 +240,13 @@ def _check_arrays(arrays, expected):
             raise _Unusable(f"sent NaN or infinity in {name!r}")
 
 
-def _average(contents, arrays_key, weight_key):
-    """The mean of the clients' arrays, weighted by their examples: sum_k n_k / n * w_k, in the arrays' own dtype."""
-    weights = [content["metrics"][weight_key] for content in contents]
+def weighted_mean(server_round, sent, uploads, weights):
+    """FedAvg's rule: sum_k n_k / n * w_k for every array, in the arrays' own dtype; a dict by name."""
     average = {}
-    for name, array in contents[0][arrays_key].items():
-        values = [content[arrays_key][name].numpy() for content in contents]
-        mean = sum(value * (weight / sum(weights)) for value, weight in zip(values, weights, strict=True))
-        average[name] = Array(np.asarray(mean, dtype=array.dtype))
-    return ArrayRecord(average)
+    for name, array in uploads[0].items():
+        mean = sum(upload[name] * (weight / sum(weights)) for upload, weight in zip(uploads, weights, strict=True))
+        average[name] = np.asarray(mean, dtype=array.dtype)
+    return average
 
 
 def _partition_id(content):

@@ -16,13 +16,13 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.federation.grid import Stopped, run_app
 from fedgen_lab.federation.trace import Trace
 from fedgen_lab.lora.adapter import add_adapter, load_trainable, trainable_state
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, train
 from fedgen_lab.lora.pipeline import draw, encode, load_pipeline
+from fedgen_lab.lora.strategies import strategy_of
 from fedgen_lab.scenario import Scenario
 
 STRIP_SEED = 1000  # every strip of pictures starts from the same noise, whichever model draws it
@@ -157,7 +157,7 @@ def lora_server_app(on_round=None, keep=None):
                 on_round(RoundDone(server_round, scenario.rounds, losses[-1], pictures, state, trace))
             return MetricRecord({"loss": losses[-1]})
 
-        strategy = CheckedFedAvg(min_available_nodes=scenario.num_clients, seed=scenario.seed)
+        strategy = strategy_of(scenario)
         if keep is not None:
             keep(strategy)
         try:
