@@ -48,7 +48,9 @@ def min_max(bits, ready_seconds, reach_hz, band_hz, rate_law="shannon"):
         middle = (early + late) / 2
         fits = band(middle).sum(-1) <= band_hz
         early, late = np.where(fits, early, middle), np.where(fits, middle, late)
-    return band(late)
+    # Where the band is so wide that one client's limit alone decides, rounding may ask for an endless band.
+    hertz = np.minimum(band(late), band_hz)
+    return hertz * np.minimum(band_hz / np.maximum(hertz.sum(-1, keepdims=True), 1e-300), 1)
 
 
 def band_for(bits, seconds, reach_hz, rate_law="shannon"):

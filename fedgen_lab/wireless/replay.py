@@ -59,7 +59,7 @@ def replay(trace, network):
     flops = _total(exchange, client, sent["flops"].to_numpy(), shape)
 
     seconds = phase_seconds(network, clients, exchanges[:, 0], bytes_down, flops, bytes_up)  # (3, E, K)
-    joules = _joules(network, clients, flops, seconds)
+    joules = phase_joules(network, clients, flops, seconds)
 
     finish = seconds.sum(0)  # (E, K) since the exchange began
     length = finish.max(1, initial=0.0)  # (E,): the slowest client decides
@@ -119,7 +119,7 @@ def _download_seconds(network, gain, bytes_down):
     return listening * (8 * bytes_down.max(1, initial=0) / worst)[:, None]
 
 
-def _joules(network, clients, flops, seconds):
+def phase_joules(network, clients, flops, seconds):
     """What the devices spend, (3, E, K): power times time, or kappa x cycles x (cycles a second)^2 for computing."""
     transmitting_watts = 10 ** (network.device_power_dbm / 10) / 1000
     watts = np.array([network.receiving_watts, network.computing_watts, transmitting_watts])

@@ -20,13 +20,13 @@ def trace_of(clients, rounds, size=600_000, flops=1.3e11):
     return trace
 
 
-def milliseconds(clients, rounds, repeats=9):
+def milliseconds(clients, rounds, repeats=9, **radio):
     """The median time of a replay, each at another bandwidth."""
     trace, times = trace_of(clients, rounds), []
-    replay(trace, Network(clients))
+    replay(trace, Network(clients, **radio))
     for i in range(repeats):
         start = time.perf_counter()
-        replay(trace, Network(clients, bandwidth_hz=(i + 1) * 1e6))
+        replay(trace, Network(clients, bandwidth_hz=(i + 1) * 1e6, **radio))
         times.append(1000 * (time.perf_counter() - start))
     return statistics.median(times)
 
@@ -39,3 +39,5 @@ if __name__ == "__main__":
         if (clients, rounds) == (50, 50):
             result = took
     print(f"RESULT replay_ms {result:.1f}")
+    print(f"RESULT replay_min_max_ms {milliseconds(50, 50, allocation='min-max'):.1f}")
+    print(f"RESULT replay_cqi_ms {milliseconds(50, 50, allocation='min-max', rate_law='cqi'):.1f}")

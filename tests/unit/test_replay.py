@@ -5,7 +5,8 @@ import pytest
 
 from fedgen_lab.federation import SERVER, Trace
 from fedgen_lab.wireless import Network, path_loss_db, rate_bps, replay
-from fedgen_lab.wireless.channel import place_clients
+from fedgen_lab.wireless.channel import fading_gains, place_clients
+from fedgen_lab.wireless.replay import phase_seconds
 
 SIZE, FLOPS = 560_000, 1.3e11
 
@@ -120,3 +121,82 @@ def test_a_network_with_too_few_clients_is_an_error_that_says_so():
 def test_the_same_seed_gives_the_same_timeline():
     assert replay(run_of(), Network(seed=1)).events.equals(replay(run_of(), Network(seed=1)).events)
     assert not replay(run_of(), Network(seed=1)).events.equals(replay(run_of(), Network(seed=2)).events)
+
+
+@pytest.mark.parametrize("law", ["shannon", "cqi"])
+def test_the_shortest_round_of_all_allocations_is_min_max(law):
+    trace = run_of(6, 8, size=2_000_000)
+    rounds = {
+        allocation: replay(trace, Network(6, rate_law=law, allocation=allocation)).rounds.seconds
+        for allocation in ("equal", "proportional", "min-max")
+    }
+    assert (rounds["min-max"] <= rounds["equal"] * (1 + 1e-6)).all()
+    assert (rounds["min-max"] <= rounds["proportional"] * (1 + 1e-6)).all()
+    assert rounds["min-max"].sum() < 0.95 * rounds["equal"].sum()
+
+
+def test_with_min_max_every_upload_of_a_round_ends_at_the_same_moment():
+    events = replay(run_of(6, 8), Network(6, allocation="min-max")).events
+    uploads = events[events.phase == "upload"].groupby("round").end_seconds
+    assert np.allclose(uploads.min(), uploads.max(), rtol=1e-6)
+
+
+def test_shares_like_the_bits_are_equal_shares_when_all_send_alike():
+    trace = Trace()
+    for client in range(4):
+        trace.add(1, 0, SERVER, client, "train", SIZE)
+        trace.add(1, 0, client, SERVER, "train", SIZE, FLOPS)
+    equal, proportional = (replay(trace, Network(allocation=name)).events for name in ("equal", "proportional"))
+    assert np.allclose(equal.end_seconds, proportional.end_seconds)
+
+
+def test_a_broadcast_reaches_everyone_at_the_worst_listeners_moment_and_costs_the_air_only_once():
+    trace = run_of(10, 3, size=4_000_000)
+    unicast, broadcast = (replay(trace, Network(10, downlink=name)) for name in ("unicast", "broadcast"))
+    heard = broadcast.events[broadcast.events.phase == "download"].groupby("round").end_seconds
+    assert np.allclose(heard.min(), heard.max())
+    assert broadcast.clients.download_seconds.max() < unicast.clients.download_seconds.max()
+    network = Network(10, downlink="broadcast")
+    gain = 10 ** (-place_clients(network).path_loss_db / 10) * fading_gains(network, 2)[:, 1, 1]
+    worst = rate_bps(20e6, 43, gain, 7).min()
+    assert heard.max().iloc[0] == pytest.approx(8 * 4_000_009 / worst)
+
+
+def test_one_listener_hears_a_broadcast_like_its_own_message():
+    alone = [replay(run_of(1), Network(1, downlink=name)).events for name in ("unicast", "broadcast")]
+    assert np.allclose(alone[0].end_seconds, alone[1].end_seconds)
+
+
+def test_with_kappa_computing_costs_cycles_times_frequency_squared():
+    events = replay(run_of(1, 1), Network(1, speed_spread=0.0, kappa=1e-28)).events
+    # 1.3e11 operations at 50 a cycle are 2.6e9 cycles, at 1e11 / 50 = 2e9 of them a second
+    assert events.joules[events.phase == "compute"].item() == pytest.approx(1e-28 * 2.6e9 * 2e9**2)
+    fast, slow = (
+        replay(run_of(1, 1), Network(1, flops_per_second=s, kappa=1e-28)).clients.joules for s in (2e11, 1e11)
+    )
+    assert fast.item() > slow.item()  # a fast device pays for its speed
+
+
+def test_the_cqi_table_slows_a_round_down_but_ranks_stay_finite():
+    shannon, cqi = (replay(run_of(8, 5), Network(8, rate_law=law)).rounds.seconds for law in ("shannon", "cqi"))
+    assert (cqi > shannon).all() and np.isfinite(cqi).all()
+
+
+@pytest.mark.parametrize("allocation", ["proportional", "min-max"])
+@pytest.mark.parametrize("law", ["shannon", "cqi"])
+@pytest.mark.parametrize("band", [1.0, 1e12])
+def test_every_allocation_stays_finite_at_both_ends(allocation, law, band):
+    network = Network(12, bandwidth_hz=band, cell_radius_m=5000, allocation=allocation, rate_law=law)
+    timeline = replay(run_of(12, 3, steps=2), network)
+    assert np.isfinite(timeline.events[["start_seconds", "end_seconds", "joules"]].to_numpy()).all()
+    assert len(replay(Trace(), network).rounds) == 0
+
+
+def test_one_exchange_alone_takes_what_it_takes_in_a_replay():
+    network = Network(5, allocation="min-max", seed=2)
+    timeline = replay(run_of(5, 3), network)
+    size = np.arange(5)
+    alone = phase_seconds(
+        network, place_clients(network), np.array([2]), SIZE + size[None], np.full((1, 5), FLOPS), SIZE - size[None]
+    )
+    assert alone.sum(0).max() == pytest.approx(timeline.rounds.seconds[1])

@@ -7,12 +7,16 @@ import numpy as np
 import pytest
 
 from fedgen_lab.wireless.channel import (
+    CQI_EFFICIENCY,
+    CQI_NEEDS_DB,
     Network,
     fading_gains,
     line_of_sight_probability,
     path_loss_db,
     place_clients,
     rate_bps,
+    reach_hz,
+    signal_to_noise,
 )
 
 CARRIER = 3.5e9
@@ -63,6 +67,63 @@ def test_more_bandwidth_is_never_slower():
     assert (np.diff(rate_bps(bands, 23, 1e-11, 5)) > 0).all()
 
 
+def test_the_cqi_rate_is_the_tables_line_for_the_ratio_in_the_band():
+    for ratio_db, line in ((-6.7, 0), (4.3, 5), (5.8, 5), (22.7, 14), (60.0, 14)):
+        gain = 10 ** (ratio_db / 10) / signal_to_noise(1e6, 0, 1.0, 5) * (1 + 1e-12)
+        assert rate_bps(1e6, 0, gain, 5, "cqi") >= 1e6 * CQI_EFFICIENCY[line] * (1 - 1e-9)
+        if ratio_db in (-6.7, 22.7, 60.0):  # at the ends of the table no narrower band does better
+            assert rate_bps(1e6, 0, gain, 5, "cqi") == pytest.approx(1e6 * CQI_EFFICIENCY[line])
+
+
+def test_no_line_of_the_cqi_table_beats_shannon():
+    assert (CQI_EFFICIENCY < np.log2(1 + 10 ** (CQI_NEEDS_DB / 10))).all()
+    bands, gains = np.meshgrid(np.logspace(2, 9, 60), np.logspace(-16, -7, 60))
+    shannon, cqi = (rate_bps(bands, 23, gains, 5, law) for law in ("shannon", "cqi"))
+    assert (cqi < shannon).all() and (cqi > 0).all()
+
+
+def test_a_weak_signal_fills_only_a_part_of_its_band():
+    # 20 dB below what the lowest line needs in 1 MHz: the lowest line still works in a hundredth of it
+    gain = 10 ** (-26.7 / 10) / signal_to_noise(1e6, 0, 1.0, 5)
+    assert rate_bps(1e6, 0, gain, 5, "cqi") == pytest.approx(1e4 * CQI_EFFICIENCY[0])
+    assert rate_bps(1e9, 0, gain, 5, "cqi") == pytest.approx(1e4 * CQI_EFFICIENCY[0])
+
+
+def test_at_its_reach_a_signal_is_as_strong_as_the_noise():
+    assert signal_to_noise(reach_hz(23, 1e-11, 5), 23, 1e-11, 5) == pytest.approx(1)
+
+
+NO_SIONNA = "sionna-no-rt is not installed: nothing to compare with"
+
+
+def test_the_cqi_table_is_made_of_sionnas_lines_of_modulation_and_coding():
+    torch = pytest.importorskip("torch")
+    sionna = pytest.importorskip("sionna.phy.nr.utils", reason=NO_SIONNA)
+    lines = {
+        int(order) * float(rate)
+        for table in (1, 3)
+        for order, rate in zip(*sionna.decode_mcs_index(torch.arange(29), table, is_pusch=False), strict=True)
+    }
+    assert all(min(abs(line - efficiency) for line in lines) < 1e-4 for efficiency in CQI_EFFICIENCY)
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_path_loss_and_line_of_sight_are_sionnas(seen):
+    torch = pytest.importorskip("torch")
+    tr38901 = pytest.importorskip("sionna.phy.channel.tr38901", reason=NO_SIONNA)
+    antenna = tr38901.Antenna(
+        polarization="single", polarization_type="V", antenna_pattern="omni", carrier_frequency=CARRIER
+    )
+    scenario = tr38901.UMiScenario(CARRIER, "low", antenna, antenna, "uplink", enable_shadow_fading=False)
+    distances = np.array([20.0, 100, 205, 215, 400, 1500])
+    devices = torch.tensor([[[d, 0.0, 1.5] for d in distances]], dtype=torch.float32)  # (1, K, 3)
+    still, inside = torch.zeros_like(devices), torch.zeros(1, len(distances), dtype=torch.bool)
+    station = torch.tensor([[[0.0, 0.0, 10.0]]])
+    scenario.set_topology(devices, station, still, torch.zeros_like(station), still, inside, seen)
+    assert np.allclose(scenario.basic_pathloss.numpy().ravel(), path_loss_db(distances, CARRIER, seen), atol=0.02)
+    assert np.allclose(scenario.los_probability.numpy().ravel(), line_of_sight_probability(distances), atol=1e-4)
+
+
 def test_a_client_stands_at_the_same_place_however_many_others_there_are():
     few, many = place_clients(Network(3, seed=7)), place_clients(Network(30, seed=7))
     assert few.equals(many.iloc[:3])
@@ -111,6 +172,11 @@ def test_equal_devices_have_no_spread():
         ("flops_per_second", 0),
         ("speed_spread", -1),
         ("seed", -1),
+        ("rate_law", "nyquist"),
+        ("allocation", "fair"),
+        ("downlink", "multicast"),
+        ("kappa", -1e-28),
+        ("flops_per_cycle", 0),
     ],
 )
 def test_a_senseless_value_is_an_error_that_names_the_knob(knob, value):
