@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
-UPLOADS = ("float32", "int8", "top-k")
+from fedgen_lab.scenario import UPLOADS
+
 MEMORY = "top-k-memory"  # where a client's Context.state keeps what it has not sent yet
 LARGEST = 127  # of an int8; -128 is not used, so that both signs reach equally far
 
