@@ -5,6 +5,7 @@ finished run is enough, because the weights for any alpha follow from the taps t
 """
 
 import html
+import textwrap
 
 import ipywidgets as widgets
 import numpy as np
@@ -20,7 +21,7 @@ from fedgen_lab.split.nets import SIZES
 from fedgen_lab.split.scoring import label_grid
 
 # Okabe and Ito's colours for clusters; the number of its cluster stands beside every client too.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
 SHAPES = ("circle", "square", "triangle-up", "x", "star", "cross", "hexagon", "bowtie")  # the truth: one per domain
 ALPHAS = np.geomspace(0.1, 10_000, 101)
 
@@ -125,13 +126,18 @@ def tap_map(gan_round, dealt, warm_up=0):
         for domain in np.unique(domain_of[groups == group]):
             mine = np.flatnonzero((groups == group) & (domain_of == domain))
             chart.add_scatter(
-                x=places[mine, 0].tolist(), y=places[mine, 1].tolist(), mode="markers+text",
+                x=places[mine, 0].tolist(), y=places[mine, 1].tolist(), mode="markers", showlegend=False,
                 name=f"{dealt.domains[domain]} in cluster {group}", text=[f"{here[i]} ({group})" for i in mine],
-                textposition="top center", cliponaxis=False,
+                cliponaxis=False,
                 marker={"symbol": SHAPES[domain % len(SHAPES)], "color": COLOURS[group % len(COLOURS)], "size": 13,
                         "line": {"color": "#808080", "width": 1}},
                 hovertemplate="client %{text}<extra></extra>",
             )  # fmt: skip
+    for domain in np.unique(domain_of):  # the legend tells shapes only: with clusters it would be longer than the map
+        grey = {"symbol": SHAPES[domain % len(SHAPES)], "color": "#808080", "size": 11}
+        chart.add_scatter(x=[None], y=[None], mode="markers", name=dealt.domains[domain], marker=grey)
+    for (x, y), words in _labels(places, here, groups):
+        chart.add_annotation(x=x, y=y, text=words, showarrow=False, yanchor="bottom", yshift=8)
     table = pd.DataFrame({
         "client": here, "domain": [dealt.domains[domain] for domain in domain_of], "cluster": groups,
         "first": places[:, 0], "second": places[:, 1],
@@ -251,6 +257,19 @@ def _two_dimensions(taps):
         places[:, axis] = column * (np.sign(column[np.abs(column).argmax()]) or 1)
     total = (spread**2).sum()
     return places, float((spread[:2] ** 2).sum() / total) if total > 0 else 1.0
+
+
+def _labels(places, clients, groups):
+    """What stands in the map beside clients: ((x, y), words). Those of one cluster that lie close share a label."""
+    near = np.ptp(places, axis=0) * (0.1, 0.15)  # about a label's width and height
+    knots = []
+    for i, (place, group) in enumerate(zip(places, groups, strict=True)):
+        close = (k for k in knots if groups[k[0]] == group and (np.abs(places[k[0]] - place) <= near).all())
+        knot = next(close, None)
+        knots.append([i]) if knot is None else knot.append(i)
+    for knot in knots:
+        words = textwrap.wrap(f"{', '.join(map(str, clients[knot]))} ({groups[knot[0]]})", 18)
+        yield (float(places[knot, 0].mean()), float(places[knot, 1].max())), "<br>".join(words)
 
 
 def _who_is_with_whom(gan_round, groups, domain_of, here, warm_up):

@@ -54,14 +54,24 @@ def outcome(**changes):
 def test_the_map_tells_truth_by_shape_and_clusters_by_colour_and_number():
     chart, sentence, table = tap_map(gan_round(), dealt())
     looks = {trace.name: (trace.marker.symbol, trace.marker.color) for trace in chart.data}
-    assert set(looks) == {"digits in cluster 0", "runes in cluster 1"}
-    shapes, colours = zip(*looks.values(), strict=True)
-    assert len(set(shapes)) == len(set(colours)) == 2
-    assert [text for trace in chart.data for text in trace.text] == [
+    assert set(looks) == {"digits in cluster 0", "runes in cluster 1", "digits", "runes"}
+    (first, blue), (second, orange) = looks["digits in cluster 0"], looks["runes in cluster 1"]
+    assert first != second and blue != orange and (looks["digits"][0], looks["runes"][0]) == (first, second)
+    assert [trace.name for trace in chart.data if trace.showlegend is not False] == ["digits", "runes"]
+    assert [text for trace in chart.data for text in trace.text or ()] == [
         "0 (0)", "2 (0)", "4 (0)", "1 (1)", "3 (1)", "5 (1)"
     ]  # fmt: skip
     assert "Round 3: 2 clusters, each with clients of one domain only." in sentence
     assert table["cluster"].tolist() == [0, 1, 0, 1, 0, 1]
+
+
+def test_clients_that_lie_close_share_a_label_and_no_client_goes_without():
+    one = gan_round()
+    one.taps[2] = one.taps[0] + 1e-6
+    words = [note.text.replace("<br>", " ") for note in tap_map(one, dealt())[0].layout.annotations]
+    assert any(text.startswith("0, 2") and text.endswith("(0)") for text in words)
+    named = [int(client) for text in words for client in text.split(" (")[0].split(", ")]
+    assert sorted(named) == list(range(6))
 
 
 def test_a_client_among_clients_of_another_domain_is_named():
