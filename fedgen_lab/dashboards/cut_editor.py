@@ -158,9 +158,10 @@ class CutEditor:
             row.layout.display = "" if kind < kinds else "none"
             if kind < kinds:
                 device, number = setting["devices"][kind], len(range(kind, self.clients.value, len(DEVICES)))
+                rate = device.bits_per_second / 1e6
                 label.value = (
                     f'<span class="fedgen-note"><b>{device.name}</b> ({number}): {device.flops_per_second / 1e9:.4g} '
-                    f"GFLOP/s, {device.bits_per_second / 1e6:.4g} {unit}</span>"
+                    f"GFLOP/s, {rate:{',.0f' if rate >= 1000 else '.4g'}} {unit}</span>"
                 )
         self.gantt.update(*iteration_chart(self.cuts(), **setting))
 
@@ -234,7 +235,7 @@ class Race:
 
     def sentence(self):
         """The state of the race in words."""
-        who = f"{self.num_clients} clients" + (f" (each {self.tile} share a cut)" if self.tile > 1 else "")
+        who = _clients(self.num_clients) + (f" (each {self.tile} share a cut)" if self.tile > 1 else "")
         if not self.best:
             return f"{who}; the genetic algorithm has not finished a generation yet."
         above = f"{_percent(self.best[-1] / self.optimum)} above the optimum"
@@ -313,11 +314,15 @@ def iteration_chart(cuts, devices, work, reference=False, server=SERVER):
     gap = "which is the optimum" if total <= optimum * (1 + 1e-9) else above
     what = "computing" if what.endswith("computes") else what
     sentence = (
-        f"One iteration of {len(devices)} clients takes {total:.4g} s, {gap}. The largest part of its critical path is "
-        f"the {what} of {'the ' if where == 'server' else ''}{where.split(' (')[0]}: {spent.max():.3g} s."
+        f"One iteration of {_clients(len(devices))} takes {total:.4g} s, {gap}. The largest part of its critical "
+        f"path is the {what} of {'the ' if where == 'server' else ''}{where.split(' (')[0]}: {spent.max():.3g} s."
     )
     columns = ["row", "net", "direction", "phase", "start_seconds", "end_seconds", "on_critical_path"]
     return chart, sentence, pieces[columns].rename(columns={"row": "who"})
+
+
+def _clients(number):
+    return "1 client" if number == 1 else f"{number} clients"
 
 
 def _percent(ratio):

@@ -77,7 +77,7 @@ def test_every_knob_may_be_pushed_to_both_ends(editor, end):
         knob.set(knob.number.min if end == "low" else knob.number.max)
     number = editor.clients.value
     assert number in (1, 100)
-    assert editor.gantt.sentence.startswith(f"One iteration of {number} clients takes")
+    assert editor.gantt.sentence.startswith(f"One iteration of {number} client{'s' * (number > 1)} takes")
     shown = [row.layout.display != "none" for row in editor.rows]
     assert sum(shown) == min(7, number)
     editor.buttons[0].click()
