@@ -4,6 +4,7 @@ Lab 07. `run_gan` says what happened, `GanRun.hear` keeps it and scores each rou
 on the radio, so another bandwidth only replays it.
 """
 
+import textwrap
 import time
 from dataclasses import replace
 
@@ -173,7 +174,7 @@ def run_live(run, job):
 def score_chart(runs, measure, axis, bandwidth_hz):
     """One score of live runs (newest last) against rounds, megabytes or seconds. Returns (figure, sentence, table)."""
     column, (x_column, x_title) = MEASURES[measure], AXES[axis]
-    chart = charts.figure(x_title=x_title, y_title=f"{measure}, mean over domains", height=380)
+    chart = charts.figure(x_title=x_title, y_title=f"{measure}, mean over domains", height=350 + 30 * len(runs))
     rows, said, ceiling = [], [], None
     for run in runs:
         table = run.table(bandwidth_hz)
@@ -182,7 +183,8 @@ def score_chart(runs, measure, axis, bandwidth_hz):
         newest = run is runs[-1]
         means = table.groupby("round")[[column, "megabytes", "wireless_seconds", "ceiling"]].mean().reset_index()
         role = "adapter" if run.scenario.method == "huscf" else "client"
-        charts.add_line(chart, means[x_column], means[column], f"live: {run.name}", role, faint=not newest)
+        name = "<br>".join(textwrap.wrap(f"live: {run.name}", 44))  # a legend does not wrap by itself
+        charts.add_line(chart, means[x_column], means[column], name, role, faint=not newest)
         rows.append(table.assign(run=run.name))
         if newest:
             last, ceiling = means.iloc[-1], means["ceiling"].iloc[-1]
