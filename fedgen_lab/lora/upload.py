@@ -76,7 +76,7 @@ def unpack(arrays, received, scenario):
         columns = torch.tensor([width for high, width in rows for _ in range(high)])
         scales = _expect(arrays, "scales", np.float16, len(columns))
         values = _expect(arrays, "values", np.int8, number)
-        flat = values * scales.repeat_interleave(columns)
+        flat = values.float() * scales.float().repeat_interleave(columns)
     else:
         kept = _number_kept(number, scenario.keep)
         places = _read_places(arrays, number, kept)

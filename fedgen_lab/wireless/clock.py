@@ -24,6 +24,14 @@ class Clock:
         self.network, self.places, self.now = network, place_clients(network), 0.0
         self._events, self._rounds = [], []
 
+    def check_fits(self, num_clients):
+        """Raises ValueError when there are more clients than the network has."""
+        if num_clients > self.network.num_clients:
+            raise ValueError(
+                f"{num_clients} clients are connected, but the network has only {self.network.num_clients} clients; "
+                f"give it num_clients={num_clients}."
+            )
+
     def seconds(self, server_round, bytes_down, flops, bytes_up, **different):
         """Download, compute and upload of E possible exchanges in one round: (3, E, K) from sizes (E, K).
 

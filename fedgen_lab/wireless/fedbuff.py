@@ -60,7 +60,9 @@ class FedBuff(CheckedFedAvg):
     def _set_to_work(self, grid, server_round):
         """Give the newest model to everyone who is connected and has nothing to do."""
         busy = {work.message.metadata.dst_node_id for work in self._under_way.values()}
-        for node_id in self._connected(server_round, grid):
+        node_ids = self._connected(server_round, grid)
+        self.clock.check_fits(len(node_ids))
+        for node_id in node_ids:
             if node_id not in busy:
                 self._send(grid, node_id, server_round, self.clock.now)
 

@@ -80,6 +80,7 @@ class ReactingFedAvg(CheckedFedAvg):
     def _connected(self, server_round, grid):
         """The nodes to ask: all that are connected, or those that `select` takes by the clock."""
         node_ids = super()._connected(server_round, grid)
+        self.clock.check_fits(len(node_ids))
         if self.select in ("all", "random") or any(node_id not in self._partitions for node_id in node_ids):
             return node_ids  # elsewhere than on a LabGrid the first answers tell who is who
         nodes = {self._partitions[node_id]: node_id for node_id in node_ids}
@@ -110,7 +111,7 @@ class ReactingFedAvg(CheckedFedAvg):
             client = self._partitions.get(message.metadata.dst_node_id)
             if client is None and reply is not None and not reply.has_error():
                 client = _partition_id(reply.content)
-            if client is not None:
+            if client in range(len(self._heard_of)):
                 message_ids[client] = message.metadata.message_id
                 sizes[:, client] = sizes_of(message, reply)
         seconds = self.clock.seconds(server_round, *sizes[:, None])[:, 0]  # (3, K)
