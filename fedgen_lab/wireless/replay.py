@@ -82,6 +82,28 @@ def replay(trace, network):
     return Timeline(events, rounds, clients)
 
 
+def meet_deadline(timeline, deadline_seconds):
+    """What a deadline would have cut off: the rounds of a `Timeline` in which nobody waits longer than that.
+
+    Columns: round, seconds (no more than the deadline), arrived (how many uploads came in time), late (the clients
+    whose upload came too late, as a tuple). What those clients know is missing from the average. Rounds of one exchange
+    only; raises ValueError for a deadline that isn't above 0.
+    """
+    if not deadline_seconds > 0:
+        raise ValueError(f"deadline_seconds must be larger than 0; got {deadline_seconds!r}.")
+    uploads = timeline.events[timeline.events["phase"] == "upload"]
+    began = (timeline.rounds["end_seconds"] - timeline.rounds["seconds"]).set_axis(timeline.rounds["round"])
+    late = uploads["end_seconds"] - began.reindex(uploads["round"]).to_numpy() > deadline_seconds
+    missed = uploads[late].groupby("round")["client"].agg(tuple)
+    rounds = timeline.rounds["round"]
+    return pd.DataFrame({
+        "round": rounds,
+        "seconds": np.minimum(timeline.rounds["seconds"], deadline_seconds),
+        "arrived": uploads[~late].groupby("round").size().reindex(rounds, fill_value=0).to_numpy(),
+        "late": [missed.get(r, ()) for r in rounds],
+    })  # fmt: skip
+
+
 def phase_seconds(network, clients, rounds, bytes_down, flops, bytes_up):
     """How long clients download, compute and upload: (3, E, K) seconds for E exchanges of K clients.
 

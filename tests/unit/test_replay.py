@@ -6,7 +6,7 @@ import pytest
 from fedgen_lab.federation import SERVER, Trace
 from fedgen_lab.wireless import Network, path_loss_db, rate_bps, replay
 from fedgen_lab.wireless.channel import fading_gains, place_clients
-from fedgen_lab.wireless.replay import phase_seconds
+from fedgen_lab.wireless.replay import meet_deadline, phase_seconds
 
 SIZE, FLOPS = 560_000, 1.3e11
 
@@ -200,3 +200,27 @@ def test_one_exchange_alone_takes_what_it_takes_in_a_replay():
         network, place_clients(network), np.array([2]), SIZE + size[None], np.full((1, 5), FLOPS), SIZE - size[None]
     )
     assert alone.sum(0).max() == pytest.approx(timeline.rounds.seconds[1])
+
+
+def test_a_deadline_ends_a_round_and_names_who_came_too_late():
+    timeline = replay(run_of(6, 5), Network(6))
+    ends = timeline.events[timeline.events.phase == "upload"].pivot(
+        index="round", columns="client", values="end_seconds"
+    )
+    finish = ends.sub(timeline.rounds.end_seconds.to_numpy() - timeline.rounds.seconds.to_numpy(), axis=0)
+    deadline = float(finish.stack().median())
+    cut = meet_deadline(timeline, deadline)
+    assert (cut.seconds <= deadline).all() and (cut.seconds <= timeline.rounds.seconds).all()
+    for row in cut.itertuples():
+        on_time = finish.loc[row.round] <= deadline
+        assert row.arrived == on_time.sum() and row.late == tuple(on_time.index[~on_time])
+    assert 0 < sum(map(len, cut.late)) == 30 - cut.arrived.sum()
+
+
+def test_a_late_deadline_changes_nothing_and_an_early_one_leaves_nobody():
+    timeline = replay(run_of(4, 3), Network())
+    late, early = meet_deadline(timeline, 1e9), meet_deadline(timeline, 1e-9)
+    assert late.seconds.equals(timeline.rounds.seconds) and (late.arrived == 4).all() and set(late.late) == {()}
+    assert (early.arrived == 0).all() and set(early.late) == {(0, 1, 2, 3)}
+    with pytest.raises(ValueError, match="deadline_seconds must be larger than 0; got 0"):
+        meet_deadline(timeline, 0)
