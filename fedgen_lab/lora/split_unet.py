@@ -1,0 +1,153 @@
+"""A UNet cut in two: the device keeps the first blocks, an edge server the rest, and skip connections join them.
+
+Pre-training without the memory for it: a device trains its few blocks, activations go up, gradients come down. Split
+learning: Vepakomma et al., arXiv 1812.00564; as one of three ways to federate a picture generator: arXiv 2307.07146.
+`split_client` and `split_server` send the halves' tensors as Flower messages; `traffic` here counts what that costs
+against sending an adapter, the whole model, or the pictures themselves. Labs 04 and 05.
+"""
+
+import pandas as pd
+import torch
+from torch import nn
+
+from fedgen_lab.lora.adapter import TARGETS
+
+FIRST = ("conv_in", "time_embedding", "add_embedding")  # with the device at every cut
+
+
+def cuts(unet):
+    """Where a `UNet2DConditionModel` can be cut, by the last block the device keeps, shallow to deep.
+
+    "conv_in", "down_blocks.0", ..., "mid_block". Raises ValueError for a UNet with inputs that Stable Diffusion 1.x and
+    2.x do not have (class labels, projected text, SDXL's added conditions).
+    """
+    config = unet.config
+    plain = config.addition_embed_type in (None, "text") and config.time_embedding_act_fn is None
+    if not plain or config.class_embed_type or config.encoder_hid_dim_type or unet.class_embedding is not None:
+        raise ValueError("This UNet takes more than latents, timestep and text; only the UNets of SD 1.x/2.x are cut.")
+    return ("conv_in", *(f"down_blocks.{i}" for i in range(len(unet.down_blocks))), "mid_block")
+
+
+def on_device(unet, cut):
+    """Whose parameter is it? A function from a parameter's name to True (device) or False (edge)."""
+    kept = (*FIRST, *cuts(unet)[1 : _depth(unet, cut) + 1])
+    return lambda name: name.startswith(tuple(f"{block}." for block in kept))
+
+
+class DeviceHalf(nn.Module):
+    """The blocks up to the cut. `forward` gives the smashed data: {"time": (B, E), "skip.0": (B, C, h, w), ...}.
+
+    Every skip connection that starts here ends at the edge, so all of them travel; the last is what the next block
+    reads, and "mid" takes its place where the device keeps the middle, too. The timestep travels only embedded.
+    """
+
+    def __init__(self, unet, cut):
+        super().__init__()
+        self.unet, self.depth = unet, _depth(unet, cut)
+
+    def forward(self, noisy, timesteps, text):
+        unet = self.unet
+        time = unet.time_embedding(unet.get_time_embed(sample=noisy, timestep=timesteps))  # (B, E)
+        pooled = unet.get_aug_embed(emb=time, encoder_hidden_states=text, added_cond_kwargs=None)
+        time = time if pooled is None else time + pooled
+        x = unet.conv_in(noisy)
+        skips = [x]
+        for block in unet.down_blocks[: self.depth]:
+            x, more = _run(block, x, time, text=text)
+            skips += more
+        smashed = {"time": time, **{f"skip.{i}": skip for i, skip in enumerate(skips)}}
+        if self.depth > len(unet.down_blocks):
+            smashed["mid"] = _run(unet.mid_block, x, time, text=text)
+        return smashed
+
+
+class EdgeHalf(nn.Module):
+    """The blocks behind the cut. `forward` takes smashed data and text states and gives the UNet's guess."""
+
+    def __init__(self, unet, cut):
+        super().__init__()
+        self.unet, self.depth = unet, _depth(unet, cut)
+
+    def forward(self, smashed, text):
+        unet, time = self.unet, smashed["time"]
+        skips = [smashed[f"skip.{i}"] for i in range(sum(name.startswith("skip.") for name in smashed))]
+        x = smashed.get("mid", skips[-1])
+        for block in unet.down_blocks[self.depth :]:
+            x, more = _run(block, x, time, text=text)
+            skips += more
+        if self.depth <= len(unet.down_blocks):
+            x = _run(unet.mid_block, x, time, text=text)
+        for block in unet.up_blocks:
+            number = len(block.resnets)
+            own, skips = tuple(skips[-number:]), skips[:-number]
+            size = skips[-1].shape[2:] if skips else None  # odd sizes are not simply doubled on the way up
+            x = _run(block, x, own, time, text=text, upsample_size=size)
+        return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))  # (B, 4, h, w)
+
+
+def smashed_shapes(unet, cut, latents, text):
+    """{name: shape} of the smashed data for latents and text states of these shapes, found without computing."""
+    with torch.device("meta"):
+        smashed = DeviceHalf(_without_weights(unet), cut)(
+            torch.zeros(latents), torch.zeros(latents[0]), torch.zeros(text)
+        )
+    return {name: tuple(tensor.shape) for name, tensor in smashed.items()}
+
+
+def traffic(unet, picture_bytes, text_length, pictures=64, rounds=5, steps=20, batch=16, rank=8, targets=TARGETS,
+            bytes_per_number=4):  # fmt: skip
+    """What one client sends and gets in a whole run, for every way to train: one row each, bytes without headers.
+
+    unet: only its configuration is read, so it may be on torch's "meta" device and as big as it likes.
+    picture_bytes: of one picture as it would be uploaded; text_length: tokens of a prompt.
+    Columns: way, up_bytes, down_bytes, device_parameters (what the device computes with), and for splits the number of
+    pictures a round (steps x batch) up to which they send less than LoRA and than the whole model: 0 means never.
+    """
+    unet = _without_weights(unet)
+    config, side = unet.config, unet.config.sample_size
+    latent, text = (config.in_channels, side, side), (text_length, config.cross_attention_dim)
+    sizes = {name: p.numel() for name, p in unet.named_parameters()}
+    linears = [m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and name.endswith(tuple(targets))]
+    adapter = rank * sum(m.in_features + m.out_features for m in linears)
+    whole = sum(sizes.values())
+    rows = [("pictures to the centre", pictures * picture_bytes, adapter * bytes_per_number, 0, None, None)]
+    for way, numbers, extra in (("LoRA", adapter, adapter), ("whole model", whole, 0)):
+        sent = rounds * numbers * bytes_per_number
+        rows.append((way, sent, sent, whole + extra, None, None))
+    for cut in cuts(unet):
+        is_ours = on_device(unet, cut)
+        own = sum(size for name, size in sizes.items() if is_ours(name))
+        shapes = smashed_shapes(unet, cut, (1, *latent), (1, *text))
+        smashed = sum(_numbers(shape) for shape in shapes.values())
+        up = smashed + _numbers(text) + _numbers(latent)  # and the gradient at the guess, which the device answers
+        down = smashed + _numbers(latent)  # and the guess
+        moved = [rounds * (own + steps * batch * each) * bytes_per_number for each in (up, down)]
+        turning = [max(0, (2 * other - 2 * own) // (up + down)) for other in (adapter, whole)]
+        rows.append((f"split after {cut}", *moved, own, *turning))
+    names = ["way", "up_bytes", "down_bytes", "device_parameters", "below_lora_up_to", "below_whole_up_to"]
+    return pd.DataFrame(rows, columns=names).astype({name: "Int64" for name in names[1:]})
+
+
+def _depth(unet, cut):
+    if cut not in cuts(unet):
+        raise ValueError(f"cut must be one of {', '.join(cuts(unet))}; got {cut!r}.")
+    return cuts(unet).index(cut)
+
+
+def _without_weights(unet):
+    """A UNet of the same configuration on torch's "meta" device: shapes, no numbers."""
+    if next(unet.parameters()).is_meta:
+        return unet
+    with torch.device("meta"):
+        return type(unet).from_config(dict(unet.config))
+
+
+def _run(block, *inputs, text, **more):
+    """A block of the UNet on its inputs, and on the text if it attends to text."""
+    if getattr(block, "has_cross_attention", False):
+        more["encoder_hidden_states"] = text
+    return block(*inputs, **more)
+
+
+def _numbers(shape):
+    return int(torch.Size(shape).numel())
