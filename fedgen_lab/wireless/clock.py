@@ -53,16 +53,23 @@ class Clock:
                 self._events.append((server_round, client, phase, start, end, int(size * part), cost * part))
             start += lasts
 
-    def end_round(self, server_round, end, straggler):
-        """Set the clock to the end of a round; `straggler` is the client that ended it."""
-        self._rounds.append((server_round, end - self.now, end, straggler))
+    def end_exchange(self, server_round, end, straggler):
+        """Set the clock to the end of an exchange, for which `straggler` was waited; a round has one or more."""
+        seconds, last = end - self.now, self._rounds[-1] if self._rounds else (None, 0.0, 0.0, NOBODY, 0.0)
+        before, longest = (last[1], last[4]) if last[0] == server_round else (0.0, -1.0)
+        if last[0] == server_round:
+            self._rounds.pop()
+            straggler = straggler if seconds > longest else last[3]
+        self._rounds.append((server_round, before + seconds, end, straggler, max(seconds, longest)))
         self.now = end
 
     def timeline(self):
         """The `Timeline` so far, as `replay` would give it; what a deadline cut off is not in it."""
         columns = ["round", "client", "phase", "start_seconds", "end_seconds", "bytes", "joules"]
         events = pd.DataFrame(self._events, columns=columns)
-        rounds = pd.DataFrame(self._rounds, columns=["round", "seconds", "end_seconds", "straggler"])
+        rounds = pd.DataFrame(
+            self._rounds, columns=["round", "seconds", "end_seconds", "straggler", "longest_exchange"]
+        )
         clients = self.places.copy()
         phases = {phase: rows for phase, rows in events.groupby("phase")}
         for phase in PHASES:

@@ -13,7 +13,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import Result
 
-from fedgen_lab.federation.fedavg import CheckedFedAvg, _with_common_metrics
+from fedgen_lab.federation.fedavg import CheckedFedAvg, _change, _with_common_metrics
 from fedgen_lab.federation.grid import LabGrid
 from fedgen_lab.wireless.clock import NOBODY, Clock, sizes_of
 
@@ -72,31 +72,35 @@ class FedBuff(CheckedFedAvg):
         Whoever sent one works on at once; whoever sent something unusable may try again after the merge.
         """
         collected, now, client = [], self.clock.now, NOBODY
+        usual, self._usual = self._usual, []
         while self._under_way and len(collected) < self.buffer:
             work = self._next(grid, timeout)
             self._asked, replies = [work.message], [] if work.reply is None else [work.reply]
             found = self._accepted(server_round, replies, expected=work.sent)
+            self._usual = []  # what is usual is told by all uploads of a merge, not by the last one
             collected += [(work, partition, content) for partition, _, content in found]
             if self._simulated:
                 now, client = work.arrival, work.client
                 self.clock.write_down(server_round, client, work.begun, work.seconds, work.sizes)
             if found and len(collected) < self.buffer:
                 self._send(grid, work.message.metadata.dst_node_id, server_round, now)
-        self.clock.end_round(server_round, now, client)
+        self.clock.end_exchange(server_round, now, client)
+        self._usual = usual
         return collected
 
     def _merge(self, server_round, collected):
         """Merge what was collected into `latest`: w + the mean of (w_k - what k had received) / sqrt(1 + staleness)."""
-        metrics = MetricRecord()
-        if collected:
-            contents = []
-            for work, partition, content in collected:
-                staleness = server_round - work.server_round
-                self.merged.append((server_round, partition, staleness))
-                self.client_arrays[partition] = content[self.arrayrecord_key]
-                moved = self._moved(content[self.arrayrecord_key], work.sent, staleness)
-                contents.append(RecordDict({"metrics": content["metrics"], self.arrayrecord_key: moved}))
-            _with_common_metrics([(None, None, content) for content in contents])
+        metrics, answers, changes = MetricRecord(), [], []
+        for work, partition, content in collected:
+            staleness = server_round - work.server_round
+            moved = self._moved(content[self.arrayrecord_key], work.sent, staleness)
+            answers.append((partition, staleness, RecordDict({**content, self.arrayrecord_key: moved})))
+            changes.append(_change(moved, self.latest))
+            self.client_arrays[partition] = content[self.arrayrecord_key]
+        kept = _with_common_metrics(self._without_giants(server_round, answers, changes))
+        if kept:
+            contents = [content for _, _, content in kept]
+            self.merged += [(server_round, partition, staleness) for partition, staleness, _ in kept]
             metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
             self.latest = self._new_arrays(server_round, contents)
         else:

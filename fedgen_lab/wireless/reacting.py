@@ -8,7 +8,7 @@ McMahan et al. 2017, arXiv 1602.05629; as many clients as make a deadline: FedCS
 import math
 
 import numpy as np
-from flwr.app import MetricRecord, RecordDict
+from flwr.app import MessageType, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from fedgen_lab.federation.fedavg import CheckedFedAvg, _partition_id, _Unusable
@@ -18,18 +18,25 @@ from fedgen_lab.wireless.clock import NOBODY, Clock, sizes_of
 from fedgen_lab.wireless.fedbuff import FedBuff
 
 
-def reacting_strategy(scenario, network=None, work_flops=0.0, **checked):
-    """The strategy for a scenario's `select`, `fraction`, `deadline_seconds` and `buffer`; the rest goes to FedAvg's.
+def reacting_strategy(scenario, network=None, work_flops=0.0, base=CheckedFedAvg, **checked):
+    """The strategy for a scenario's `select`, `fraction`, `deadline_seconds` and `buffer`; the rest goes to `base`.
 
     `network`: the scenario's own cell unless given. `work_flops`: what a client computes in a round, as far as the
-    server can tell before the first answer. Raises ValueError, naming both knobs, when they contradict each other.
+    server can tell before the first answer. `base`: the `CheckedFedAvg` that aggregates; one of your own also gets
+    `scenario`. Raises ValueError, naming both knobs, when they contradict each other.
     """
     network = network or Network(scenario.num_clients, scenario.bandwidth_hz, seed=scenario.seed)
     if not scenario.buffer:
-        return ReactingFedAvg(
+        kind = ReactingFedAvg
+        if base is not CheckedFedAvg:  # its rule, on our clock
+            kind = type(f"Reacting{base.__name__}", (ReactingFedAvg, base), {})
+            checked["scenario"] = scenario
+        return kind(
             network, select=scenario.select, fraction=scenario.fraction, deadline_seconds=scenario.deadline_seconds,
             work_flops=work_flops, **checked,
         )  # fmt: skip
+    if base is not CheckedFedAvg:
+        raise ValueError(f"buffer={scenario.buffer} merges uploads by their mean; {base.__name__} needs buffer=0.")
     for knob, off in (("select", "all"), ("deadline_seconds", 0.0)):
         if getattr(scenario, knob) != off:
             raise ValueError(
@@ -64,24 +71,29 @@ class ReactingFedAvg(CheckedFedAvg):
         self._guess = np.zeros((3, network.num_clients))  # bytes down, flops, bytes up of every client
         self._guess[1] = work_flops
         self._heard_of, self._nobody_in_time = np.zeros(network.num_clients, bool), False
+        self._choosing = False  # only who trains is chosen
 
     def aggregate_train(self, server_round, replies):
-        """Put the answers on the clock, drop the late ones, and average the others."""
-        replies = list(replies)
-        self._put_on_the_clock(server_round, replies)
+        """As the other bases', but says so when nobody was asked because nobody can make the deadline."""
         if not self._nobody_in_time:
             return super().aggregate_train(server_round, replies)
         told = f"No client can make the deadline of {self.deadline:.3g} s; the model stays as it was."
         self._refuse(server_round, "everyone", told)
+        self.clock.end_exchange(server_round, self.clock.now, NOBODY)
         if self.on_round is not None:
             self.on_round(server_round, self.latest, MetricRecord())
         return None, None
+
+    def _ask(self, server_round, arrays, config, grid, message_type, *how_many):
+        self._choosing, self._nobody_in_time = message_type == MessageType.TRAIN, False
+        return super()._ask(server_round, arrays, config, grid, message_type, *how_many)
 
     def _connected(self, server_round, grid):
         """The nodes to ask: all that are connected, or those that `select` takes by the clock."""
         node_ids = super()._connected(server_round, grid)
         self.clock.check_fits(len(node_ids))
-        if self.select in ("all", "random") or any(node_id not in self._partitions for node_id in node_ids):
+        is_everyone_known = all(node_id in self._partitions for node_id in node_ids)
+        if self.select in ("all", "random") or not self._choosing or not is_everyone_known:
             return node_ids  # elsewhere than on a LabGrid the first answers tell who is who
         nodes = {self._partitions[node_id]: node_id for node_id in node_ids}
         return [nodes[client] for client in sorted(self._choose(server_round, np.array(list(nodes), int)))]
@@ -102,7 +114,14 @@ class ReactingFedAvg(CheckedFedAvg):
         self._nobody_in_time = not len(in_time)
         return order[: in_time[-1] + 1] if len(in_time) else order[:0]
 
-    def _put_on_the_clock(self, server_round, replies):
+    def _accepted(self, server_round, replies, expected):
+        """Put the exchange on the clock before its answers are checked; late are uploads only."""
+        replies = list(replies)
+        deadline = self.deadline if expected is not None and server_round > 0 else math.inf
+        self._put_on_the_clock(server_round, replies, deadline)
+        return super()._accepted(server_round, replies, expected)
+
+    def _put_on_the_clock(self, server_round, replies, deadline):
         """Time the exchange and note the late answers in `_too_late`, by message id."""
         answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
         sizes, message_ids = np.zeros(self._guess.shape), {}  # (3, K): bytes down, flops, bytes up
@@ -116,17 +135,17 @@ class ReactingFedAvg(CheckedFedAvg):
                 sizes[:, client] = sizes_of(message, reply)
         seconds = self.clock.seconds(server_round, *sizes[:, None])[:, 0]  # (3, K)
         finish, start = seconds.sum(0), self.clock.now
-        ends = np.minimum(finish, self.deadline)
+        ends = np.minimum(finish, deadline)
         self._too_late = {}
         for client, message_id in message_ids.items():
-            self.clock.write_down(
-                server_round, client, start, seconds[:, client], sizes[:, client], start + self.deadline
-            )
-            if finish[client] > self.deadline:
+            self.clock.write_down(server_round, client, start, seconds[:, client], sizes[:, client], start + deadline)
+            if finish[client] > deadline:
                 self._too_late[message_id] = float(finish[client])
                 self.late.append((server_round, client, float(finish[client])))
         straggler = int(finish.argmax()) if message_ids else NOBODY
-        self.clock.end_round(server_round, start + ends.max(), straggler)
+        self.clock.end_exchange(server_round, start + ends.max(), straggler)
+        if not self._choosing:
+            return
         told = [client for client, message_id in message_ids.items() if message_id in answers]
         if told:
             self._guess[:, told] = sizes[:, told]

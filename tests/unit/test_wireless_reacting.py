@@ -26,7 +26,7 @@ def change_of(client, job):
     return np.random.default_rng([client, job]).normal(size=NUMBERS).astype(np.float32)
 
 
-def run(strategy, num_clients=6, rounds=3, fault=None):
+def run(strategy, num_clients=6, rounds=3, fault=None, evaluates=False):
     """A run with clients that add numbers of their own; `fault(client, job, reply)` may spoil an answer."""
     app, jobs = ClientApp(), dict.fromkeys(range(num_clients), 0)
 
@@ -39,6 +39,13 @@ def run(strategy, num_clients=6, rounds=3, fault=None):
         metrics = MetricRecord({"num-examples": client + 1, "partition-id": client, "flops": FLOPS})
         reply = Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
         return reply if fault is None else fault(client, jobs[client], reply)
+
+    if evaluates:
+
+        @app.evaluate()
+        def tell(message, context):
+            metrics = MetricRecord({"num-examples": 1, "loss": 0.5, "flops": FLOPS})
+            return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     with LabGrid(app, num_clients) as grid:
         strategy.start(grid, START, num_rounds=rounds)
@@ -62,6 +69,38 @@ def test_its_clock_agrees_with_the_replay_of_its_trace(allocation, downlink):
     network = Network(6, allocation=allocation, downlink=downlink, kappa=1e-28, seed=5)
     strategy = run(ReactingFedAvg(network))
     assert_same_timeline(strategy.clock.timeline(), replay(strategy.trace, network))
+
+
+@pytest.mark.parametrize("num_clients", [1, 6])
+def test_its_clock_agrees_with_the_replay_when_clients_evaluate_too(num_clients):
+    strategy = run(ReactingFedAvg(Network(6, seed=5), fraction_evaluate=1.0), num_clients, evaluates=True)
+    assert set(strategy.trace.frame().kind) == {"train", "evaluate"}
+    assert_same_timeline(strategy.clock.timeline(), replay(strategy.trace, Network(6, seed=5)))
+
+
+def test_only_who_trains_is_chosen():
+    chosen = {"select": "fastest", "fraction": 0.5, "deadline_seconds": 0.001}  # too late to train, not to evaluate
+    strategy = run(ReactingFedAvg(Network(6), fraction_evaluate=1.0, **chosen), rounds=1, evaluates=True)
+    kinds = strategy.trace.frame().query("sender < 0").groupby("kind").receiver.nunique()
+    assert kinds.to_dict() == {"train": 3, "evaluate": 6}
+    assert len(strategy.late) == 3 and len(strategy.refused) == 4  # the three, and that nobody is left
+
+
+def test_another_strategy_can_stand_behind_the_clock():
+    class Doubling(CheckedFedAvg):
+        def __init__(self, scenario, **checked):
+            super().__init__(**checked)
+            self.factor = scenario.num_clients
+
+        def _new_arrays(self, server_round, contents):
+            return ArrayRecord({"w": Array(super()._new_arrays(server_round, contents)["w"].numpy() * self.factor)})
+
+    scenario = Scenario(num_clients=2, select="deadline", deadline_seconds=1e6)
+    strategy = run(reacting_strategy(scenario, base=Doubling, seed=3), 2, rounds=1)
+    plain = run(CheckedFedAvg(), 2, rounds=1)
+    np.testing.assert_allclose(strategy.latest["w"].numpy(), 2 * plain.latest["w"].numpy(), rtol=1e-6)
+    with pytest.raises(ValueError, match="buffer=2 merges uploads by their mean; Doubling needs buffer=0"):
+        reacting_strategy(replace(scenario, select="all", deadline_seconds=0.0, buffer=2), base=Doubling)
 
 
 def test_without_selection_and_deadline_it_is_the_plain_average():
@@ -213,6 +252,20 @@ def test_fedbuffs_timeline_has_no_client_doing_two_things_at_once():
     assert np.allclose(timeline.rounds.seconds.cumsum(), timeline.rounds.end_seconds)
     assert timeline.events.end_seconds.max() <= strategy.clock.now + 1e-9
     assert timeline.rounds["round"].tolist() == [1, 2, 3, 4, 5, 6]
+
+
+def test_fedbuff_refuses_an_upload_a_thousand_times_too_large_even_as_the_first():
+    network = replace(WIDE, speed_spread=0.1)  # where nobody uploads twice before the others did
+    first = int(place_clients(network).flops_per_second.argmax())
+
+    def fault(client, job, reply):
+        if client == first:
+            reply.content["arrays"]["w"] = Array(reply.content["arrays"]["w"].numpy() * np.float32(1e3))
+        return reply
+
+    strategy = run(FedBuff(network, buffer=3), fault=fault)
+    assert {r.client for r in strategy.refused} == {f"client {first}"} and "times as much" in strategy.refused[0].reason
+    assert first not in {client for _, client, _ in strategy.merged} and abs(strategy.latest["w"].numpy()).max() < 50
 
 
 def test_fedbuff_ends_its_rounds_even_when_every_client_fails():
