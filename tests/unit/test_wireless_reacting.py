@@ -15,6 +15,7 @@ from fedgen_lab.wireless import Network, replay
 from fedgen_lab.wireless.channel import place_clients
 from fedgen_lab.wireless.fedbuff import FedBuff
 from fedgen_lab.wireless.reacting import ReactingFedAvg, reacting_strategy
+from fedgen_lab.wireless.replay import meet_deadline
 
 NUMBERS, FLOPS = 20_000, 1e11
 START = ArrayRecord({"w": Array(np.zeros(NUMBERS, np.float32))})
@@ -184,6 +185,18 @@ def test_late_uploads_are_dropped_by_name_and_the_others_are_averaged():
     whole = trace.frame().query("sender >= 0").set_index("sender").bytes
     assert all(uploads.get(client, 0) < whole[client] if client in late else uploads[client] == whole[client]
                for client in range(6))  # fmt: skip
+
+
+@pytest.mark.parametrize("allocation", ["equal", "proportional", "min-max"])
+def test_who_is_late_while_the_run_goes_on_is_who_would_be_late_in_a_recorded_run(allocation):
+    network = Network(6, allocation=allocation, seed=4)
+    whole = replay(run(CheckedFedAvg()).trace, network)
+    deadline = float(whole.rounds.seconds.median() * 0.999)
+    recorded = meet_deadline(whole, deadline)
+    strategy = run(ReactingFedAvg(network, deadline_seconds=deadline))
+    late = {r: tuple(sorted(c for at, c, _ in strategy.late if at == r)) for r in recorded["round"]}
+    assert late == dict(zip(recorded["round"], recorded["late"], strict=True)) and any(late.values())
+    np.testing.assert_allclose(strategy.clock.timeline().rounds.seconds, recorded.seconds)
 
 
 def test_a_client_that_was_late_is_asked_again_in_the_next_round():
