@@ -57,7 +57,15 @@ def figure(x_title="", y_title="", title="", height=320):
             "plot_bgcolor": "rgba(0,0,0,0)",
             "font": {"color": "#767676", "size": 12},
             "margin": {"l": 60, "r": 20, "t": 40 if title else 20, "b": 50},
-            "legend": {"font": {"size": 11}, "orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            # At the figure's top, not on the plot's: there it would stay behind when a page becomes wider.
+            "legend": {
+                "font": {"size": 11},
+                "orientation": "h",
+                "x": 0,
+                "yref": "container",
+                "yanchor": "top",
+                "y": 1 - (36 / height if title else 0),
+            },
             "showlegend": True,
             "height": height,
             "autosize": True,
