@@ -73,7 +73,7 @@ def _knob(label, number, slider, help):
     number.description, number.style.description_width = label, "initial"
     number.layout.width, number.layout.max_width = "auto", "260px"
     slider.layout.width, slider.layout.max_width = "auto", "420px"
-    number.layout.margin = slider.layout.margin = "2px 8px 0 0"
+    number.layout.margin, slider.layout.margin = "2px 0 0 0", "2px 8px 0 0"  # the handle needs room at its ends
     parts = [number, slider]
     if help:
         parts.append(widgets.HTML(f'<span class="fedgen-help">{html.escape(help)}</span>'))
