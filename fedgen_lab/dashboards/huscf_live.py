@@ -182,9 +182,10 @@ def score_chart(runs, measure, axis, bandwidth_hz):
             continue
         newest = run is runs[-1]
         means = table.groupby("round")[[column, "megabytes", "wireless_seconds", "ceiling"]].mean().reset_index()
-        role = "adapter" if run.scenario.method == "huscf" else "client"
+        place, roles = list(METHOD_NAMES).index(run.scenario.method), list(charts.PALETTE)  # looks as in `rivals_chart`
         name = "<br>".join(textwrap.wrap(f"live: {run.name}", 44))  # a legend does not wrap by itself
-        charts.add_line(chart, means[x_column], means[column], name, role, faint=not newest)
+        charts.add_line(chart, means[x_column], means[column], name, roles[place % len(roles)], faint=not newest)
+        chart.data[-1].marker.symbol += "-open" if place >= len(roles) else ""
         rows.append(table.assign(run=run.name))
         if newest:
             last, ceiling = means.iloc[-1], means["ceiling"].iloc[-1]

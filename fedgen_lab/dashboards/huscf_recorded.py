@@ -94,13 +94,11 @@ def rivals_chart(table, scenario, measure="image score", price="megabytes"):
     column = PRICES[price]
     chart = charts.figure(price, f"{measure}, mean over domains", height=420)
     looks = list(zip(charts.PALETTE.values(), charts.MARKERS.values(), strict=True))
-    for number, row in enumerate(rows.sort_values(column).to_dict("records")):
+    for row in rows.sort_values(column).to_dict("records"):
         place = list(METHOD_NAMES).index(row["method"])
         colour, shape = looks[place % len(looks)]
         chart.add_scatter(
-            x=[max(row[column], 1e-2)], y=[row[key]], mode="markers+text", name=METHOD_NAMES[row["method"]],
-            text=[METHOD_NAMES[row["method"]]], cliponaxis=False,
-            textposition=("top center", "bottom center")[number % 2],
+            x=[max(row[column], 1e-2)], y=[row[key]], mode="markers", name=METHOD_NAMES[row["method"]], cliponaxis=False,
             marker={"color": colour, "symbol": shape + ("-open" if place >= len(looks) else ""), "size": 12},
             error_y={"array": [row[f"{key}_high"] - row[key]], "arrayminus": [row[key] - row[f"{key}_low"]]},
         )  # fmt: skip
