@@ -1,4 +1,4 @@
-"""A Flower app without any learning in it: clients add a number, the server averages with CheckedFedAvg.
+"""A Flower app without any learning in it: clients add a number, the server averages with CheckedFedAvg or FedBuff.
 
 Client p adds (p + 1) * n, where n is how many messages it remembers; so the result shows who took part and that state
 lasts.
@@ -14,6 +14,8 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation import CheckedFedAvg
+from fedgen_lab.wireless import Network
+from fedgen_lab.wireless.fedbuff import FedBuff
 
 client_app = ClientApp()
 server_app = ServerApp()
@@ -26,7 +28,7 @@ def train(message: Message, context: Context) -> Message:
     server_round = int(message.content["config"]["server-round"])
     if config["notes"]:
         Path(config["notes"], f"client-{client}-round-{server_round}").touch()
-    time.sleep(float(config["seconds"]))
+    time.sleep(float(config["seconds"]) * (1 if client else float(config["slowness-of-0"])))
     times = context.state["memory"]["times"] + 1 if "memory" in context.state else 1
     context.state["memory"] = MetricRecord({"times": times})
     arrays = {name: Array(array.numpy() + (client + 1) * times) for name, array in message.content["arrays"].items()}
@@ -43,8 +45,13 @@ def main(grid: Grid, context: Context) -> None:
         completed.append((server_round, float(arrays["a"].numpy()[0]), time.time()))
 
     start = ArrayRecord({"a": Array(np.zeros(int(config["size"]), np.float32))})
-    strategy = CheckedFedAvg(min_available_nodes=int(config["num-clients"]), on_round=on_round)
+    number = int(config["num-clients"])
+    strategy = CheckedFedAvg(min_available_nodes=number, on_round=on_round)
+    if config["buffer"]:
+        strategy = FedBuff(Network(number), buffer=int(config["buffer"]), min_available_nodes=number, on_round=on_round)
     strategy.start(grid, start, num_rounds=int(config["rounds"]))
     context.state["result"] = MetricRecord({"value": completed[-1][1]})
     if config["save-to"]:
-        Path(config["save-to"]).write_text(json.dumps({"completed": completed, "refused": strategy.refused}))
+        Path(config["save-to"]).write_text(
+            json.dumps({"completed": completed, "refused": strategy.refused, "merged": getattr(strategy, "merged", [])})
+        )
