@@ -98,7 +98,8 @@ def rivals_chart(table, scenario, measure="image score", price="megabytes"):
         place = list(METHOD_NAMES).index(row["method"])
         colour, shape = looks[place % len(looks)]
         chart.add_scatter(
-            x=[max(row[column], 1e-2)], y=[row[key]], mode="markers", name=METHOD_NAMES[row["method"]], cliponaxis=False,
+            x=[max(row[column], 1e-2)], y=[row[key]], mode="markers", name=METHOD_NAMES[row["method"]],
+            cliponaxis=False,
             marker={"color": colour, "symbol": shape + ("-open" if place >= len(looks) else ""), "size": 12},
             error_y={"array": [row[f"{key}_high"] - row[key]], "arrayminus": [row[key] - row[f"{key}_low"]]},
         )  # fmt: skip
