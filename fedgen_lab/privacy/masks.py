@@ -92,17 +92,17 @@ def ring_bits(num_clients, limit):
     return math.floor(math.log2((2**31 - 1) / (num_clients * limit)))
 
 
-def to_ring(update, weight, bits, limit):
-    """The weighted update, then the weight, as fixed-point numbers of the ring: (d + 1,) uint32.
+def to_ring(numbers, weight, bits, limit):
+    """The weighted numbers (a dict of arrays), then the weight, as fixed-point numbers of the ring: (d + 1,) uint32.
 
     Rounded towards zero, so that a clipped update stays clipped. The server can't check what it can't see, so the
     device does: raises ValueError for NaN, numbers beyond `limit`, or a weight outside (0, 1].
     """
-    flat = np.concatenate([np.asarray(value, dtype=np.float64).ravel() for value in update.values()])
+    flat = np.concatenate([np.asarray(value, dtype=np.float64).ravel() for value in numbers.values()])
     largest = float(np.abs(flat).max()) if np.isfinite(flat).all() else math.nan
     if not largest <= limit:
         raise ValueError(
-            f"the update reaches {largest:.3g}, beyond the {limit:g} that the ring of secure aggregation holds; "
+            f"the numbers to send reach {largest:.3g}, beyond the {limit:g} that the ring of secure aggregation holds; "
             "lower the learning rate or clip"
         )
     if not 0 < weight <= 1:

@@ -40,6 +40,7 @@ from fedgen_lab.privacy.masks import (
 )
 
 MASKED = "masked"  # the one array of an upload
+ALL = -1  # stands where a client's number would
 
 
 # -- the device -------------------------------------------------------------------------------------------------------
@@ -50,8 +51,7 @@ def secured(app):
 
     Messages without a "secure" record go to `app` as they are, except that a device whose run config says secure=1
     refuses to train in the clear. What a device remembers from step to step is in `Context.state`. Of the metrics only
-    "flops" leaves it; the number of examples is part of the masked vector. `app` must answer "train" with arrays of
-    the names and shapes it got.
+    "flops" leaves it; the number of examples is part of the masked vector.
     """
     outer = ClientApp()
 
@@ -128,16 +128,17 @@ def _upload(message, context, app):
     positions, me = told["positions"], state["me"]
     if me not in positions or len(positions) < state["threshold"] or not set(positions) <= set(state["everyone"]):
         raise ValueError(f"{len(positions)} clients are too few to hide among, or not those whose keys this device has")
-    received = {name: array.numpy() for name, array in message.content["arrays"].items()}
     reply = app(message, context)
     (trained,), (metrics,) = reply.content.array_records.values(), reply.content.metric_records.values()
-    if set(trained) != set(received):
-        raise ValueError("secure aggregation needs the trained arrays under the names of the received ones")
-    update = {name: np.float64(trained[name].numpy()) - received[name] for name in received}
-    weight = 1.0 if told["clip"] > 0 else metrics["num-examples"] / told["most-examples"]
+    numbers, weight = {name: np.float64(trained[name].numpy()) for name in sorted(trained)}, 1.0
     if told["clip"] > 0:
-        update = clipped(update, told["clip"])
-    vector = to_ring(update, weight, told["bits"], told["limit"])
+        start = message.content["arrays"]
+        if not set(trained) <= set(start):
+            raise ValueError("a device can clip its update only where the server sent what it starts from")
+        numbers = clipped({name: numbers[name] - start[name].numpy() for name in numbers}, told["clip"])
+    else:
+        weight = metrics["num-examples"] / told["most-examples"]
+    vector = to_ring(numbers, weight, told["bits"], told["limit"])
     publics = dict(zip(state["everyone"], state["mask-keys"], strict=True))
     others = {p: publics[p] for p in positions if p != me}
     vector = (
@@ -176,12 +177,13 @@ class SecureFedAvg(CheckedFedAvg):
     Clients weigh as many examples as they have, up to `most_examples`. With `clip` above 0 every device clips its
     update to that norm and all weigh the same; with `noise_multiplier` z as well, the server adds N(0, (z clip)^2) to
     the sum: user-level differential privacy (see `privacy.dp`) by a server that never sees an update. `limit` is the
-    largest change of one number that a device may send. A round needs `threshold` clients to the end, at least a
-    majority of those asked (the default); with fewer it is skipped and says so in `refused`.
+    largest number that a device may send. A round needs `threshold` clients to the end, at least a majority of those
+    asked (the default); with fewer it is skipped and says so in `refused`.
 
     The checks of single uploads can't be made by anyone but the device: a dishonest one may send any numbers. `seen`,
     partition id -> (d + 1,) uint32, is all that the server saw of the last round's updates. The mean reaches `combine`
-    as if one client had uploaded it.
+    as if one client had uploaded it. A strategy that changes what is sent or how the mean is used goes behind this one:
+    `class SecureRule(SecureFedAvg, RuleStrategy)`. Only rules whose result depends on the mean alone make sense.
     """
 
     def __init__(self, *, most_examples, clip=0.0, noise_multiplier=0.0, threshold=None, limit=8.0, **checked):
@@ -189,6 +191,7 @@ class SecureFedAvg(CheckedFedAvg):
         check_noise(clip, noise_multiplier)
         self.most_examples, self.clip, self.noise_multiplier = most_examples, clip, noise_multiplier
         self.threshold, self.limit, self.seen = threshold, limit, {}
+        self._members, self._masked = {}, None  # node id -> (position, public key, hash of its own seed)
 
     def configure_train(self, server_round, arrays, config, grid):
         """Exchange keys and shares with the clients of this round, then ask those who answered to train."""
@@ -197,20 +200,18 @@ class SecureFedAvg(CheckedFedAvg):
         position = {node: i for i, node in enumerate(plain)}
         self._needed = max(self.threshold or 0, len(plain) // 2 + 1, 2)
         self._number, self._bits = len(plain), ring_bits(max(len(plain), 1), self.limit)
-        keys = self._exchange(server_round, {node: {"step": "keys"} for node in plain}, ("mask-key", "box-key"))
+        keys = self._exchange(server_round, {node: {"step": "keys"} for node in plain}, {"mask-key": 32, "box-key": 32})
         if self._too_few(server_round, keys, "agreed on keys"):
             return []
         told = {"step": "shares", "threshold": self._needed, "positions": [position[node] for node in keys]}
         told |= {f"{kind}s": [answer[kind] for answer in keys.values()] for kind in ("mask-key", "box-key")}
-        letters = self._exchange(
-            server_round, {node: {**told, "me": position[node]} for node in keys}, ("sealed", "seed-hash")
-        )
+        told = {node: {**told, "me": position[node]} for node in keys}
+        letters = self._exchange(server_round, told, {"sealed": len(keys), "seed-hash": 32})
         if self._too_few(server_round, letters, "shared their secrets"):
             return []
         self._members = {
             node: (position[node], keys[node]["mask-key"], answer["seed-hash"]) for node, answer in letters.items()
         }
-        self._sent = plain[next(iter(plain))].content[self.arrayrecord_key]
         told = {
             "step": "upload", "server-round": server_round, "bits": self._bits, "limit": float(self.limit),
             "most-examples": int(self.most_examples), "clip": float(self.clip),
@@ -225,21 +226,28 @@ class SecureFedAvg(CheckedFedAvg):
         return self._asked
 
     def aggregate_train(self, server_round, replies):
-        """Sum the masked uploads, take the masks away, and let `combine` have the mean. Returns (arrays, metrics)."""
-        arrays, metrics = None, None
-        if self._members:
-            length = 1 + sum(math.prod(array.shape) for array in self._sent.values())
-            expected = ArrayRecord({MASKED: Array(np.zeros(length, dtype=np.uint32))})
-            accepted = self._accepted(server_round, replies, expected)
-            self.seen = {partition: content[self.arrayrecord_key][MASKED].numpy() for partition, _, content in accepted}
-            uploads = {node: self.seen[partition] for partition, node, _ in accepted}
-            total = self._unmasked(server_round, uploads)
-            if total is not None:
-                metrics = self.train_metrics_aggr_fn([content for *_, content in accepted], self.weighted_by_key)
-                self.latest = arrays = self._new_arrays(server_round, [self._mean(server_round, total)])
-        if self.on_round is not None:
-            self.on_round(server_round, self.latest, metrics or MetricRecord())
-        return arrays, metrics
+        """As `CheckedFedAvg`, with one upload: the mean of all. Returns (arrays, metrics)."""
+        done = super().aggregate_train(server_round, replies)
+        self.client_arrays = {}  # no client's in particular
+        return done
+
+    def _accepted(self, server_round, replies, expected):
+        """One answer that stands for all who uploaded, as far as the masks come off; else none."""
+        if expected is None:
+            return super()._accepted(server_round, replies, expected)
+        if not self._members:
+            return []
+        start = super()._start_of(next(iter(self._members)), expected)
+        length = 1 + sum(math.prod(array.shape) for array in start.values())
+        self._masked = ArrayRecord({MASKED: Array(np.zeros(length, dtype=np.uint32))})
+        accepted = super()._accepted(server_round, replies, expected)
+        self._masked = None
+        self.seen = {partition: content[self.arrayrecord_key][MASKED].numpy() for partition, _, content in accepted}
+        total = self._unmasked(server_round, {node: self.seen[partition] for partition, node, _ in accepted})
+        return [] if total is None else [(ALL, ALL, self._mean(server_round, total, start))]
+
+    def _start_of(self, node_id, expected):
+        return super()._start_of(node_id, expected) if self._masked is None else self._masked
 
     def _unmasked(self, server_round, uploads):
         """The sum of the uploads, {node: (d + 1,) uint32}, without any mask; None if too few clients help."""
@@ -247,7 +255,7 @@ class SecureFedAvg(CheckedFedAvg):
             return None
         survivors = [self._members[node][0] for node in uploads]
         told = {"step": "reveal", "survivors": survivors}
-        answers = self._exchange(server_round, {node: told for node in uploads}, ("shares",))
+        answers = self._exchange(server_round, {node: told for node in uploads}, {"shares": len(self._members)})
         if self._too_few(server_round, answers, "revealed their shares"):
             return None
         total = sum(uploads.values())  # wraps around, as it should
@@ -262,28 +270,30 @@ class SecureFedAvg(CheckedFedAvg):
                     fits = public_of(secret) == mask_key
                     publics = {p: key for p, key, _ in self._members.values() if p in survivors}
                     total = total + pair_masks(position, secret, publics, len(total))
-            except ValueError:
+            except (ValueError, TypeError):  # bytes from outside
                 fits = False
             if not fits:
                 self._skip(server_round, "the shares that were revealed do not belong to one secret")
                 return None
         return total
 
-    def _mean(self, server_round, total):
-        """The sum on the ring as one upload: what was sent plus the mean update, with noise if asked for."""
+    def _mean(self, server_round, total, start):
+        """The sum on the ring as one upload, the mean of all; where devices clipped, with the noise asked for."""
         flat, weight = from_ring(total, self._bits)
-        sent = {name: array.numpy() for name, array in self._sent.items()}
-        parts = np.split(flat, np.cumsum([array.size for array in sent.values()])[:-1])
-        update = {name: part.reshape(sent[name].shape) for name, part in zip(sent, parts, strict=True)}
+        start = {name: start[name].numpy() for name in sorted(start)}
+        parts = np.split(flat, np.cumsum([array.size for array in start.values()])[:-1])
+        sums = {name: part.reshape(start[name].shape) for name, part in zip(start, parts, strict=True)}
+        examples = weight * self.most_examples
         if self.clip > 0:  # all weigh the same; over those who were asked, as in `dp.private_mean`
-            weight, noise = self._number, noise_like(sent, self.noise_multiplier * self.clip, self.seed, server_round)
-            update = {name: part + noise[name] for name, part in update.items()}
-        new = {name: Array((sent[name] + update[name] / weight).astype(sent[name].dtype)) for name in sent}
-        metrics = MetricRecord({self.weighted_by_key: weight})
-        return RecordDict({self.arrayrecord_key: ArrayRecord(new), "metrics": metrics})
+            noise = noise_like(start, self.noise_multiplier * self.clip, self.seed, server_round)
+            means = {name: start[name] + (part + noise[name]) / self._number for name, part in sums.items()}
+        else:
+            means = {name: part / weight for name, part in sums.items()}
+        new = ArrayRecord({name: Array(mean.astype(start[name].dtype)) for name, mean in means.items()})
+        return RecordDict({self.arrayrecord_key: new, "metrics": MetricRecord({self.weighted_by_key: examples})})
 
     def _exchange(self, server_round, told, wanted):
-        """Send each node its record of {node: fields} and return {node: answer} of those that gave all of `wanted`."""
+        """Send each node its record of {node: fields}; {node: answer} of those that gave what is `wanted`, so long."""
         messages = {
             node: Message(
                 RecordDict({"secure": ConfigRecord({**fields, "server-round": server_round})}), node, MessageType.QUERY
@@ -299,8 +309,8 @@ class SecureFedAvg(CheckedFedAvg):
                 why = f"did not answer in the step {step!r} in time and is not asked again"
             elif reply.has_error():
                 why = f"sent an error in the step {step!r}: {reply.error.reason}"
-            elif not set(wanted) <= set(reply.content.get("secure", ())):
-                why = f"left something out in the step {step!r}"
+            elif any(len(_sized(reply, field)) != length for field, length in wanted.items()):
+                why = f"sent something else than {' and '.join(wanted)} in the step {step!r}"
             else:
                 answers[node] = reply.content["secure"]
                 self._partitions.setdefault(node, int(reply.content["metrics"]["partition-id"]))
@@ -318,4 +328,10 @@ class SecureFedAvg(CheckedFedAvg):
 
     def _skip(self, server_round, why):
         self._members = {}
-        self._refuse(server_round, "everyone", f"Secure aggregation: {why}; the model stays as it was.")
+        self._refuse(server_round, "everyone", f"Secure aggregation: {why}; nothing can be read.")
+
+
+def _sized(reply, field):
+    """The bytes or list in an answer's "secure" record under that name; empty if there is none."""
+    value = reply.content.get("secure", {}).get(field, b"")
+    return value if isinstance(value, bytes | list) else b""
