@@ -47,28 +47,36 @@ def bare(unet, schedule, encoded, steps, seed):
         v = schedule.config.prediction_type == "v_prediction"
         target = schedule.get_velocity(latents, noise, timesteps) if v else noise
         loss = F.mse_loss(unet(noisy, timesteps, text, return_dict=False)[0], target)
+        loss.detach().item()  # the page gathers it for its progress bar
+        optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(lora_layers, 1.0)
         optimizer.step()
-        optimizer.zero_grad()
 
 
 def cpu_seconds(work):
-    """The CPU seconds that `work()` takes in this process, and what it returns."""
+    """The CPU seconds that `work()` takes in this process."""
     start = time.process_time()
-    result = work()
-    return time.process_time() - start, result
+    work()
+    return time.process_time() - start
 
 
-def paired(ours, theirs, repeats):
-    """(repeats, 2) CPU seconds of both, in alternating order, after one unmeasured run of each; and what they made."""
-    made = [ours(), theirs()]
+def paired(ours, theirs, tolerance, repeats):
+    """(repeats, 2) CPU seconds of both, in alternating order.
+
+    First both must make the same adapters: each tensor's difference at most `tolerance` times its length. (Number by
+    number, AdamW makes much of a gradient that is nothing but rounding.)
+    """
+    for mine, other in zip(ours(), theirs(), strict=True):
+        for name, tensor in other.items():
+            apart = float((mine[name] - tensor).norm() / tensor.norm())
+            assert apart <= tolerance, f"{name} differs by {apart:.1e} of its length"
     seconds = np.empty((repeats, 2))
     for repeat in range(repeats):
         for which in (0, 1) if repeat % 2 else (1, 0):
-            seconds[repeat, which] = cpu_seconds((ours, theirs)[which])[0]
+            seconds[repeat, which] = cpu_seconds((ours, theirs)[which])
         print("ours {:.3f} s, theirs {:.3f} s".format(*seconds[repeat]), flush=True)
-    return seconds, *made
+    return seconds
 
 
 if __name__ == "__main__":
@@ -93,11 +101,10 @@ if __name__ == "__main__":
             lambda: train(unet, schedule, clients[client], number, BATCH_SIZE, LEARNING_RATE, seed=client)
         )
 
-    seconds, ours, theirs = paired(
-        lambda: plain(0, 2 * steps), lambda: one_client(lambda: bare(unet, schedule, clients[0], 2 * steps, 0)),
-        arguments.repeats,
+    seconds = paired(
+        lambda: [plain(0, 2 * steps)], lambda: [one_client(lambda: bare(unet, schedule, clients[0], 2 * steps, 0))],
+        0, arguments.repeats,
     )  # fmt: skip
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     ratios = np.sort(seconds[:, 0] / seconds[:, 1])
     print("a step: ours {:.3f} s, bare {:.3f} s".format(*np.median(seconds, axis=0) / (2 * steps)))
     print("ratios", ratios.round(2), f"\nRESULT lora_step_overhead {np.median(ratios):.3f}", flush=True)
@@ -106,13 +113,11 @@ if __name__ == "__main__":
         Turn(None, None, unet, schedule, encoded, start, steps, BATCH_SIZE, LEARNING_RATE, seed)
         for seed, encoded in enumerate(clients)
     ]
-    seconds, ours, theirs = paired(
+    seconds = paired(
         lambda: [state for state, _ in train_stacked(turns)], lambda: [plain(c, steps) for c in range(NUM_CLIENTS)],
-        arguments.repeats,
+        1e-5, arguments.repeats,
     )  # fmt: skip
-    apart = max(float((a[name] - b[name]).abs().max()) for a, b in zip(ours, theirs, strict=True) for name in start)
-    assert apart < 1e-5, f"the adapters differ by {apart}"
     ratios = np.sort(seconds[:, 1] / seconds[:, 0])
     print("a step of all: stacked {:.3f} s, one by one {:.3f} s".format(*np.median(seconds, axis=0) / steps))
-    print(f"largest difference {apart:.1e}; ratios", ratios.round(2))
+    print("ratios", ratios.round(2))
     print(f"RESULT stacked_speedup {np.median(ratios):.2f}", flush=True)

@@ -1,0 +1,92 @@
+"""Take it home: a trained adapter as a file that other programs load, with where it comes from in its header.
+
+Lab 04. One adapter, three spellings of its names: what diffusers writes today (PEFT's), what diffusers wrote before,
+and what kohya's scripts write and ComfyUI reads. They differ in one trap besides: who multiplies by alpha / rank. A
+reader that finds no alpha takes a scale of one, so the scale is folded into B before writing and `.alpha` is the rank.
+"""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import torch
+from torch.nn.functional import pad
+
+from fedgen_lab.lora.rules import factors, fold
+
+FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers looks for in a folder
+SPELLINGS = {  # kind -> (name of A, name of B) of the layer that takes the place of {}
+    "diffusers": ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight"),
+    "diffusers-old": ("unet.{}.lora.down.weight", "unet.{}.lora.up.weight"),
+    "kohya": ("lora_unet_{}.lora_down.weight", "lora_unet_{}.lora_up.weight"),
+}
+PREFIX = "fedgen_"  # of our own entries in the header
+
+
+def save_adapter(state, target, kind="diffusers", provenance=None, alpha=0.0):
+    """Write an adapter as safetensors and return the file's path; `pipeline.load_lora_weights(path)` loads every kind.
+
+    state: {"LAYER.lora_A.default.weight": (r, in), "LAYER.lora_B.default.weight": (out, r)}, see
+    `adapter.trainable_state`; the rank may differ from layer to layer (kohya: all are padded to the largest). target: a
+    .safetensors file, or a folder, which gets one named as diffusers expects it. kind: a key of `SPELLINGS`.
+    provenance: what the header shall say, such as {"rule": "fedit", "rounds": 10, "clients": 4, "epsilon": None,
+    "base": "tiny-sd"}. alpha: the adapter was trained with a scale of alpha / r; 0 means alpha = r.
+
+    Raises ValueError for an unknown kind, a state that is not an adapter, or numbers that are not finite.
+    """
+    from safetensors.torch import save_file
+
+    if kind not in SPELLINGS:
+        raise ValueError(f"kind must be one of {', '.join(map(repr, SPELLINGS))}; got {kind!r}.")
+    if odd := [name for name in state if ".lora_A." not in name and ".lora_B." not in name]:
+        raise ValueError(f"Only an adapter can be exported, and {odd[0]!r} is no part of one; use method='lora'.")
+    if not state or (odd := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]):
+        raise ValueError(f"{odd[0]} holds NaN or infinity." if state else "There is no adapter: the state is empty.")
+    pairs = factors(fold(state, alpha))
+    if kind == "kohya":  # diffusers (0.42) mixes up the `.alpha` of layers that differ in rank: give all the largest
+        largest = max(len(a) for a, _ in pairs.values())
+        pairs = {
+            layer: (pad(a, (0, 0, 0, largest - len(a))), pad(b, (0, largest - len(a))))
+            for layer, (a, b) in pairs.items()
+        }
+    tensors = {}
+    for layer, (a, b) in pairs.items():
+        layer = layer.replace(".", "_") if kind == "kohya" else layer
+        for name, factor in zip(SPELLINGS[kind], (a, b), strict=True):
+            tensors[name.format(layer)] = factor.detach().float().cpu().contiguous()
+        if kind == "kohya":
+            tensors[f"lora_unet_{layer}.alpha"] = torch.tensor(float(len(a)))
+    header = {"format": "pt"} | {f"{PREFIX}{key}": str(value) for key, value in (provenance or {}).items()}
+    header |= _kohya_header(pairs) if kind == "kohya" else {"lora_adapter_metadata": json.dumps(_peft_config(pairs))}
+    path = Path(target)
+    if path.suffix != ".safetensors":
+        path = path / FILE_NAME
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, metadata=header)
+    return path
+
+
+def read_provenance(path):
+    """What the header of an exported file says about where the adapter comes from: {key: text}."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        header = file.metadata() or {}
+    return {key.removeprefix(PREFIX): text for key, text in header.items() if key.startswith(PREFIX)}
+
+
+def _kohya_header(pairs):
+    rank = str(max(len(a) for a, _ in pairs.values()))
+    return {
+        "ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank,
+        "ss_base_model_version": "sd_v1",
+    }  # fmt: skip
+
+
+def _peft_config(pairs):
+    """peft's own description of the adapter: a scale of one in every layer, whatever its rank."""
+    ranks = {layer: len(a) for layer, (a, _) in pairs.items()}
+    usual = Counter(ranks.values()).most_common(1)[0][0]
+    others = {layer: rank for layer, rank in ranks.items() if rank != usual}
+    config = {"r": usual, "lora_alpha": usual, "rank_pattern": others, "alpha_pattern": others}
+    return {f"unet.{key}": value for key, value in (config | {"target_modules": sorted(pairs)}).items()}
