@@ -44,6 +44,7 @@ def train_on_own_pictures(message: Message, context: Context) -> Message:
     return _client_app(experiment)(message, context)
 
 
+client_app.evaluate()(train_on_own_pictures)
 client_app.query()(train_on_own_pictures)
 client_app.query("hello")(train_on_own_pictures)
 for _action in U_HOPS + RIVALS_WORDS:

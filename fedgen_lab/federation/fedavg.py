@@ -8,6 +8,7 @@ al. 2017, arXiv 1602.05629. Taught in lab 01.
 import logging
 import math
 import time
+from statistics import median_low
 from typing import NamedTuple
 
 import numpy as np
@@ -30,7 +31,8 @@ class CheckedFedAvg(FedAvg):
     """Flower's `FedAvg`, with every upload checked before it is averaged.
 
     A client's answer is refused when it is an error, has NaN or infinity in it, has other names, shapes or dtypes
-    than the arrays the server sent, or gives no sensible "num-examples". A client that never answers is refused too:
+    than the arrays the server sent, gives no sensible "num-examples", or changed its arrays over 100 times as much as
+    the median client of this round and the last. A client that never answers is refused too:
     a SuperLink notices within a minute that a SuperNode is gone, and after `timeout` seconds the round stops waiting
     for any other. The next rounds ask whoever is still connected. If nobody is left, the arrays stay as they were.
 
@@ -43,7 +45,8 @@ class CheckedFedAvg(FedAvg):
     metrics)` is called after each round with the new arrays and the averaged metrics (empty when nobody was left).
     `combine(server_round, sent, uploads, weights)` makes the new arrays out of the accepted uploads: dicts of NumPy
     arrays by name in the order of partition ids, `sent` what the server had, `weights` the numbers of examples;
-    `weighted_mean` unless given.
+    `weighted_mean` unless given. `read(arrays, expected)` turns an `ArrayRecord` as it was packed for the wire into one
+    like `expected`, or raises ValueError with a sentence; uploads come as they are unless it is given.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class CheckedFedAvg(FedAvg):
         join_timeout=60.0,  # seconds; SuperNodes that were started before the run are there at once
         on_round=None,
         combine=None,
+        read=None,
         seed=0,  # draws the clients of a round when fraction_train < 1
         fraction_evaluate=0.0,
         min_train_nodes=1,
@@ -68,11 +72,12 @@ class CheckedFedAvg(FedAvg):
             **fedavg,
         )
         self.timeout, self.join_timeout, self.on_round, self.seed = timeout, join_timeout, on_round, seed
-        self.combine = combine or weighted_mean
+        self.combine, self.read = combine or weighted_mean, read
         self.refused, self.latest, self.client_arrays = [], None, {}
         self._partitions = {}  # node id -> partition id, as far as known
         self._silent = set()  # nodes that let a round wait until its timeout
         self._asked = []  # the messages of the present exchange
+        self._usual = []  # how much each client changed its arrays when uploads were last accepted
 
     def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
         """FedAvg's `start`; returns its `Result`. `timeout` is the strategy's own unless given."""
@@ -165,7 +170,7 @@ class CheckedFedAvg(FedAvg):
                 self._partitions.setdefault(node_id, partition)
         self._name_the_last_one(asked.values())
 
-        accepted, seen = [], set()
+        accepted, changes, seen = [], [], set()
         for node_id in sorted(asked.values(), key=self._order):
             partition = self._partitions.get(node_id, node_id)
             client = f"client {partition}" if node_id in self._partitions else f"node {node_id}"
@@ -175,15 +180,38 @@ class CheckedFedAvg(FedAvg):
                     raise _Unusable("did not answer in time and is not asked again")
                 if partition in seen:
                     raise _Unusable("has the same partition id as another client; start each SuperNode with its own")
-                content = self._checked(answers[node_id], expected)
+                start = self._start_of(node_id, expected)
+                content = self._checked(answers[node_id], start)
             except _Unusable as why:
-                self._refuse(
-                    server_round, client, f"{client.capitalize()} {str(why).rstrip('.')}; the round went on without it."
-                )
+                self._leave_out(server_round, client, why)
                 continue
             seen.add(partition)
             accepted.append((partition, node_id, content))
+            if start is not None:
+                changes.append(_change(content[self.arrayrecord_key], start))
+        if expected is not None:
+            accepted = self._without_giants(server_round, accepted, changes)
         return _with_common_metrics(accepted)
+
+    def _start_of(self, node_id, expected):
+        """The arrays that this node's upload must look like, and that it trained from; None where none are due."""
+        return expected
+
+    def _without_giants(self, server_round, accepted, changes):
+        """The accepted answers whose change is at most 100 times what is usual."""
+        limit = 100 * _usual_change(changes, self._usual)
+        kept, self._usual = [], [change for change in changes if change <= limit] or self._usual
+        for answer, change in zip(accepted, changes, strict=True):
+            if change > limit > 0:  # a median of zero says nothing about what is usual
+                why = f"changed its arrays {100 * change / limit:,.0f} times as much as the median client"
+                self._leave_out(server_round, f"client {answer[0]}", why)
+            else:
+                kept.append(answer)
+        return kept
+
+    def _leave_out(self, server_round, client, why):
+        told = f"{client.capitalize()} {str(why).rstrip('.')}; the round went on without it."
+        self._refuse(server_round, client, told)
 
     def _name_the_last_one(self, node_ids):
         """When one node of n never told its partition id, and one id of 0 .. n-1 is missing, it is that one."""
@@ -207,9 +235,17 @@ class CheckedFedAvg(FedAvg):
             raise _Unusable(f"gave {self.weighted_by_key!r} as {weight!r} where a positive number belongs")
         content = RecordDict({"metrics": metrics[0]})
         if expected is not None:
-            _check_arrays(arrays[0], expected)
-            content[self.arrayrecord_key] = arrays[0]
+            content[self.arrayrecord_key] = self._read(arrays[0], expected)
+            _check_arrays(content[self.arrayrecord_key], expected)
         return content
+
+    def _read(self, arrays, expected):
+        if self.read is None:
+            return arrays
+        try:
+            return self.read(arrays, expected)
+        except Exception as error:  # bytes from outside: anything can be wrong with them
+            raise _Unusable(f"sent an upload that cannot be read ({str(error).rstrip('.')})") from None
 
     def _refuse(self, server_round, client, reason):
         self.refused.append(Refusal(server_round, client, reason))
@@ -218,6 +254,19 @@ class CheckedFedAvg(FedAvg):
 
 class _Unusable(Exception):
     """Why an answer is not used; the end of a sentence that starts with the client's name."""
+
+
+def _change(arrays, start):
+    """The Euclidean norm of what was trained: the difference of two `ArrayRecord`s of the same names and shapes."""
+    parts = (array.numpy().astype(np.float64) - start[name].numpy() for name, array in arrays.items())
+    return float(np.sqrt(sum(np.square(part).sum() for part in parts)))
+
+
+def _usual_change(changes, last):
+    """The larger median of this round's changes and the last's; for a single upload, the smaller one."""
+    if len(changes) < 2:
+        return median_low(changes + last) if changes else 0.0
+    return max(median_low(changes), median_low(last or [0.0]))  # the first steps from zero are small
 
 
 def _check_arrays(arrays, expected):

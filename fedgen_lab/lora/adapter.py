@@ -57,6 +57,41 @@ def load_trainable(unet, state):
         parameter.copy_(state[name])
 
 
+@torch.no_grad()
+def load_adapter(unet, state, alpha=0.0, train="AB"):
+    """Put an adapter of any rank, even of a rank of its own in every layer, in the place of the one `unet` carries.
+
+    The scale becomes alpha / rank, or one where `alpha` is 0. `train`: the factors that train from now on, "AB", "A"
+    or "B". Raises ValueError when the layers or their sizes are not this UNet's.
+    """
+    layers = {name: layer for name, layer in unet.named_modules() if "default" in getattr(layer, "lora_A", ())}
+    given = {name.partition(".lora_")[0] for name in state}
+    if odd := sorted(given ^ set(layers)):
+        raise ValueError(f"This adapter does not fit: {odd[0]!r} is only on one side. Use the same targets and model.")
+    for name, layer in layers.items():
+        a, b = (state[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
+        if (a.shape[1], b.shape[0]) != (layer.in_features, layer.out_features) or a.shape[0] != b.shape[1]:
+            raise ValueError(
+                f"{name} got A {tuple(a.shape)} and B {tuple(b.shape)} "
+                f"where (r, {layer.in_features}) and ({layer.out_features}, r) belong."
+            )
+        for module, factor, value in ((layer.lora_A["default"], "A", a), (layer.lora_B["default"], "B", b)):
+            if module.weight.shape == value.shape:
+                module.weight.copy_(value)
+            else:
+                module.weight = torch.nn.Parameter(value.clone().to(module.weight))
+            module.weight.requires_grad_(factor in train)
+        layer.r["default"], layer.scaling["default"] = len(a), alpha / len(a) if alpha else 1.0
+
+
+def load_model(unet, state):
+    """Load what a run left behind: an adapter of any rank with its scale inside B, or all weights."""
+    if any(".lora_" in name for name in state):
+        load_adapter(unet, state)
+    else:
+        load_trainable(unet, state)
+
+
 def adapter_bytes(state):
     """The bytes of the numbers in `state`, without any header."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

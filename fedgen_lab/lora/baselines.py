@@ -10,11 +10,13 @@ import pandas as pd
 import torch
 
 from fedgen_lab.federation.grid import Stopped
-from fedgen_lab.lora.adapter import load_trainable, trainable_state
+from fedgen_lab.lora.adapter import load_model, load_trainable, trainable_state
 from fedgen_lab.lora.data import deal
-from fedgen_lab.lora.federated import Outcome, StepDone, local_seed, prepare
+from fedgen_lab.lora.device import local_seed, prepare
+from fedgen_lab.lora.federated import Outcome, StepDone
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, train
 from fedgen_lab.lora.pipeline import Encoded, draw, encode
+from fedgen_lab.lora.rules import fold
 
 CENTRE = -1  # stands where a client's number would: the one who holds all pictures
 
@@ -66,7 +68,7 @@ def _alone(scenario, pipeline, dealt, start, owners, steps, should_stop, on_even
                 train(
                     pipeline.unet, schedule, encoded, steps, scenario.batch_size, scenario.learning_rate, seed, report
                 )
-                states[name] = trainable_state(pipeline.unet)
+                states[name] = fold(trainable_state(pipeline.unet), scenario.lora_alpha)
                 losses[owner, server_round] = denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean()
     except Stopped:
         stopped = True
@@ -95,7 +97,7 @@ def score(scenario, states, on_step=None):
     start = trainable_state(pipeline.unet)
     rows = []
     for state in states:
-        load_trainable(pipeline.unet, state or start)
+        load_model(pipeline.unet, state or start)
         row = {"loss": float(denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean())}
         if dealt.prompts:
             judge, number = load_judge(), len(dealt.prompts)

@@ -6,24 +6,25 @@ the server), with plain federated averaging of A and B. The same `ServerApp` and
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
-from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.grid import Stopped, run_app
 from fedgen_lab.federation.trace import Trace
-from fedgen_lab.lora.adapter import add_adapter, load_trainable, trainable_state
+from fedgen_lab.lora.adapter import load_model, trainable_state
 from fedgen_lab.lora.data import deal
+from fedgen_lab.lora.device import LoraDevice, local_seed, prepare  # noqa: F401 (others take them from here)
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, train
-from fedgen_lab.lora.pipeline import draw, encode, load_pipeline
+from fedgen_lab.lora.pipeline import draw, encode
 from fedgen_lab.lora.strategies import strategy_of
 from fedgen_lab.scenario import Scenario
+from fedgen_lab.wireless.replay import Timeline
 
 STRIP_SEED = 1000  # every strip of pictures starts from the same noise, whichever model draws it
 
@@ -49,6 +50,7 @@ class RoundDone:
     pictures: torch.Tensor  # (P, 3, H, W) in [-1, 1], one per strip prompt
     state: dict  # the new global parameters, by name
     trace: Trace | None  # None on engines that keep no ledger
+    seconds: float = 0.0  # simulated time, under strategies that have a clock
 
 
 @dataclass(frozen=True)
@@ -63,79 +65,49 @@ class Outcome:
     trace: Trace | None = None
     stopped: bool = False
     refused: tuple = ()  # (round, client, reason) of every upload that was not averaged
+    timeline: Timeline | None = None  # the run on its own clock, under strategies that have one
 
 
-def prepare(scenario):
-    """A pipeline whose UNet has the scenario's trainable parameters: an adapter ("lora") or every weight ("full")."""
-    pipeline = load_pipeline(scenario.base_model or None)
-    if scenario.method == "lora":
-        add_adapter(pipeline.unet, scenario.rank, seed=scenario.seed)
-    else:
-        pipeline.unet.requires_grad_(True)
-    return pipeline
-
-
-def local_seed(scenario, client, server_round):
-    """The seed of one client's batches in one round, spawned from the scenario's."""
-    return int(np.random.SeedSequence(scenario.seed, spawn_key=(client, server_round)).generate_state(1)[0])
-
-
-def lora_client_app(on_step=None):
+def lora_client_app(on_step=None, on_trained=None):
     """The device's half. `on_step(StepDone)` is called after every local step and may raise `Stopped`.
 
-    A "train" message carries the global parameters; the answer carries the client's own after `local_steps` steps on
-    its own pictures, and how many pictures, how large a loss and how many floating-point operations that was.
+    A "train" message carries what the rule sends down; the answer carries what the rule sends up after `local_steps`
+    steps on the client's own pictures (see `lora/rules.py`), and how many pictures, how large a loss and how many
+    floating-point operations that was. `on_trained(client, state)` sees every adapter as its device has it, folded:
+    looking over a shoulder, nothing of it crosses the wire.
     """
-    app = ClientApp()
+    from fedgen_lab.privacy.secure import secured
 
-    @lru_cache(maxsize=1)
-    def base(scenario):  # simulated clients in one process share the frozen model; a SuperNode has its own
-        pipeline, dealt = prepare(scenario), deal(scenario)
-        return pipeline, noise_schedule(pipeline), dealt, lru_cache(None)(lambda i: encode(pipeline, dealt.clients[i]))
+    device, app = LoraDevice(on_trained), ClientApp()
 
-    @lru_cache(maxsize=1)
-    def flops_of_a_step(scenario):
-        pipeline, _, _, encoded = base(scenario)
-        return step_flops(pipeline.unet, encoded(0), scenario.batch_size)
+    def hear(turn, step, steps, loss):
+        server_round = int(turn.message.content["config"]["server-round"])
+        on_step(StepDone(server_round, int(turn.context.node_config["partition-id"]), step, steps, loss))
 
     @app.train()
     def train_on_own_pictures(message: Message, context: Context) -> Message:
-        scenario = Scenario.from_run_config(context.run_config)
-        client = int(context.node_config["partition-id"])
-        if client >= scenario.num_clients:
-            raise ValueError(f"This node is client {client}, but the run has num-clients={scenario.num_clients}.")
-        server_round = int(message.content["config"]["server-round"])
-        pipeline, schedule, _, encoded = base(scenario)
-
-        load_trainable(pipeline.unet, message.content["arrays"].to_torch_state_dict())
-        report = None
-        if on_step is not None:
-
-            def report(step, steps, loss):
-                on_step(StepDone(server_round, client, step, steps, loss))
-
+        if "setup" in message.content["config"]:
+            return device.gradients(message, context)
+        turn = device.begin(message, context)
+        report = None if on_step is None else partial(hear, turn)
         losses = train(
-            pipeline.unet, schedule, encoded(client), scenario.local_steps, scenario.batch_size,
-            scenario.learning_rate, local_seed(scenario, client, server_round), report,
-        )  # fmt: skip
+            turn.unet, turn.schedule, turn.encoded, turn.steps, turn.batch_size, turn.learning_rate, turn.seed, report
+        )
+        return device.end(turn, trainable_state(turn.unet), losses)
 
-        metrics = MetricRecord({
-            "num-examples": len(encoded(client)),
-            "partition-id": client,
-            "loss": float(np.mean(losses)),
-            "flops": float(flops_of_a_step(scenario) * scenario.local_steps),
-        })  # fmt: skip
-        arrays = ArrayRecord(trainable_state(pipeline.unet))
-        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+    @app.evaluate()
+    def try_own_model(message: Message, context: Context) -> Message:
+        return device.evaluate(message, context)
 
-    return app
+    return secured(app)
 
 
-def lora_server_app(on_round=None, keep=None):
-    """The server's half: start from a fresh adapter, average what comes back, try every average on held-out pictures.
+def lora_server_app(on_round=None, keep=None, network=None):
+    """The server's half: start from a fresh adapter, aggregate what comes back, try every result on held-out pictures.
 
     `on_round(RoundDone)` hears of every round. `keep(strategy)` gets the strategy before the run begins, so that its
-    `latest` arrays survive a stop. Run config "save-to" names a safetensors file for the final parameters.
+    `latest` arrays survive a stop. `network`: the cell whose clock a strategy with a deadline or a choice of clients
+    looks at, the scenario's own unless given. Run config "save-to" names a safetensors file for the final parameters.
     """
     app = ServerApp()
 
@@ -146,18 +118,19 @@ def lora_server_app(on_round=None, keep=None):
         scenario = Scenario.from_run_config(context.run_config)
         pipeline, dealt = prepare(scenario), deal(scenario)
         schedule, held_out = noise_schedule(pipeline), encode(pipeline, dealt.held_out)
-        losses = []
+        losses, strategy = [], strategy_of(scenario, network, _work_flops(scenario, pipeline, held_out))
 
         def try_out(server_round, arrays):
             state = arrays.to_torch_state_dict()
-            load_trainable(pipeline.unet, state)
-            losses.append(float(denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean()))
+            load_model(pipeline.unet, state)
+            loss = float(denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean())
+            losses.append(getattr(strategy, "personal_losses", {}).get(server_round, loss))
             if on_round is not None:
                 pictures, trace = draw_strip(pipeline, dealt), getattr(grid, "trace", None)
-                on_round(RoundDone(server_round, scenario.rounds, losses[-1], pictures, state, trace))
+                seconds = strategy.clock.now if hasattr(strategy, "clock") else 0.0
+                on_round(RoundDone(server_round, scenario.rounds, losses[-1], pictures, state, trace, seconds))
             return MetricRecord({"loss": losses[-1]})
 
-        strategy = strategy_of(scenario)
         if keep is not None:
             keep(strategy)
         try:
@@ -174,20 +147,27 @@ def lora_server_app(on_round=None, keep=None):
     return app
 
 
+def _work_flops(scenario, pipeline, held_out):
+    """A client's operations in a round, for strategies that choose clients before the first answer; else 0."""
+    if scenario.select == "all" and not scenario.deadline_seconds:
+        return 0.0
+    return float(step_flops(pipeline.unet, held_out, scenario.batch_size) * scenario.local_steps)
+
+
 def draw_strip(pipeline, dealt, steps=20, guidance=3.0, on_step=None):
     """One picture per strip prompt, always from the same noise: (P, 3, H, W) in [-1, 1]."""
     seeds = range(STRIP_SEED, STRIP_SEED + len(dealt.strip))
     return draw(pipeline, dealt.strip, seeds, steps, guidance, on_step=on_step)
 
 
-def run_federated(scenario, should_stop=None, on_event=None):
+def run_federated(scenario, should_stop=None, on_event=None, network=None):
     """Run the scenario as a Flower app in this process, on a `LabGrid`, and return its `Outcome`.
 
     `on_event` hears a `StepDone` after every local step and a `RoundDone` after every round. `should_stop()` is asked
     after every step and before every message; when it is true the run ends and what was averaged so far is in the
     `Outcome`.
     """
-    losses, strategies = {}, []
+    losses, strategies, trained = {}, [], {}
 
     def hear(event):
         if isinstance(event, RoundDone):
@@ -198,7 +178,7 @@ def run_federated(scenario, should_stop=None, on_event=None):
             raise Stopped("The run was stopped.")
 
     run = run_app(
-        lora_server_app(on_round=hear, keep=strategies.append), lora_client_app(on_step=hear),
+        lora_server_app(hear, strategies.append, network), lora_client_app(hear, trained.__setitem__),
         scenario.num_clients, scenario.to_run_config(), should_stop,
     )  # fmt: skip
     strategy = strategies[0] if strategies else None
@@ -208,10 +188,18 @@ def run_federated(scenario, should_stop=None, on_event=None):
         method=scenario.method,
         rounds=pd.DataFrame({"round": list(losses), "loss": list(losses.values())}),
         state=latest.to_torch_state_dict() if latest is not None else {},
-        client_states={c: arrays.to_torch_state_dict() for c, arrays in strategy.client_arrays.items()}
-        if strategy
-        else {},
+        client_states=_client_states(strategy, trained) if strategy else {},
         trace=run.trace,
         stopped=run.stopped,
         refused=tuple(strategy.refused) if strategy else (),
+        timeline=strategy.clock.timeline() if hasattr(strategy, "clock") else None,
     )
+
+
+def _client_states(strategy, trained):
+    """What each accepted client of the last round has: from its upload, or with the B that FedSA leaves on devices."""
+    arrays = strategy.client_arrays
+    if getattr(strategy, "rule", "") == "fedsa":
+        return {client: trained[client] for client in arrays}
+    whole = getattr(strategy, "client_states", {})
+    return {client: whole.get(client) or array.to_torch_state_dict() for client, array in arrays.items()}

@@ -115,6 +115,17 @@ def truncated(state, rank=None):
     return adapter_of(pairs)
 
 
+def compact(state):
+    """The same change with no rank above what its layer can have: what stacks over many rounds come down to."""
+    pairs = {}
+    for layer, (a, b) in factors(state).items():
+        if len(a) > min(a.shape[1], len(b)):
+            u, s, vt = svd(a, b)
+            a, b = vt, u * s
+        pairs[layer] = (a, b)
+    return adapter_of(pairs)
+
+
 # --- the rules
 
 
@@ -259,8 +270,11 @@ RULES = {
 LINEAR = ("fedit", "ffa", "fedsa", "rolora", "fed-sb")  # nothing but the mean: defences and private noise fit in
 
 
-def trained_part(rule, server_round):
-    """The factors that clients train and send up in a round under a rule: "AB", "A" or "B" ("B": Fed-SB's R, too)."""
+def sent_part(rule, server_round):
+    """The factors that clients send up in a round under a rule: "AB", "A" or "B" ("B": Fed-SB's R, too).
+
+    They are those that train, but for FedSA, whose clients train B as well.
+    """
     if rule == "rolora":
         return "B" if server_round % 2 else "A"
     return {"ffa": "B", "fed-sb": "B", "fedsa": "A"}.get(rule, "AB")

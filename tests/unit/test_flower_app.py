@@ -61,7 +61,7 @@ def test_a_simulation_worker_finds_the_client_by_its_name():
     from fedgen_lab.federation.app import client_app, train_on_own_pictures
 
     assert train_on_own_pictures.__qualname__ == "train_on_own_pictures"
-    kinds = {f"train.{hop}" for hop in HOPS} | {"query.hello", "query.default"}
+    kinds = {f"train.{hop}" for hop in HOPS} | {"query.hello", "query.default", "evaluate.default"}
     for method in set(METHODS) - {"huscf"}:
         what = importlib.import_module(f"fedgen_lab.split.rivals.{method}").WHAT
         kinds |= {kind if "." in kind else f"{kind}.default" for kind in what}

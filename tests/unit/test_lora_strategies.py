@@ -1,0 +1,270 @@
+"""Claims about the rules on the wire: what clients start from, what the server makes of it, and what it refuses."""
+
+from copy import deepcopy
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.clientapp import ClientApp
+from safetensors.torch import save
+
+from fedgen_lab.federation.fedavg import CheckedFedAvg
+from fedgen_lab.federation.grid import LabGrid
+from fedgen_lab.federation.trace import SERVER
+from fedgen_lab.lora.adapter import load_model, trainable_state
+from fedgen_lab.lora.device import LoraDevice, prepare
+from fedgen_lab.lora.local import train
+from fedgen_lab.lora.pipeline import Encoded
+from fedgen_lab.lora.rules import RULES, bias_by_layer, factors, part
+from fedgen_lab.lora.strategies import RuleStrategy, strategy_of
+from fedgen_lab.scenario import Scenario
+
+SMALL = Scenario(num_clients=3, rounds=3, local_steps=2, batch_size=2, pictures_per_client=4, skew=1.0, rank=3)
+SERVED = [rule for rule in RULES if rule != "fedsa"]  # whose server has a whole model
+
+
+@pytest.fixture(autouse=True, scope="module")
+def tiny():
+    """Devices with a random UNet of a few thousand weights and random pictures: the rules don't care."""
+    torch.manual_seed(0)
+    settings = {
+        "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "cross_attention_dim": 8,
+        "norm_num_groups": 2, "attention_head_dim": 4, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }  # fmt: skip
+    base = UNet2DConditionModel(**settings).requires_grad_(False)
+
+    def load_pipeline(source):
+        return SimpleNamespace(unet=deepcopy(base))
+
+    def encode(pipeline, client):
+        generator = torch.Generator().manual_seed(client)
+        return Encoded(torch.randn(4, 4, 8, 8, generator=generator), torch.randn(4, 5, 8, generator=generator))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedgen_lab.lora.device.load_pipeline", load_pipeline)
+        patch.setattr("fedgen_lab.lora.device.deal", lambda scenario: SimpleNamespace(clients=range(9), held_out=99))
+        patch.setattr("fedgen_lab.lora.device.encode", encode)
+        patch.setattr("fedgen_lab.lora.device.noise_schedule", lambda pipeline: DDPMScheduler())
+        patch.setattr("fedgen_lab.lora.device.step_flops", lambda *_: 1.0)
+        yield
+
+
+@pytest.fixture(scope="module")
+def start(tiny):
+    return {rank: trainable_state(prepare(replace(SMALL, rank=rank)).unet) for rank in (3, 4)}
+
+
+@pytest.fixture(scope="module")
+def guess():
+    """What a UNet computes for fixed inputs."""
+    generator = torch.Generator().manual_seed(0)
+    noisy, text = torch.randn(1, 4, 8, 8, generator=generator), torch.randn(1, 5, 8, generator=generator)
+
+    @torch.no_grad()
+    def of(unet):
+        return unet(noisy, torch.tensor([400]), encoder_hidden_states=text).sample
+
+    return of
+
+
+class Watched:
+    """A run of a scenario whose clients are looked at before and after their training, and can be made to misbehave."""
+
+    def __init__(self, scenario, start, guess, spoil=None, gone=()):
+        self.starts, self.trained, self.models = {}, {}, []
+        device = LoraDevice(lambda client, state: self.trained.update({(len(self.models), client): state}))
+        app = ClientApp()
+
+        @app.train()
+        def watch(message: Message, context):
+            config = message.content["config"]
+            if "setup" in config:
+                return device.gradients(message, context)
+            at = int(config["server-round"]), int(context.node_config["partition-id"])
+            if at in gone:
+                raise ConnectionError("out of reach")
+            turn = device.begin(message, context)
+            self.starts[at] = guess(turn.unet)
+            losses = train(turn.unet, turn.schedule, turn.encoded, 2, 2, 1e-2, turn.seed)
+            reply = device.end(turn, trainable_state(turn.unet), losses)
+            if spoil is not None and at[1] == 2:
+                state = spoil({k: t.clone() for k, t in reply.content["arrays"].to_torch_state_dict().items()})
+                reply.content = RecordDict({"arrays": ArrayRecord(state), "metrics": reply.content["metrics"]})
+            return reply
+
+        @app.evaluate()
+        def evaluate(message: Message, context):
+            return device.evaluate(message, context)
+
+        self.strategy = strategy_of(scenario, on_round=lambda _, arrays, __: self.models.append(arrays))
+        with LabGrid(app, scenario.num_clients, scenario.to_run_config()) as grid:
+            self.result = self.strategy.start(grid, ArrayRecord(start[max(scenario.client_ranks)]), scenario.rounds)
+        self.sent, self.unet = grid.trace.frame(), device._base(scenario).unet
+
+    def model(self, server_round):
+        return self.models[server_round - 1].to_torch_state_dict()
+
+
+def change(state):
+    return {layer: b.double() @ a.double() for layer, (a, b) in factors(state).items()}
+
+
+def assert_close(got, wanted, tolerance=2e-4):
+    size = sum(w.norm() ** 2 for w in wanted.values()) ** 0.5
+    assert float(sum((got[k] - wanted[k]).norm() ** 2 for k in wanted) ** 0.5 / size) < tolerance
+
+
+def mean_of(changes):
+    return {layer: sum(c[layer] for c in changes) / len(changes) for layer in changes[0]}
+
+
+@pytest.mark.parametrize("rule", SERVED)
+def test_every_client_starts_from_the_servers_model_also_after_missing_a_round(rule, start, guess):
+    watched = Watched(replace(SMALL, rule=rule, rounds=4), start, guess, gone={(1, 2), (2, 1), (3, 1)})
+    assert [(r, c) for r, c, _ in watched.strategy.refused] == [(1, "client 2"), (2, "client 1"), (3, "client 1")]
+    fresh = prepare(SMALL).unet
+    for server_round in (2, 3, 4):
+        load_model(fresh, watched.model(server_round - 1))
+        wanted = guess(fresh)
+        for client in range(3):
+            if (server_round, client) in watched.starts:
+                torch.testing.assert_close(watched.starts[server_round, client], wanted, rtol=0, atol=5e-4)
+    assert (4, 1) in watched.starts and (2, 2) in watched.starts
+    assert (watched.starts[4, 1] - watched.starts[1, 0]).abs().max() > 0.01, "something was learned"
+
+
+@pytest.mark.parametrize("rule", SERVED)
+def test_the_server_makes_of_the_uploads_what_the_rule_says(rule, start, guess):
+    watched = Watched(replace(SMALL, rule=rule), start, guess)
+    assert not watched.strategy.refused
+    for server_round in (1, 2, 3):
+        states = [watched.trained[server_round - 1, client] for client in range(3)]
+        model = watched.model(server_round)
+        before = change(watched.model(server_round - 1)) if server_round > 1 else None
+        if rule in ("ffa", "rolora"):
+            assert_close(change(model), mean_of([change(s) for s in states]))
+            assert max(bias_by_layer(states, [1 / 3] * 3).values()) < 1e-3
+        elif rule == "flora":
+            mean = mean_of([change(s) for s in states])
+            assert_close(change(model), {k: mean[k] + before[k] for k in mean} if before else mean)
+        elif rule == "fedex":
+            mean = mean_of([change(s) for s in states])
+            earlier = [change(m) for m in watched.strategy.merges[: server_round - 1]]
+            assert_close(change(model), {k: mean[k] + sum(e[k] for e in earlier) for k in mean})
+        elif rule == "fed-sb":
+            assert_close(change(model), mean_of([change(s) for s in watched.strategy.client_states.values()])) \
+                if server_round == 3 else None  # fmt: skip
+        else:
+            wanted = RULES[rule](states, [1 / 3] * 3).adapter
+            assert_close(change(model), change(wanted))
+
+
+def test_fedit_gives_the_bits_of_plain_federated_averaging(start, guess):
+    watched = Watched(SMALL, start, guess)
+    plain = CheckedFedAvg(min_available_nodes=3)
+    device, app = LoraDevice(), ClientApp()
+
+    @app.train()
+    def client(message: Message, context):
+        turn = device.begin(message, context)
+        losses = train(turn.unet, turn.schedule, turn.encoded, 2, 2, 1e-2, turn.seed)
+        return device.end(turn, trainable_state(turn.unet), losses)
+
+    with LabGrid(app, 3, SMALL.to_run_config()) as grid:
+        plain.start(grid, ArrayRecord(start[3]), SMALL.rounds)
+    assert all(torch.equal(plain.latest.to_torch_state_dict()[k], t) for k, t in watched.model(3).items())
+    assert list(grid.trace.frame()["bytes"]) == list(watched.sent["bytes"])
+
+
+def test_what_crosses_the_wire_is_as_large_as_the_file_of_it(start, guess):
+    whole, one = start[3], {}
+    for rule in RULES:
+        sent = Watched(replace(SMALL, rule=rule, rounds=2), start, guess).sent
+        up = sent[(sent["round"] == 2) & (sent["receiver"] == SERVER) & (sent["kind"] == "train")]["bytes"]
+        down = sent[(sent["round"] == 2) & (sent["sender"] == SERVER) & (sent["kind"] == "train")]["bytes"]
+        one[rule] = up.iloc[0], down.iloc[0]
+    files = {which: len(save(part(whole, which))) for which in ("A", "B", "AB")}
+    wanted = {
+        "fedit": ("AB", "AB"), "ffa": ("B", "B"), "fedsa": ("A", "A"), "rolora": ("A", "B"), "flexlora": ("AB", "AB"),
+        "hetlora": ("AB", "AB"), "lora-fair": ("AB", "AB"),
+    }  # fmt: skip
+    header = 250 * len(whole)  # names and shapes, in Flower's form or in safetensors'
+    for rule, (up, down) in wanted.items():
+        assert abs(one[rule][0] - files[up]) < header and abs(one[rule][1] - files[down]) < header, rule
+    numbers = sum(t.numel() * 4 for t in whole.values())
+    assert numbers * 3 < one["flora"][1] < numbers * 3 + header, "the stack of three"
+    assert numbers * 3 < one["fedex"][1] < numbers * 3 + 2 * header, "A, B and a residual of rank (K - 1) r"
+    cores = 3 * 3 * 4 * len(whole) // 2
+    assert cores < one["fed-sb"][0] < cores + header
+
+
+@pytest.mark.parametrize("rule", ["flora", "flexlora", "hetlora"])
+def test_clients_of_different_ranks_take_part(rule, start, guess):
+    mixed = replace(SMALL, rule=rule, ranks="1,2,4", rounds=2)
+    watched = Watched(mixed, start, guess)
+    assert not watched.strategy.refused
+    for client, rank in enumerate((1, 2, 4)):
+        kept = watched.strategy.ranks[client] if rule == "hetlora" else rank
+        assert {a.shape[0] for a, _ in factors(watched.trained[1, client]).values()} == {kept}
+    if rule == "flora":
+        fresh = prepare(SMALL).unet
+        load_model(fresh, watched.model(1))
+        torch.testing.assert_close(watched.starts[2, 0], guess(fresh), rtol=0, atol=5e-4)
+
+
+@pytest.mark.parametrize("alpha", [1.0, 6.0], ids="alpha{}".format)
+@pytest.mark.parametrize("rule", ["fedit", "ffa", "rolora", "flora", "flexlora", "fed-sb"])
+def test_the_model_is_the_same_whatever_the_scale(rule, alpha, start, guess):
+    watched = Watched(replace(SMALL, rule=rule, lora_alpha=alpha, rounds=2), start, guess)
+    fresh = prepare(SMALL).unet
+    load_model(fresh, watched.model(1))
+    torch.testing.assert_close(watched.starts[2, 1], guess(fresh), rtol=0, atol=5e-4)
+
+
+def test_b_stays_at_home_under_fedsa(start, guess):
+    watched = Watched(replace(SMALL, rule="fedsa"), start, guess)
+    assert set(watched.strategy.client_arrays[0]) == set(part(start[3], "A"))
+    assert all(not b.any() for _, b in factors(watched.model(3)).values()), "the server has none"
+    one, other = watched.trained[2, 0], watched.trained[2, 1]
+    assert all(not torch.equal(one[name], other[name]) for name in part(start[3], "B")), "everyone has an own B"
+    assert len(watched.strategy.personal_losses) == 3
+
+
+SPOILS = {
+    "nan": (lambda state: {**state, next(iter(state)): next(iter(state.values())) * float("nan")}, "NaN"),
+    "wrong-rank": (lambda state: {k: t[:2] if t.shape[0] == 3 else t[..., :2] for k, t in state.items()}, "where"),
+    "1000-times": (lambda state: {k: t * 1000 for k, t in state.items()}, "times as much"),
+    "left-out": (lambda state: dict(list(state.items())[1:]), "left out"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILS)
+@pytest.mark.parametrize("rule", RULES)
+def test_a_spoilt_upload_is_refused_by_name_and_the_round_completes(rule, how, start, guess):
+    spoil, words = SPOILS[how]
+    watched = Watched(replace(SMALL, rule=rule, rounds=1), start, guess, spoil)
+    ((server_round, client, reason),) = watched.strategy.refused
+    assert (server_round, client) == (1, "client 2") and words in reason
+    assert set(watched.strategy.client_states) == {0, 1}
+    assert all(torch.isfinite(t).all() for t in watched.model(1).values())
+    if rule == "fedit":
+        for name, tensor in watched.model(1).items():
+            both = [watched.trained[0, client][name] for client in (0, 1)]
+            torch.testing.assert_close(tensor, (both[0] + both[1]) / 2)
+
+
+def test_packed_uploads_reach_every_rule(start, guess):
+    for rule in ("fedit", "flora"):
+        plain = Watched(replace(SMALL, rule=rule, rounds=1), start, guess)
+        packed = Watched(replace(SMALL, rule=rule, rounds=1, upload="int8"), start, guess)
+        assert_close(change(packed.model(1)), change(plain.model(1)), 0.05)
+        assert not packed.strategy.refused and packed.sent["bytes"].sum() < plain.sent["bytes"].sum()
+
+
+def test_strategy_of_gives_the_rule_or_plain_averaging():
+    assert type(strategy_of(SMALL)) is RuleStrategy
+    assert type(strategy_of(replace(SMALL, method="full"))) is CheckedFedAvg
