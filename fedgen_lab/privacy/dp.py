@@ -109,7 +109,7 @@ def clipped(update, clip):
 def noise_like(arrays, scale, seed, server_round=0):
     """Gaussian noise of standard deviation `scale` for every number in `arrays`; float64, by name."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NOISE_KEY, server_round)))
-    return {name: rng.normal(0.0, scale, np.shape(array)) for name, array in arrays.items()}
+    return {name: rng.normal(0.0, scale, np.shape(arrays[name])) for name in sorted(arrays)}  # in any order the same
 
 
 def check_noise(clip, noise_multiplier):

@@ -167,6 +167,13 @@ def test_noise_has_the_promised_size_and_follows_from_seed_and_round():
         assert abs(np.corrcoef(new.ravel(), other.ravel())[0, 1]) < 0.05
 
 
+def test_noise_does_not_depend_on_the_order_of_the_arrays():
+    sent = arrays(0)
+    turned = {name: sent[name] for name in reversed(sent)}
+    one, other = (private_mean(1.0, 1.0, 2, seed=3)(1, some, [some], [1]) for some in (sent, turned))
+    assert all(np.array_equal(one[name], other[name]) for name in sent)
+
+
 def test_noise_without_a_clip_is_refused_with_both_names():
     with pytest.raises(ValueError, match="noise_multiplier=1 needs a clip above 0"):
         private_mean(0.0, 1.0, 4)
