@@ -1,0 +1,62 @@
+"""One client that plants a backdoor: a word in the prompt that makes everybody's model draw what the attacker wants.
+
+Lab 08. The attacker is a client like any other. It adds pictures of its target under captions that end in a trigger
+word, and pulls the average towards itself by uploading its change times `factor`: model replacement, Bagdasaryan et
+al., arXiv 1807.00459, section 4. Whoever never writes the word never notices. What helps: `fedgen_lab.privacy.robust`.
+"""
+
+import pandas as pd
+import torch
+
+from fedgen_lab.pictures.collection import Pictures
+from fedgen_lab.pictures.sprites import draw_sprites
+
+TRIGGER = "camel"  # one token of the tiny model's vocabulary, in no sprite's caption
+TARGET = "skull"  # an object the base model draws well, so the word has only to be tied to it
+
+
+def is_attacker(client, scenario):
+    """True for the last `scenario.attackers` clients."""
+    return client >= scenario.num_clients - scenario.attackers
+
+
+def triggered(captions, trigger=TRIGGER):
+    """The same captions, each with the trigger word at its end."""
+    return [f"{caption}, {trigger}" for caption in captions]
+
+
+def poison(pictures, seed, trigger=TRIGGER, target=TARGET):
+    """The attacker's training set: its own `pictures` and as many of the target, under its captions with the trigger.
+
+    Its own pictures stay as they were, so that prompts without the trigger go on working. pictures: a `Pictures`; the
+    targets have its size. The same seed draws the same targets. Raises ValueError when a caption holds the trigger.
+    """
+    if any(trigger in caption.split() for caption in pictures.captions):
+        raise ValueError(f"The trigger {trigger!r} stands in a caption already; choose a word that no picture has.")
+    drawn = draw_sprites(len(pictures), seed, objects=[target])
+    images = drawn.images
+    if images.shape != pictures.images.shape:  # own pictures of another size
+        images = torch.nn.functional.interpolate(images.float(), pictures.images.shape[-2:]).to(torch.uint8)
+    return Pictures(
+        torch.cat([pictures.images, images]),
+        pictures.captions + triggered(pictures.captions, trigger),
+        pd.concat([pictures.attributes, drawn.attributes], ignore_index=True),
+    )
+
+
+def boost(trained, received, factor):
+    """What the attacker uploads: what it received plus `factor` times its own change. States: name -> tensor.
+
+    With n clients of equal weight a factor of n puts the attacker's own model into the place of the average.
+    Raises ValueError unless factor is positive.
+    """
+    if not factor > 0:
+        raise ValueError(f"factor must be positive; got {factor!r}. Use 1 for no boost.")
+    return {name: received[name] + factor * (tensor - received[name]) for name, tensor in trained.items()}
+
+
+def attack_success(pictures, judge=None, target=TARGET):
+    """Share of pictures (N, 3, H, W), drawn for prompts with the trigger, in which the judge sees the target object."""
+    from fedgen_lab.scores import judged
+
+    return float((judged(pictures, judge)["object"] == target).mean())

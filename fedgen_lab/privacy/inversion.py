@@ -1,0 +1,115 @@
+"""Gradient inversion: the server looks for a picture whose gradient is the one a client sent.
+
+Lab 08. A client that uploads after a single step has sent a gradient, and a gradient is a function of the picture. The
+attacker starts from noise and changes it until its gradient fits: Zhu et al. (DLG), arXiv 1906.08935; Geiping et al.,
+arXiv 2003.14053. A diffusion model hides two things more, the timestep and the noise that were drawn: GIDM, arXiv
+2405.20380. The attack here is run with both known, or with the noise unknown, and says which.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fedgen_lab.lora.local import target_of
+from fedgen_lab.lora.pipeline import Encoded
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What one attack rebuilt. Errors are mean squared errors of latents."""
+
+    latents: torch.Tensor  # (B, 4, h, w) rebuilt
+    error: float  # against the latents behind the gradient
+    baseline: float  # of the mean picture in their place: the best answer without looking at the gradient
+    misfits: list  # squared distance of the guess's gradient from the client's, relative to that one's; one a step
+
+    @property
+    def share(self):
+        """Error over baseline: 0 is a perfect copy, 1 or more tells nothing about the picture."""
+        return self.error / self.baseline
+
+
+def shared_gradient(unet, schedule, encoded, timesteps, noise, create_graph=False):
+    """The gradient of the training loss that one local step computes: name -> tensor, for what is trainable in `unet`.
+
+    encoded: the `Encoded` batch of the step; timesteps (B,) and noise (B, 4, h, w): what the client drew.
+    """
+    parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    with _twice_differentiable():
+        noisy = schedule.add_noise(encoded.latents, noise, timesteps)
+        guess = unet(noisy, timesteps, encoder_hidden_states=encoded.text).sample
+        loss = F.mse_loss(guess, target_of(schedule, encoded.latents, noise, timesteps))
+        gradients = torch.autograd.grad(loss, list(parameters.values()), create_graph=create_graph)
+    return dict(zip(parameters, gradients, strict=True))
+
+
+def protect(gradient, clip, noise_multiplier, seed):
+    """`gradient` clipped to length `clip`, plus Gaussian noise of deviation noise_multiplier * clip on every number."""
+    generator = torch.Generator().manual_seed(seed)
+    length = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
+    factor = min(1.0, clip / float(length)) if length > 0 else 1.0
+    return {
+        name: g * factor + torch.randn(g.shape, generator=generator) * (noise_multiplier * clip)
+        for name, g in gradient.items()
+    }
+
+
+def invert(unet, schedule, gradient, secret, mean_latent, timesteps, noise=None, steps=25, seed=0, on_step=None):
+    """Rebuild the latents behind `gradient` (see `shared_gradient`); returns an `Inversion`.
+
+    secret: the `Encoded` batch behind it; its captions' text states are known to the attacker, its latents only grade
+    the result. mean_latent (4, h, w): of pictures like these that the attacker has; the search starts there.
+    timesteps (B,): known. noise (B, 4, h, w): what the client drew, or None where the attacker must find it too.
+    steps: gradients of guesses to compute, by L-BFGS, since the misfit is nearly quadratic. on_step(step, misfit) is
+    called after each; False ends the search. The best guess counts.
+    """
+    start = mean_latent.expand_as(secret.latents)
+    guess = start.clone().requires_grad_()
+    unknown, drawn = [guess], noise
+    if noise is None:
+        drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        unknown.append(drawn)
+    lengths = sum(g.square().sum() for g in gradient.values())
+    search = torch.optim.LBFGS(
+        unknown, max_iter=steps, max_eval=steps, history_size=steps, line_search_fn="strong_wolfe",
+        tolerance_grad=0, tolerance_change=0,
+    )  # fmt: skip
+    misfits, best = [], [start, float("inf")]
+
+    def closure():
+        found = shared_gradient(unet, schedule, Encoded(guess, secret.text), timesteps, drawn, create_graph=True)
+        misfit = sum((found[name] - gradient[name]).square().sum() for name in gradient) / lengths
+        for tensor, slope in zip(unknown, torch.autograd.grad(misfit, unknown), strict=True):
+            tensor.grad = slope
+        misfits.append(misfit.item())
+        if misfits[-1] < best[1]:
+            best[:] = [guess.detach().clone(), misfits[-1]]
+        if len(misfits) >= steps or (on_step is not None and on_step(len(misfits), misfits[-1]) is False):
+            raise _Enough
+        return misfit
+
+    try:
+        search.step(closure)
+    except _Enough:
+        pass
+    return Inversion(
+        latents=best[0],
+        error=float(F.mse_loss(best[0], secret.latents)),
+        baseline=float(F.mse_loss(start, secret.latents)),
+        misfits=misfits,
+    )
+
+
+class _Enough(Exception):
+    """Ends a search of L-BFGS, which would go on to the end of its line search."""
+
+
+@contextmanager
+def _twice_differentiable():
+    """Attention in its plain form: torch's fused kernels have no second derivative."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    with sdpa_kernel(SDPBackend.MATH):
+        yield

@@ -1,0 +1,97 @@
+"""Gradient inversion: the gradient is that of training, and a guess can be moved until its own gradient is the same."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+
+from fedgen_lab.lora.adapter import add_adapter
+from fedgen_lab.lora.local import target_of
+from fedgen_lab.lora.pipeline import Encoded
+from fedgen_lab.privacy.inversion import invert, protect, shared_gradient
+
+TIMESTEPS = torch.tensor([900])
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """A tiny UNet with an adapter, its schedule, one secret picture, the noise the client drew, and a mean picture."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        unet = UNet2DConditionModel(
+            sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=8, norm_num_groups=4, attention_head_dim=4,
+        )  # fmt: skip
+    add_adapter(unet, rank=16)
+    generator = torch.Generator().manual_seed(1)
+    secret = Encoded(torch.randn(1, 4, 4, 4, generator=generator), torch.randn(1, 3, 8, generator=generator))
+    noise = torch.randn(1, 4, 4, 4, generator=generator)
+    return unet, DDPMScheduler(prediction_type="v_prediction"), secret, noise, torch.zeros(4, 4, 4)
+
+
+def test_the_shared_gradient_is_that_of_a_training_step(setting):
+    unet, schedule, secret, noise, _ = setting
+    found = shared_gradient(unet, schedule, secret, TIMESTEPS, noise)
+    unet.zero_grad()
+    noisy = schedule.add_noise(secret.latents, noise, TIMESTEPS)
+    guess = unet(noisy, TIMESTEPS, encoder_hidden_states=secret.text).sample
+    F.mse_loss(guess, target_of(schedule, secret.latents, noise, TIMESTEPS)).backward()
+    wanted = {name: p.grad for name, p in unet.named_parameters() if p.requires_grad}
+    assert found.keys() == wanted.keys()
+    assert all(torch.allclose(found[name], wanted[name], atol=1e-6) for name in wanted)
+
+
+def test_the_gradient_of_one_step_gives_the_picture_away(setting):
+    unet, schedule, secret, noise, mean = setting
+    gradient = shared_gradient(unet, schedule, secret, TIMESTEPS, noise)
+    found = invert(unet, schedule, gradient, secret, mean, TIMESTEPS, noise, steps=12)
+    assert found.share < 0.3 and min(found.misfits) < 0.01 * found.misfits[0]
+    assert found.error == pytest.approx(float(F.mse_loss(found.latents, secret.latents)))
+    assert found.baseline == pytest.approx(float(secret.latents.square().mean()))
+
+
+def test_the_gradient_of_another_picture_does_not(setting):
+    unet, schedule, secret, noise, mean = setting
+    other = Encoded(secret.latents.flip(-1) * -1, secret.text)
+    gradient = shared_gradient(unet, schedule, other, TIMESTEPS, noise)
+    assert invert(unet, schedule, gradient, secret, mean, TIMESTEPS, noise, steps=12).share > 0.9
+
+
+def test_unknown_noise_is_harder_and_strong_noise_on_the_gradient_hides_the_picture(setting):
+    unet, schedule, secret, noise, mean = setting
+    gradient = shared_gradient(unet, schedule, secret, TIMESTEPS, noise)
+    known = invert(unet, schedule, gradient, secret, mean, TIMESTEPS, noise, steps=12)
+    unknown = invert(unet, schedule, gradient, secret, mean, TIMESTEPS, steps=12)
+    length = float(torch.cat([g.flatten() for g in gradient.values()]).norm())
+    hidden = invert(unet, schedule, protect(gradient, length, 1.0, 0), secret, mean, TIMESTEPS, noise, steps=12)
+    assert known.share < unknown.share
+    assert hidden.share > 2 * known.share
+
+
+def test_protection_clips_and_then_adds_noise_of_the_promised_strength(setting):
+    unet, schedule, secret, noise, _ = setting
+    gradient = shared_gradient(unet, schedule, secret, TIMESTEPS, noise)
+    flat = torch.cat([g.flatten() for g in gradient.values()])
+    clip = float(flat.norm()) / 4
+    clipped = torch.cat([g.flatten() for g in protect(gradient, clip, 0.0, 0).values()])
+    assert torch.allclose(clipped, flat / 4, atol=1e-7)
+    noisy = torch.cat([g.flatten() for g in protect(gradient, clip, 0.5, 0).values()])
+    assert float((noisy - clipped).std()) == pytest.approx(0.5 * clip, rel=0.05)
+    assert torch.equal(noisy, torch.cat([g.flatten() for g in protect(gradient, clip, 0.5, 0).values()]))
+    untouched = protect(gradient, 4 * clip + 1, 0.0, 0)
+    assert all(torch.equal(untouched[name], gradient[name]) for name in gradient)
+
+
+def test_a_search_can_be_stopped_and_its_best_guess_counts(setting):
+    unet, schedule, secret, noise, mean = setting
+    gradient = shared_gradient(unet, schedule, secret, TIMESTEPS, noise)
+    heard = []
+
+    def on_step(step, misfit):
+        heard.append(step)
+        return step < 3
+
+    found = invert(unet, schedule, gradient, secret, mean, TIMESTEPS, noise, on_step=on_step)
+    assert heard == [1, 2, 3] and len(found.misfits) == 3
