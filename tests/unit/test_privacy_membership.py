@@ -69,7 +69,7 @@ def test_an_adapter_that_learned_pictures_by_heart_gives_them_away(trained, erro
     with without_adapter(unet):
         before = errors_of(unet, schedule, members, others, error, **settings)
     found = attack(unet, schedule, members, others, error, before, **settings)
-    assert found.auc > (0.9 if error is losses else 0.6)
+    assert found.auc > (0.8 if error is losses else 0.6)
     assert found.members.shape == (8,) and found.others.shape == (40,)
 
 
