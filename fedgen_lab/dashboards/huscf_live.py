@@ -174,12 +174,11 @@ def run_live(run, job):
 def score_chart(runs, measure, axis, bandwidth_hz):
     """One score of live runs (newest last) against rounds, megabytes or seconds. Returns (figure, sentence, table)."""
     column, (x_column, x_title) = MEASURES[measure], AXES[axis]
+    runs = [run for run in runs if run.computed]  # the newest may have failed before there was anything to show
     chart = charts.figure(x_title=x_title, y_title=f"{measure}, mean over domains", height=350 + 30 * len(runs))
     rows, said, ceiling = [], [], None
     for run in runs:
         table = run.table(bandwidth_hz)
-        if table.empty:
-            continue
         newest = run is runs[-1]
         means = table.groupby("round")[[column, "megabytes", "wireless_seconds", "ceiling"]].mean().reset_index()
         place, roles = list(METHOD_NAMES).index(run.scenario.method), list(charts.PALETTE)  # looks as in `rivals_chart`
