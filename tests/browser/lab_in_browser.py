@@ -118,6 +118,11 @@ class Lab:
         cell = self.page.locator(".jp-CodeCell").filter(has=self.page.locator(".cm-content", has_text=text)).last
         return cell.locator(".jp-Cell-outputWrapper")
 
+    def widen(self, width):
+        """Make the page so many pixels wide, and wait until charts have followed."""
+        self.page.set_viewport_size({"width": width, "height": self.page.viewport_size["height"]})
+        self.page.wait_for_timeout(1500)
+
     def theme(self, name):
         """Change JupyterLab's theme."""
         self.page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
@@ -169,3 +174,54 @@ def everything_has_a_name(output):
         assert name, button.evaluate("button => button.outerHTML")
     for picture in output.locator("img:visible").all():
         assert picture.get_attribute("alt")
+
+
+def nothing_is_cut_off(output):
+    """Controls, charts and maps stay within the page, words within their boxes, legends off the plots."""
+    found = output.evaluate("""output => {
+        const page = output.getBoundingClientRect(), found = [];
+        const shown = selector => [...output.querySelectorAll(selector)].filter(
+            one => one.checkVisibility() && !one.closest('.modebar, .fedgen-strip, .fedgen-table'));
+        const name = one => [one.tagName, one.className.baseVal ?? one.className,
+                             one.labels?.[0]?.innerText ?? one.textContent].join(' ').slice(0, 150);
+        for (const one of shown('button, input, select, img, svg[role=img], .fedgen-status, .js-plotly-plot')) {
+            const box = one.getBoundingClientRect();
+            if (box.left < page.left - 4 || box.right > page.right + 4) found.push('leaves the page: ' + name(one));
+        }
+        for (const one of shown('button, input'))
+            if (one.scrollWidth > one.clientWidth + 1) found.push('words do not fit: ' + name(one));
+        for (const chart of shown('.js-plotly-plot')) {
+            const plot = chart.querySelector('.nsewdrag')?.getBoundingClientRect();
+            const right = chart.getBoundingClientRect().right;
+            for (const legend of chart.querySelectorAll('.legend .bg'))
+                if (plot && legend.getBoundingClientRect().bottom > plot.top + 2) found.push('legend on the plot');
+            for (const words of chart.querySelectorAll('.legendtext'))
+                if (words.getBoundingClientRect().right > right) found.push('legend leaves: ' + name(words));
+        }
+        return found;
+    }""")
+    assert not found, found
+
+
+LOOK = """element => { const look = getComputedStyle(element);
+    return [look.outline, look.borderColor, look.backgroundColor, look.boxShadow].join(); }"""
+
+
+def keyboard_reaches_everything(lab, output):
+    """Tab visits every control that is on the page, and each looks different while it has the focus."""
+    controls = output.locator("button:not(.modebar button), input, select, .noUi-handle").filter(visible=True)
+    handles = [control for control in controls.element_handles() if control.is_enabled()]
+    lab.page.evaluate("document.activeElement?.blur()")
+    before, missed = [handle.evaluate(LOOK) for handle in handles], set(range(len(handles)))
+    handles[0].focus()
+    lab.page.keyboard.press("Tab")
+    lab.page.keyboard.press("Shift+Tab")
+    for _ in range(len(handles) + 100):  # a chart's own buttons lie between
+        at = lab.page.evaluate("handles => handles.indexOf(document.activeElement)", handles)
+        if at in missed:
+            missed.remove(at)
+            assert handles[at].evaluate(LOOK) != before[at], handles[at].evaluate("one => one.outerHTML")
+        if not missed:
+            return
+        lab.page.keyboard.press("Tab")
+    assert not missed, [handles[at].evaluate("one => one.outerHTML") for at in missed]
