@@ -187,3 +187,24 @@ def round_by_chance(x, chance):
 """,
     ),
 )
+
+RECALL = [
+    (
+        "The server averages A and B one by one. What does it miss?",
+        ["nothing", "how A and B vary together over the clients", "the scale of the adapter"],
+        1,
+        "The mean of the products B A is not the product of the means; the covariance of the factors is missing.",
+    ),
+    (
+        "FLoRA stacks the adapters of K clients, which is exact. What is its price?",
+        ["K times as many bytes down", "K times as many bytes up", "K times as many rounds"],
+        0,
+        "Everyone uploads its own factors, but the stack of all of them goes down to everyone.",
+    ),
+    (
+        "A synchronous round begins. When does it end?",
+        ["when half of the clients have answered", "after the mean client's time", "when the last upload has arrived"],
+        2,
+        "The average needs all uploads, so the straggler sets the pace.",
+    ),
+]

@@ -3,7 +3,7 @@
 A radio can add signals in the air, and secure aggregation hands the server nothing but a sum: only a rule that needs no
 more than the sum survives either. Uploads can be rounded or thinned out, clients can differ in rank or miss a round.
 Each column tries that on every rule of `fedgen_lab.lora.rules` and says how far the change of the weights is off.
-Taught in lab 05; after FFA-LoRA (arXiv 2403.12313) on sums, and Sery and Cohen, arXiv 1907.09769, on sums in the air.
+Taught in lab 05; after FFA-LoRA (arXiv 2403.12313) on sums, and Amiri and Gündüz, arXiv 1907.09769, on sums in the air.
 """
 
 import pandas as pd
