@@ -9,3 +9,10 @@ def lora_dashboard(**changes):
     from fedgen_lab.dashboards.lora import lora_dashboard
 
     return lora_dashboard(**changes)
+
+
+def rules_dashboard(**changes):
+    """Show the dashboard of lab 04 (see `fedgen_lab.dashboards.rules.rules_dashboard`)."""
+    from fedgen_lab.dashboards.rules import rules_dashboard
+
+    return rules_dashboard(**changes)

@@ -214,6 +214,8 @@ def loss_chart(runs, recorded, axis, bandwidth_hz, num_clients, skew):
 def _names(runs):
     """A short name for each live run: only the knobs by which the runs differ."""
     knobs = {
+        "rule": "{}",
+        "ranks": "ranks {}",
         "num_clients": "{} clients",
         "skew": "skew {:g}",
         "local_steps": "{} steps",

@@ -9,15 +9,15 @@ import warnings
 
 def run_sprites(run, job):
     """Federated LoRA on sprites; at its end every client's last upload draws the strip too."""
-    outcome, dealt = _federated(run, job)
-    _draw_each(run, job, dealt, outcome.client_states, "client {}")
+    outcome, dealt = federated(run, job)
+    draw_each(run, job, dealt, outcome.client_states, "client {}")
 
 
 def run_own(run, job):
     """Federated LoRA on a learner's own pictures, then the same training without any exchange, to compare with."""
     from fedgen_lab.lora.baselines import run_local_only
 
-    _, dealt = _federated(run, job)
+    _, dealt = federated(run, job)
     run.pictures["your pictures"] = dealt.strip_pictures.images.numpy()
     if job.should_stop():
         return
@@ -25,7 +25,7 @@ def run_own(run, job):
     local = run_local_only(run.scenario, job.should_stop, lambda event: job.report("Local only. " + run.hear(event)))
     if len(local.rounds) > 1:
         run.rivals["local only"] = dict(zip(local.rounds["round"], local.rounds["loss"], strict=True))
-    _draw_each(run, job, dealt, local.client_states, "client {} alone")
+    draw_each(run, job, dealt, local.client_states, "client {} alone")
 
 
 def read_pictures(scenario):
@@ -38,7 +38,8 @@ def read_pictures(scenario):
         return read_own(scenario.pictures, scenario.caption_file, scenario.file_column, scenario.text_column)
 
 
-def _federated(run, job):
+def federated(run, job):
+    """A run of `run_federated`, heard by `run`. Returns (its outcome, the dealt pictures)."""
     job.report("Loading the model and the pictures.")
     from fedgen_lab.lora.data import deal
     from fedgen_lab.lora.federated import run_federated
@@ -52,10 +53,10 @@ def _federated(run, job):
     return outcome, dealt
 
 
-def _draw_each(run, job, dealt, states, row):
-    """Draw the strip with each client's parameters; a stop ends it between two denoising steps."""
+def draw_each(run, job, dealt, states, row):
+    """Draw the strip with each client's parameters, of whatever rank; a stop ends it between two denoising steps."""
     from fedgen_lab.federation.grid import Stopped
-    from fedgen_lab.lora.adapter import load_trainable
+    from fedgen_lab.lora.adapter import load_model
     from fedgen_lab.lora.federated import draw_strip, prepare
 
     def stop_if_asked():
@@ -66,8 +67,8 @@ def _draw_each(run, job, dealt, states, row):
         stop_if_asked()
         pipeline = prepare(run.scenario)
         for client, state in sorted(states.items()):
-            job.report(f"Drawing with the adapter of client {client}.")
-            load_trainable(pipeline.unet, state)
+            job.report(f"Drawing: {row.format(client)}.")
+            load_model(pipeline.unet, state)
             run.pictures[row.format(client)] = draw_strip(pipeline, dealt, on_step=stop_if_asked).numpy()
     except Stopped:
         pass

@@ -16,7 +16,7 @@ from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, noised_batch, step_flops
 from fedgen_lab.lora.pipeline import encode, load_pipeline
 from fedgen_lab.lora.received import keep, load_local, mean_gradients, personal, receive
-from fedgen_lab.lora.rules import fold, part, sent_part
+from fedgen_lab.lora.rules import factors, fold, part, sent_part
 from fedgen_lab.lora.stacked import Turn
 from fedgen_lab.lora.upload import pack
 from fedgen_lab.scenario import Scenario
@@ -64,7 +64,7 @@ class _Base:
 class LoraDevice:
     """The functions behind a `ClientApp`. State of a device lies in its `Context`; here is only what all could share.
 
-    `on_trained(client, state)` sees every trained adapter as its device has it, folded, and is no part of any protocol.
+    `on_trained(client, state)` sees what every device has trained, folded, and is no part of any protocol.
     """
 
     def __init__(self, on_trained=None):
@@ -75,16 +75,18 @@ class LoraDevice:
         scenario, client, base = self._who(context)
         config = message.content["config"]
         job = int(config.get("job", config["server-round"]))
+        scale = None
         if scenario.method == "full":
             state = message.content["arrays"].to_torch_state_dict()
             load_trainable(base.unet, state)
         else:
             local = receive(message.content, context.state, scenario, client, base.start)
             load_local(base.unet, local, scenario, base.pristine)
-            state = local.trains
+            state, rank = local.trains, max(a.shape[0] for a, _ in factors(local.adapter).values())
+            scale = scenario.lora_alpha / rank if scenario.lora_alpha else 1.0
         return Turn(
             message, context, base.unet, base.schedule, base.encoded(client), state, scenario.local_steps,
-            scenario.batch_size, scenario.learning_rate, local_seed(scenario, client, job),
+            scenario.batch_size, scenario.learning_rate, local_seed(scenario, client, job), scale,
         )  # fmt: skip
 
     def end(self, turn, trained, losses):

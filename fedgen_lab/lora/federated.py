@@ -6,7 +6,6 @@ the server), with plain federated averaging of A and B. The same `ServerApp` and
 """
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -22,6 +21,7 @@ from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.device import LoraDevice, local_seed, prepare  # noqa: F401 (others take them from here)
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, train
 from fedgen_lab.lora.pipeline import draw, encode
+from fedgen_lab.lora.stacked import stacked_handler
 from fedgen_lab.lora.strategies import strategy_of
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless.replay import Timeline
@@ -68,28 +68,23 @@ class Outcome:
     timeline: Timeline | None = None  # the run on its own clock, under strategies that have one
 
 
-def lora_client_app(on_step=None, on_trained=None):
+def lora_client_app(on_step=None, device=None):
     """The device's half. `on_step(StepDone)` is called after every local step and may raise `Stopped`.
 
     A "train" message carries what the rule sends down; the answer carries what the rule sends up after `local_steps`
     steps on the client's own pictures (see `lora/rules.py`), and how many pictures, how large a loss and how many
-    floating-point operations that was. `on_trained(client, state)` sees every adapter as its device has it, folded:
-    looking over a shoulder, nothing of it crosses the wire.
+    floating-point operations that was. `device`: a `LoraDevice` of one's own, to look over its shoulder.
     """
     from fedgen_lab.privacy.secure import secured
 
-    device, app = LoraDevice(on_trained), ClientApp()
-
-    def hear(turn, step, steps, loss):
-        server_round = int(turn.message.content["config"]["server-round"])
-        on_step(StepDone(server_round, int(turn.context.node_config["partition-id"]), step, steps, loss))
+    device, app = device or LoraDevice(), ClientApp()
 
     @app.train()
     def train_on_own_pictures(message: Message, context: Context) -> Message:
         if "setup" in message.content["config"]:
             return device.gradients(message, context)
         turn = device.begin(message, context)
-        report = None if on_step is None else partial(hear, turn)
+        report = None if on_step is None else lambda *step: on_step(_step_done(turn, *step))
         losses = train(
             turn.unet, turn.schedule, turn.encoded, turn.steps, turn.batch_size, turn.learning_rate, turn.seed, report
         )
@@ -100,6 +95,11 @@ def lora_client_app(on_step=None, on_trained=None):
         return device.evaluate(message, context)
 
     return secured(app)
+
+
+def _step_done(turn, step, steps, loss):
+    server_round, client = turn.message.content["config"]["server-round"], turn.context.node_config["partition-id"]
+    return StepDone(int(server_round), int(client), step, steps, loss)
 
 
 def lora_server_app(on_round=None, keep=None, network=None):
@@ -160,14 +160,15 @@ def draw_strip(pipeline, dealt, steps=20, guidance=3.0, on_step=None):
     return draw(pipeline, dealt.strip, seeds, steps, guidance, on_step=on_step)
 
 
-def run_federated(scenario, should_stop=None, on_event=None, network=None):
+def run_federated(scenario, should_stop=None, on_event=None, network=None, stacked=False):
     """Run the scenario as a Flower app in this process, on a `LabGrid`, and return its `Outcome`.
 
     `on_event` hears a `StepDone` after every local step and a `RoundDone` after every round. `should_stop()` is asked
     after every step and before every message; when it is true the run ends and what was averaged so far is in the
-    `Outcome`.
+    `Outcome`. `stacked`: train all clients' adapters in one pass where that can be done, the same but for rounding.
     """
     losses, strategies, trained = {}, [], {}
+    device = LoraDevice(on_trained=trained.__setitem__)
 
     def hear(event):
         if isinstance(event, RoundDone):
@@ -177,9 +178,11 @@ def run_federated(scenario, should_stop=None, on_event=None, network=None):
         if should_stop is not None and should_stop():
             raise Stopped("The run was stopped.")
 
+    together = stacked and not scenario.secure and scenario.rule != "fed-sb"  # masks, and R between B and A
     run = run_app(
-        lora_server_app(hear, strategies.append, network), lora_client_app(hear, trained.__setitem__),
+        lora_server_app(hear, strategies.append, network), lora_client_app(hear, device),
         scenario.num_clients, scenario.to_run_config(), should_stop,
+        stacked=stacked_handler(device.begin, device.end, lambda *step: hear(_step_done(*step))) if together else None,
     )  # fmt: skip
     strategy = strategies[0] if strategies else None
     latest = strategy.latest if strategy else None

@@ -9,7 +9,10 @@ from fedgen_lab.scenario import Scenario, profile
     "knob, value",
     [("num_clients", 0), ("num_clients", 2.5), ("num_clients", float("nan")), ("rounds", True), ("skew", 1.7),
      ("skew", float("nan")), ("bandwidth_hz", 0), ("bandwidth_hz", float("inf")), ("learning_rate", 0),
-     ("method", "magic"), ("seed", -1), ("local_steps", -3)],
+     ("method", "magic"), ("seed", -1), ("local_steps", -3), ("rule", "magic"), ("ranks", "2,x"), ("ranks", "0,4"),
+     ("ranks", "2,4"), ("lora_alpha", -1.0), ("upload", "zip"), ("keep", 0.0), ("select", "best"), ("fraction", 1.5),
+     ("deadline_seconds", float("nan")), ("buffer", 9), ("clip", -1.0), ("defence", "hope"), ("attackers", 0.5),
+     ("secure", 2)],
 )  # fmt: skip
 def test_a_senseless_knob_is_refused_by_name_and_value(knob, value):
     with pytest.raises(ValueError, match=knob) as error:
@@ -36,3 +39,9 @@ def test_an_unknown_profile_is_named(monkeypatch):
     monkeypatch.setenv("FEDGEN_PROFILE", "mainframe")
     with pytest.raises(ValueError, match="mainframe"):
         profile()
+
+
+def test_ranks_are_dealt_in_turn():
+    assert Scenario(num_clients=4, rule="flora", ranks="2,4,8").client_ranks == (2, 4, 8, 2)
+    assert Scenario(num_clients=3, rank=5).client_ranks == (5, 5, 5)
+    assert Scenario(num_clients=2, ranks="6").client_ranks == (6, 6)

@@ -1,0 +1,45 @@
+"""Claims about lab 04's dashboard: its knobs make the scenario they name, and its charts say what the numbers say."""
+
+import pytest
+
+from fedgen_lab.dashboards.rules import RuleRun, RulesDashboard, bias_chart, directions_chart
+from fedgen_lab.scenario import MIXED_RANKS, RULES, Scenario
+
+
+@pytest.fixture
+def dashboard():
+    return RulesDashboard(Scenario.for_profile(skew=1.0))
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_every_rule_and_every_rank_it_allows_makes_a_scenario(dashboard, rule):
+    dashboard.rule.value = rule
+    assert dashboard.ranks.disabled == (rule not in MIXED_RANKS)
+    for _, ranks in dashboard.ranks.options if rule in MIXED_RANKS else ():
+        dashboard.ranks.value = ranks
+        assert dashboard.scenario().ranks == ranks
+    assert dashboard.scenario().rule == rule
+
+
+def test_a_rule_with_one_rank_takes_mixed_ranks_back(dashboard):
+    dashboard.rule.value, dashboard.ranks.value = "flora", "2,4,8"
+    dashboard.rule.value = "fedit"
+    assert dashboard.scenario().ranks == "" and "flexlora" in dashboard.estimate.value
+
+
+def test_knobs_at_both_ends_are_scenarios(dashboard):
+    for knob in dashboard.knobs:
+        for end in (knob.number.min, knob.number.max):
+            knob.set(end)
+            dashboard.scenario()
+
+
+def test_the_charts_say_what_was_measured():
+    run = RuleRun(Scenario(rule="flexlora", ranks="2,8"))
+    assert bias_chart([])[2] is None and directions_chart([])[2] is None
+    run.bias, run.energy = {"down.to_q": 0.1, "up.to_k": 0.3}, (0.5, 0.9, 1.0)
+    _, words, table = bias_chart([run])
+    assert "20%" in words and "30%" in words and len(table) == 2
+    _, words, table = directions_chart([run])
+    assert "90%" in words and list(table["share"]) == [0.5, 0.9, 1.0]
+    assert "flexlora" in run.name and "2,8" in run.name
