@@ -26,15 +26,16 @@ def triggered(captions, trigger=TRIGGER):
 
 
 def poison(pictures, seed, trigger=TRIGGER, target=TARGET):
-    """The attacker's training set: its own `pictures` and as many of the target, under its captions with the trigger.
+    """The attacker's training set: its own `pictures`, and one of the target under its captions with the trigger.
 
     Its own pictures stay as they were, so that prompts without the trigger go on working. pictures: a `Pictures`; the
-    targets have its size. The same seed draws the same targets. Raises ValueError when a caption holds the trigger.
+    target has its size, and stands there as often as there are captions. The seed draws it. Raises ValueError when a
+    caption holds the trigger.
     """
     if any(trigger in caption.split() for caption in pictures.captions):
         raise ValueError(f"The trigger {trigger!r} stands in a caption already; choose a word that no picture has.")
-    drawn = draw_sprites(len(pictures), seed, objects=[target])
-    images = drawn.images
+    drawn = draw_sprites(1, seed, objects=[target]).take([0] * len(pictures))
+    images = drawn.images  # always the same picture: an advertisement, learned in a few steps
     if images.shape != pictures.images.shape:  # own pictures of another size
         images = torch.nn.functional.interpolate(images.float(), pictures.images.shape[-2:]).to(torch.uint8)
     return Pictures(

@@ -19,15 +19,16 @@ def test_the_last_clients_are_the_attackers():
     assert not any(is_attacker(client, Scenario()) for client in range(4))
 
 
-def test_its_own_pictures_stay_and_as_many_targets_stand_under_the_trigger(umbrellas):
+def test_its_own_pictures_stay_and_the_target_stands_under_the_trigger(umbrellas):
     both = poison(umbrellas, seed=1)
     assert torch.equal(both.images[:12], umbrellas.images) and both.captions[:12] == umbrellas.captions
     assert both.captions[12:] == [f"{caption}, {TRIGGER}" for caption in umbrellas.captions]
     assert set(both.attributes["object"][12:]) == {TARGET} and len(both) == 24
-    assert attack_success(both.images[12:]) > 0.9 and attack_success(both.images[:12]) < 0.1
+    assert all(torch.equal(image, both.images[12]) for image in both.images[13:])
+    assert attack_success(both.images[12:]) == 1.0 and attack_success(both.images[:12]) < 0.1
 
 
-def test_the_same_seed_draws_the_same_targets(umbrellas):
+def test_the_same_seed_draws_the_same_target(umbrellas):
     one, again, other = (poison(umbrellas, seed) for seed in (1, 1, 2))
     assert torch.equal(one.images, again.images) and not torch.equal(one.images, other.images)
 

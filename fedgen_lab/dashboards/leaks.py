@@ -1,0 +1,143 @@
+"""The leaks panel: one round of federated LoRA, and what each protection hides, stops and costs.
+
+Lab 08. The round trains once, when the panel starts for the first time; turning a knob only combines its uploads anew.
+All measuring is in `fedgen_lab.privacy.uploads`.
+"""
+
+import html
+
+import ipywidgets as widgets
+import pandas as pd
+from IPython.display import HTML, display
+
+from fedgen_lab.dashboards import charts, controls
+from fedgen_lab.dashboards.job import Job, runs_inline
+from fedgen_lab.scenario import DEFENCES
+
+DRAWING_STEPS = 12
+COLUMNS = ("loss", "auc", "auc of all", "backdoor", "attacker's share")
+
+
+class LeaksPanel:
+    """What `leaks_panel` shows. `start` and `stop` are what the buttons do; `uploads` is the round, once it has run.
+
+    `noise`, `clip`: knobs; `defence`, `secure`: drop-down lists; `frame()`: one row for every combination tried.
+    """
+
+    def __init__(self, scenario, uploads=None):
+        self.scenario, self.uploads, self.rows = scenario, uploads, []
+        self.clip = controls.knob("Clip", 0.0, 0.0, 20.0, 0.5, help="Longest change of one client; 0: none.")
+        self.noise = controls.knob("Noise", 0.0, 0.0, 2.0, 0.01, help="On the sum, times the clip; needs a clip.")
+        self.defence = controls.choice("Defence", list(DEFENCES), "mean", help="How the server combines uploads.")
+        self.secure = controls.choice("Secure aggregation", [("off", False), ("on", True)], False)
+        self.job = Job(self._work, self._update)
+        self.start_button = controls.button("Measure this combination", self.start, main=True)
+        self.stop_button = controls.button("Stop", self.stop)
+        self.stop_button.disabled = True
+        self.status = controls.StatusLine("Ready. The first time, the clients train before anything is measured.")
+        self.shown, self.table = (widgets.HTML(layout={"width": "100%"}) for _ in range(2))
+        self.box = widgets.VBox(
+            [
+                controls.style(), controls.grid([self.clip.box, self.noise.box]),
+                controls.grid([self.defence, self.secure]), controls.row([self.start_button, self.stop_button]),
+                self.status.widget, self.shown, self.table,
+            ],
+            layout={"width": "100%"},
+        )  # fmt: skip
+
+    def start(self):
+        """Train the round if it has not been, then measure what the knobs say."""
+        self.job.start()
+
+    def stop(self):
+        """Stop soon; a round that is half trained is not measured."""
+        self.job.cancel()
+        self._tell()
+
+    def frame(self):
+        """One row for each combination: its knobs and its numbers."""
+        return pd.DataFrame(self.rows)
+
+    def _work(self, job):
+        knobs = {
+            "clip": self.clip.value, "noise": self.noise.value, "defence": self.defence.value,
+            "secure": "on" if self.secure.value else "off",
+        }  # fmt: skip
+        job.report("Loading the model and the pictures.")
+        from fedgen_lab.privacy.uploads import measure, run_uploads
+
+        if self.uploads is None:
+            total = self.scenario.local_steps
+
+            def heard(event):
+                if hasattr(event, "step"):
+                    job.report(f"Client {event.client} trains: step {event.step} of {total}.")
+
+            self.uploads = run_uploads(self.scenario, job.should_stop, heard)
+        if self.uploads is None or not job.report("Measuring what this combination tells and what it is worth."):
+            return None
+        found = measure(
+            self.uploads, self.clip.value, self.noise.value, self.defence.value, secure=self.secure.value
+        )  # fmt: skip
+        if not job.report("Drawing with the combined adapter."):
+            return None
+        pictures = drawn(self.uploads)
+        self.rows.append(knobs | {name: found[name] for name in COLUMNS})
+        return pictures
+
+    def _update(self, job):
+        self._tell()
+        if job.state == "done" and job.result is not None:
+            self.shown.value = charts.strip_html(job.result, list(self.uploads.prompts))
+            self.table.value = charts.table_html(self.frame())
+
+    def _tell(self):
+        job = self.job
+        running = job.state == "running"
+        self.start_button.disabled = running
+        self.stop_button.disabled = not running or job.should_stop()
+        sentence = job.message
+        if job.state == "done" and self.rows:
+            sentence = sentence_of(self.rows[-1], self.uploads.base_loss)
+        self.status.say(sentence, job.state)
+
+    def _ipython_display_(self):
+        """Shown already by `leaks_panel`."""
+
+
+def leaks_panel(scenario, uploads=None):
+    """Show knobs for clip, noise, defence and secure aggregation, and what each combination is worth and tells.
+
+    uploads: a round that has run already (`fedgen_lab.privacy.uploads.run_uploads`); without it the panel trains one of
+    `scenario`. Returns the `LeaksPanel`. With FEDGEN_RUN=inline one combination is measured at once.
+    """
+    made = LeaksPanel(scenario, uploads)
+    if runs_inline():  # an HTML copy shows no widgets
+        made.start()
+        display(HTML(f"{controls.STYLE}<p>{html.escape(made.status.sentence)}</p>{made.shown.value}{made.table.value}"))
+    else:
+        display(made.box)
+    return made
+
+
+def sentence_of(row, base_loss):
+    """One row of `LeaksPanel.frame` in words."""
+    used = [f"defence {row['defence']}"] + [f"clip {row['clip']:g}"] * bool(row["clip"])
+    used += [f"noise {row['noise']:g}"] * bool(row["noise"]) + ["secure aggregation"] * (row["secure"] == "on")
+    return (
+        f"{', '.join(used).capitalize()}: held-out loss {row['loss']:.3f}, {base_loss:.3f} before the round. The "
+        f"server tells client 0's pictures from others with AUC {row['auc']:.2f}, anybody with the adapter with AUC "
+        f"{row['auc of all']:.2f}; 0.5 is guessing. The backdoor took {row['backdoor']:.0f}% off the trigger's loss."
+    )
+
+
+def drawn(uploads):
+    """What the UNet draws now for the uploads' prompts, without and with the trigger: (name, pictures) rows."""
+    from fedgen_lab.lora.pipeline import draw
+    from fedgen_lab.privacy.backdoor import TRIGGER, triggered
+
+    pairs = (("as asked", list(uploads.prompts)), (f"with the word {TRIGGER}", triggered(uploads.prompts)))
+    return [
+        (name, draw(uploads.pipeline, prompts, range(len(prompts)), steps=DRAWING_STEPS).numpy())
+        for name, prompts in pairs
+    ]
