@@ -196,7 +196,7 @@ def _attempt(work, *arguments):
 
 
 def _is_adapter(state):
-    return all(".lora_A." in name or ".lora_B." in name for name in state)
+    return all(name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in state)
 
 
 def _groups(turns):

@@ -1,0 +1,115 @@
+"""The same experiment on a base of real size: one frozen base in memory, and adapters that take turns in it.
+
+Lab 04 and `tests/benchmarks/bench_real_size.py`. The base is Stable Diffusion 1.5 from a folder or the Hub, or, where
+neither is at hand, its architecture with random weights, which costs the same bytes and seconds. What makes it fit:
+the frozen base in bfloat16 with adapters in float32, latents and text states computed once (`pipeline.encode`), and
+gradient checkpointing (Chen et al., arXiv 1604.06174). K clients cost K adapters, not K models.
+"""
+
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from fedgen_lab.lora.adapter import load_trainable, trainable_state
+from fedgen_lab.lora.local import train
+from fedgen_lab.shipped import shipped
+
+# Stable Diffusion 1.5 as its published configuration has it; what is not named here is diffusers' default.
+SD15 = {
+    "unet": {"sample_size": 64, "cross_attention_dim": 768},
+    "vae": {
+        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+    },
+    "text": {
+        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "projection_dim": 768,
+    },
+}  # fmt: skip
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' usual targets: 128 linear layers in SD 1.5
+
+
+def new_unet(config=None, seed=0, device="cpu", dtype=torch.bfloat16):
+    """A UNet of this configuration (SD 1.5's unless given) with random weights, frozen, made where it will stay."""
+    from diffusers import UNet2DConditionModel
+
+    before, device = torch.get_default_dtype(), torch.device(device)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+        torch.manual_seed(seed)
+        torch.set_default_dtype(dtype)  # never a copy in float32: SD 1.5's UNet would take 3.4 GB
+        try:
+            unet = UNet2DConditionModel(**(config or SD15["unet"]))
+        finally:
+            torch.set_default_dtype(before)
+    return unet.requires_grad_(False).eval()
+
+
+def write_random_pipeline(folder, configs=SD15, seed=0, dtype=torch.bfloat16):
+    """Write a pipeline folder of this architecture with random weights (SD 1.5's: 2.1 GB); returns its path.
+
+    `Scenario(base_model=folder)` then runs the app on it. The tokenizer and the sampler are the tiny model's.
+    """
+    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(shipped("tiny-sd") / "tokenizer")
+    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    words |= {f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("bos", "eos", "pad")}
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(**configs["vae"])
+        text_encoder = CLIPTextModel(CLIPTextConfig(**words, **configs["text"]))
+    pipeline = StableDiffusionPipeline(
+        vae=vae.to(dtype), text_encoder=text_encoder.to(dtype), tokenizer=tokenizer,
+        unet=new_unet(configs["unet"], seed, dtype=dtype),
+        scheduler=DPMSolverMultistepScheduler.from_pretrained(shipped("tiny-sd") / "scheduler"),
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.save_pretrained(folder)
+    return Path(folder)
+
+
+def load_unet(source, device="cpu", dtype=torch.bfloat16):
+    """The frozen UNet of a pipeline folder or Hub id, alone: training from cached latents needs no other part."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype, use_safetensors=True)
+    return unet.requires_grad_(False).eval().to(device)
+
+
+def make_light(unet, dtype=torch.bfloat16, checkpointing=True):
+    """The frozen weights in `dtype`, what trains in float32, and activations computed again instead of kept."""
+    for parameter in unet.parameters():
+        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    else:
+        unet.disable_gradient_checkpointing()
+    return unet
+
+
+@contextmanager
+def mixed(unet, dtype=torch.bfloat16):
+    """Inside, products are computed in `dtype` and sums that need it in float32, as in diffusers' own scripts."""
+    with torch.autocast(unet.device.type, dtype=dtype):
+        yield
+
+
+def train_in_turn(unet, schedule, clients, states, steps, batch_size, learning_rate, seeds):
+    """One round of local training on one base: [(state, losses)], client after client.
+
+    clients: each one's encoded pictures; states: each one's adapter, which is swapped in and, trained, out again.
+    """
+    trained = []
+    for encoded, state, seed in zip(clients, states, seeds, strict=True):
+        load_trainable(unet, state)
+        with mixed(unet):
+            losses = train(unet, schedule, encoded, steps, batch_size, learning_rate, seed)
+        trained.append((trainable_state(unet), losses))
+    return trained
+
+
+def base_bytes(unet):
+    """The bytes of the frozen weights."""
+    return sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
