@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from lab_in_browser import QUIET, chromium, jupyterlab
+from lab_in_browser import QUIET, Lab, chromium, jupyterlab
 
 
 @pytest.fixture(scope="module")
@@ -21,6 +21,18 @@ def browser():
 def address(browser, tmp_path):
     with jupyterlab(tmp_path) as address:
         yield address
+
+
+@pytest.fixture(scope="module")
+def lab(browser, tmp_path_factory, request):
+    """The lab that the test file's NAME says, on a wide page: one page and one kernel for all tests of the file."""
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=60_000)
+    with jupyterlab(tmp_path_factory.mktemp("labs")) as address:
+        lab = Lab(browser, address, 1200, name=request.module.NAME)
+        yield lab
+        lab.page.close()
 
 
 @pytest.fixture(scope="module")

@@ -203,6 +203,16 @@ def nothing_is_cut_off(output):
     assert not found, found
 
 
+def good_to_look_at(lab, output, picture):
+    """Nothing is cut off when the page becomes narrow and wide again, everything has a name, nothing went wrong."""
+    for width in (800, 1200):
+        lab.widen(width)
+        nothing_is_cut_off(output)
+        lab.page.screenshot(path=f"{picture}_{width}.png")
+    everything_has_a_name(output)
+    assert not lab.errors and not lab.foreign, (lab.errors, lab.foreign)
+
+
 LOOK = """element => { const look = getComputedStyle(element);
     return [look.outline, look.borderColor, look.backgroundColor, look.boxShadow].join(); }"""
 

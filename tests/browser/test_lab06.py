@@ -3,11 +3,9 @@
 import re
 
 from lab_in_browser import (
-    Lab,
-    everything_has_a_name,
+    good_to_look_at,
     keyboard_reaches_everything,
     knob,
-    nothing_is_cut_off,
     status,
     turn_to_both_ends,
     wait_for,
@@ -18,11 +16,9 @@ BLOCKS = ("Block G1", "Block G3", "Block D1", "Block D3")
 KNOBS = {"Depth": ("1", "4"), "Noise": ("0", "8"), "Decorrelation": ("0", "10"), "Iterations": ("0", "100")}
 
 
-def test_the_u_hop_by_hop_with_every_block_on_either_side(browser, address, pictures):
+def test_the_u_hop_by_hop_with_every_block_on_either_side(lab, pictures):
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=60_000)
-    lab = Lab(browser, address, 1200, name=NAME)
     output = lab.run_cell('split_step(cut="0110")')
     wait_for(output, "^Nothing has been sent yet")
     keyboard_reaches_everything(lab, output)
@@ -50,20 +46,12 @@ def test_the_u_hop_by_hop_with_every_block_on_either_side(browser, address, pict
     output.get_by_role("button", name="Show ledger as table").click()
     expect(output.locator(".fedgen-table tbody tr").filter(visible=True)).to_have_count(7)
 
-    for width in (1200, 800):
-        lab.widen(width)
-        nothing_is_cut_off(output)
-        lab.page.screenshot(path=pictures / f"lab06_hops_{width}.png")
-    everything_has_a_name(output)
-    assert lab.errors == [] and lab.foreign == []
-    lab.page.close()
+    good_to_look_at(lab, output, pictures / "lab06_hops")
 
 
-def test_the_attack_is_turned_to_both_ends_started_and_stopped(browser, address, pictures):
+def test_the_attack_is_turned_to_both_ends_started_and_stopped(lab, pictures):
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=60_000)
-    lab = Lab(browser, address, 1200, name=NAME)
     output = lab.run_cell("attack_panel()")
     wait_for(output, "^Ready")
     keyboard_reaches_everything(lab, output)
@@ -92,11 +80,5 @@ def test_the_attack_is_turned_to_both_ends_started_and_stopped(browser, address,
     assert re.search("the penalty has changed nothing", sentence) and "NaN" not in sentence
     expect(output.locator(".fedgen-table tbody tr").filter(visible=True)).to_have_count(2)
 
-    for width in (1200, 800):
-        lab.widen(width)
-        nothing_is_cut_off(output)
-        lab.page.screenshot(path=pictures / f"lab06_attack_{width}.png")
-    everything_has_a_name(output)
     assert status(output).get_attribute("aria-live") == "polite"
-    assert lab.errors == [] and lab.foreign == []
-    lab.page.close()
+    good_to_look_at(lab, output, pictures / "lab06_attack")

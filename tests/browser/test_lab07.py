@@ -1,12 +1,9 @@
 """Lab 07 in a real browser: clusters, cuts, a live run and its rivals; by keyboard, on a wide and on a narrow page."""
 
-import pytest
 from lab_in_browser import (
-    Lab,
-    everything_has_a_name,
+    good_to_look_at,
     keyboard_reaches_everything,
     knob,
-    nothing_is_cut_off,
     turn_to_both_ends,
     wait_for,
 )
@@ -20,26 +17,6 @@ KNOBS = {
     "Warm-up": ("0", "3"),
     "Seed": ("0", "99"),
 }
-
-
-@pytest.fixture
-def lab(browser, address):
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=60_000)
-    lab = Lab(browser, address, 1200, name=NAME)
-    yield lab
-    assert lab.errors == [] and lab.foreign == []
-    lab.page.close()
-
-
-def look(lab, output, picture):
-    """Narrow and wide again: a page that has become wider must be as good as one that always was."""
-    for width in (800, 1200):
-        lab.widen(width)
-        nothing_is_cut_off(output)
-        lab.page.screenshot(path=f"{picture}_{width}.png")
-    everything_has_a_name(output)
 
 
 def note(output, words):
@@ -63,7 +40,7 @@ def test_clusters_and_weights_of_a_finished_run(lab, pictures):
     output.get_by_role("button", name="Show weights as table").press("Space")
     expect(output.locator(".fedgen-table tbody tr").filter(visible=True)).to_have_count(8)
     expect(output.locator(".js-plotly-plot")).to_have_count(3)
-    look(lab, output, pictures / "lab07_clusters")
+    good_to_look_at(lab, output, pictures / "lab07_clusters")
 
 
 def test_cuts_moved_by_keyboard_and_a_race_that_is_stopped(lab, pictures):
@@ -89,7 +66,7 @@ def test_cuts_moved_by_keyboard_and_a_race_that_is_stopped(lab, pictures):
     output.get_by_role("button", name="Stop", exact=True).press("Enter")
     assert "above the optimum" in wait_for(output, "^Stopped")
     expect(output.locator(".js-plotly-plot")).to_have_count(2)
-    look(lab, output, pictures / "lab07_cuts")
+    good_to_look_at(lab, output, pictures / "lab07_cuts")
 
 
 def test_a_learner_runs_a_method_turns_the_band_and_stops_a_rival(lab, pictures):
@@ -126,7 +103,7 @@ def test_a_learner_runs_a_method_turns_the_band_and_stops_a_rival(lab, pictures)
     output.get_by_role("button", name="Start", exact=True).press("Enter")
     wait_for(output, "^Problem: 4 domains need at least as many clients")
     expect(caption).to_be_visible()  # it goes on telling of the run before
-    look(lab, output, pictures / "lab07_live")
+    good_to_look_at(lab, output, pictures / "lab07_live")
 
 
 def test_the_recorded_rivals_for_every_score_and_price(lab, pictures):
@@ -142,4 +119,4 @@ def test_the_recorded_rivals_for_every_score_and_price(lab, pictures):
             output.get_by_label(name, exact=True).press(key)
         words = "the best recall has" if key == "End" else "the best image score has"
         expect(note(output, words)).to_be_visible()
-    look(lab, output, pictures / "lab07_rivals")
+    good_to_look_at(lab, output, pictures / "lab07_rivals")
