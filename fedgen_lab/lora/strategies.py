@@ -47,7 +47,11 @@ def strategy_of(scenario, network=None, work_flops=0.0, **checked):
     elif (scenario.clip or scenario.noise_multiplier) and not scenario.secure:
         from fedgen_lab.privacy.dp import private_mean
 
-        checked["combine"] = private_mean(scenario.clip, scenario.noise_multiplier, scenario.num_clients, scenario.seed)
+        asked = scenario.num_clients  # a constant, since who answered is private too
+        if scenario.select in ("random", "fastest"):
+            asked = max(int(scenario.num_clients * scenario.fraction), 1)
+        uploads = scenario.buffer or asked
+        checked["combine"] = private_mean(scenario.clip, scenario.noise_multiplier, uploads, scenario.seed)
     base = CheckedFedAvg if scenario.method == "full" else RuleStrategy
     of_rule = {} if scenario.method == "full" else {"scenario": scenario}
     if scenario.secure:
@@ -83,6 +87,8 @@ def refuse_contradictions(scenario):
         (scenario.noise_multiplier and not scenario.clip, "noise_multiplier", "clip", "noise is in units of clip"),
         (scenario.noise_multiplier and scenario.defence != "mean", "noise_multiplier", "defence",
          "the noise is for a mean of clipped updates"),
+        (scenario.noise_multiplier and scenario.buffer, "noise_multiplier", "buffer",
+         "a fast client may be in one merge twice, which the noise does not cover"),
         (scenario.secure and scenario.defence != "mean", "secure", "defence",
          "a server that sees only the sum can't tell clients apart"),
         (scenario.secure and scenario.upload != "float32", "secure", "upload", "masks cancel in sums of whole numbers"),

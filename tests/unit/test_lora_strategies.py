@@ -4,6 +4,7 @@ from copy import deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -301,7 +302,7 @@ def test_knobs_that_go_together_run_together(knobs, start, guess):
     "knobs",
     [{"rule": "flora", "noise_multiplier": 1.0, "clip": 1.0}, {"rule": "fedex", "secure": 1},
      {"rule": "flexlora", "defence": "median"}, {"method": "full", "rule": "ffa"},
-     {"noise_multiplier": 1.0, "clip": 0.0},
+     {"noise_multiplier": 1.0, "clip": 0.0}, {"noise_multiplier": 1.0, "buffer": 2, "clip": 1.0},
      {"secure": 1, "defence": "krum"}, {"secure": 1, "upload": "int8"}, {"secure": 1, "buffer": 2},
      {"secure": 1, "select": "fastest"}, {"secure": 1, "rule": "fed-sb"}, {"rule": "rolora", "buffer": 2},
      {"upload": "top-k", "rule": "flora"}],
@@ -311,6 +312,19 @@ def test_knobs_that_contradict_each_other_are_both_named(knobs):
     with pytest.raises(ValueError) as error:
         strategy_of(replace(SMALL, **knobs))
     assert all(knob in str(error.value) for knob in list(knobs)[:2])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "uploads"),
+    [({}, 4), ({"select": "random", "fraction": 0.5}, 2), ({"select": "fastest", "fraction": 0.25}, 1),
+     ({"buffer": 3}, 3)],
+    ids=["all", "random", "fastest", "buffer"],
+)  # fmt: skip
+def test_clipping_takes_the_mean_over_those_who_were_asked(knobs, uploads, start):
+    strategy = strategy_of(replace(SMALL, num_clients=4, clip=1e9, **knobs))
+    one, none = np.ones(3, np.float32), np.zeros(3, np.float32)
+    merged = strategy.combine(1, {"w": none}, [{"w": one}] * uploads, [1] * uploads)
+    np.testing.assert_allclose(merged["w"], one)
 
 
 @pytest.mark.parametrize("rule", ["fedit", "fedsa", "rolora", "flora", "hetlora"])
