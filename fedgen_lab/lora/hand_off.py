@@ -91,10 +91,11 @@ def finish(pipeline, prompts, start, guidance=3.0, batch_size=16):
     return torch.cat(pictures)
 
 
-def group_prompts(pipeline, prompts, similarity=0.8):
+def group_prompts(pipeline, prompts, similarity=0.5):
     """Prompts that can share steps: a list of groups, each a list of places in `prompts`, its most typical one first.
 
     Similar means: in a group any two prompts' text states have a cosine of at least `similarity` (complete linkage).
+    For the tiny model 0.5 means about "the same object on the same background"; other text encoders have other scales.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
@@ -109,7 +110,7 @@ def group_prompts(pipeline, prompts, similarity=0.8):
     return [sorted(group.tolist(), key=lambda i: (-alike[i, group].sum().item(), i)) for group in groups]
 
 
-def split_draw(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, similarity=0.8):
+def split_draw(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, similarity=0.5):
     """Pictures for `prompts` as split denoising draws them: (N, 3, H, W), the groups, and the steps the edge computed.
 
     The first `hand_off` steps of a group are drawn with its most typical prompt and that one's seed, the rest with
@@ -124,7 +125,7 @@ def split_draw(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, simil
     return finish(pipeline, prompts, own, guidance), groups, hand_off * len(groups)
 
 
-def hand_off_apps(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, similarity=0.8, dtype=torch.float32,
+def hand_off_apps(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, similarity=0.5, dtype=torch.float32,
                   on_picture=None):  # fmt: skip
     """The edge's `ServerApp` and the devices' `ClientApp`; device i wants `prompts[i]`. Two exchanges of queries:
 

@@ -116,7 +116,7 @@ class _DeviceStep:
 
     def judge(self, guess):
         """The gradient of the loss at the guess, and the loss."""
-        guess.requires_grad_()
+        guess = guess.to(self.encoded.latents.device).requires_grad_()
         loss = F.mse_loss(guess, self._batch()[3])
         if not torch.isfinite(loss):
             raise ValueError(f"the loss became {loss.item()}; lower the learning rate ({self.scenario.learning_rate})")
@@ -127,12 +127,13 @@ class _DeviceStep:
         noisy, timesteps, text, _ = self._batch()
         smashed = self.half(noisy, timesteps, text)
         live = [name for name, tensor in smashed.items() if tensor.requires_grad]
-        torch.autograd.backward([smashed[name] for name in live], [gradients[name] for name in live])
+        torch.autograd.backward([smashed[name] for name in live], [gradients[name].to(noisy.device) for name in live])
         adam = new_adam(self.parameters.values(), self.scenario.learning_rate)
         moments = self.state["adam"].to_torch_state_dict()
         for name, parameter in self.parameters.items():
             if f"{name}:step" in moments:
-                adam.state[parameter] = {key: moments[f"{name}:{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                own = {key: moments[f"{name}:{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
+                adam.state[parameter] = {**own, "step": moments[f"{name}:step"]}  # the count stays on the CPU
         norm = step_clipped(adam, list(self.parameters.values()), edge_norm)
         self.state["weights"] = ArrayRecord(self.weights())
         self.state["adam"] = ArrayRecord(

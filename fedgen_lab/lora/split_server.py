@@ -6,6 +6,7 @@ round; the others go on, because nobody's copy depends on anybody else's. SplitF
 
 import logging
 import math
+import time
 
 import numpy as np
 import pandas as pd
@@ -26,9 +27,10 @@ _log = logging.getLogger("flwr")
 TOO_LARGE = 100  # times the median of the clients' changes: left out
 
 
-def split_server_app(on_round=None, keep=None, task_of=lora_task, timeout=300.0):
+def split_server_app(on_round=None, keep=None, task_of=lora_task, timeout=300.0, join_timeout=60.0):
     """The edge's half, with a copy of its blocks per client. `on_round(RoundDone)` hears of every round;
-    `keep(SplitServer)` gets the server before the run begins, so that its state survives a stop."""
+    `keep(SplitServer)` gets the server before the run begins, so that its state survives a stop. timeout: seconds that
+    an exchange waits for a client; join_timeout: seconds to wait until all clients are there."""
     app = ServerApp()
 
     @app.main()
@@ -38,6 +40,9 @@ def split_server_app(on_round=None, keep=None, task_of=lora_task, timeout=300.0)
         if keep is not None:
             keep(server)
         server.try_out(on_round)
+        end = time.monotonic() + join_timeout
+        while len(list(grid.get_node_ids())) < scenario.num_clients and time.monotonic() < end:
+            time.sleep(2.0)
         for _ in range(scenario.rounds):
             server.train_round()
             server.try_out(on_round)
@@ -51,6 +56,7 @@ class SplitServer:
 
     def __init__(self, task, scenario, cut, grid, timeout):
         self.task, self.scenario, self.cut, self.grid, self.timeout = task, scenario, cut, grid, timeout
+        self.place = next(task.unet.parameters()).device
         self.half, self.is_device = EdgeHalf(task.unet, cut), on_device(task.unet, cut)
         self.state, self.held_out = trainable_state(task.unet), task.held_out()
         self.round, self.losses, self.refused, self.client_states = 0, [], [], {}
@@ -71,7 +77,8 @@ class SplitServer:
         smashed = self._exchange("start", {node: RecordDict({"weights": device}) for node in nodes})
         edges = {}
         for node in smashed:
-            mine = {n: v.clone().requires_grad_() for n, v in self.state.items() if not self.is_device(n)}
+            mine = {n: v.to(self.place, copy=True) for n, v in self.state.items() if not self.is_device(n)}
+            mine = {name: value.requires_grad_() for name, value in mine.items()}
             edges[node] = mine, new_adam(mine.values(), scenario.learning_rate)
         for step in range(1, scenario.local_steps + 1):
             leaves, guesses, norms = {}, {}, {}
@@ -85,6 +92,9 @@ class SplitServer:
                 guesses[node].backward(tensors["guess"])
                 grads = [p.grad for p in edges[node][0].values() if p.grad is not None]
                 norms[node] = float(torch.nn.utils.get_total_norm(grads))
+                if not math.isfinite(norms[node]):
+                    self._refuse(node, f"is left out of round {self.round}: its gradient overflowed at the edge")
+                    continue
                 down[node] = _tensors({name: leaf.grad for name, leaf in leaves[node].items()})
             smashed = self._exchange("learn", down, step < scenario.local_steps, norms)
             for node, (_, metrics) in smashed.items():
@@ -135,10 +145,14 @@ class SplitServer:
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():
                 raise ValueError(f"it sent NaN or infinity in {name!r}")
-        return tensors, metrics
+        return {name: tensor.to(self.place) for name, tensor in tensors.items()}, metrics
 
     def _average(self, uploads):
         """Both halves averaged over clients, weighted by their pictures; a change out of all proportion is left out."""
+        uploads = {
+            node: ({name: state[name].detach().cpu() for name in self.state}, metrics)
+            for node, (state, metrics) in uploads.items()
+        }  # fmt: skip
         changes = {node: _distance(state, self.state) for node, (state, _) in uploads.items()}
         usual = float(np.median(list(changes.values()))) if changes else 0.0
         for node, change in changes.items():
@@ -148,8 +162,7 @@ class SplitServer:
                     node, f"is left out of round {self.round}: it changed by {change:.3g}, not about {usual:.3g}"
                 )
         self.client_states = {
-            self.names[node]: {name: state[name].detach() for name in self.state}
-            for node, (state, _) in uploads.items()
+            self.names[node]: state for node, (state, _) in uploads.items()
         }  # fmt: skip
         total = sum(metrics["num-examples"] for _, metrics in uploads.values())
         if not total:
@@ -157,7 +170,7 @@ class SplitServer:
             self.refused.append(Refusal(self.round, "everyone", reason))
             return
         self.state = {
-            name: sum(state[name].detach() * (metrics["num-examples"] / total) for state, metrics in uploads.values())
+            name: sum(state[name] * (metrics["num-examples"] / total) for state, metrics in uploads.values())
             for name in self.state
         }
 
@@ -197,4 +210,4 @@ def _tensors(tensors):
 
 
 def _distance(one, other):
-    return math.sqrt(sum(float((one[name].detach() - other[name]).square().sum()) for name in other))
+    return math.sqrt(sum(float((one[name] - other[name]).square().sum()) for name in other))
