@@ -75,6 +75,7 @@ FAULTS = {
     "'b' as float64": {"w": START["w"], "b": np.zeros(3)},
     "left out 1 arrays, the first is 'b'": {"w": START["w"]},
     "nobody asked for, the first is 'extra'": {**START, "extra": np.zeros(1, np.float32)},
+    r"changed its arrays [\d,]+ times as much as the median": {name: 1000 * value for name, value in honest(1).items()},
 }
 
 
@@ -94,6 +95,27 @@ def test_a_senseless_number_of_examples_is_refused(examples):
     assert [refusal.client for refusal in strategy.refused] == ["client 0"]
     assert "num-examples" in strategy.refused[0].reason
     assert_equals(strategy.latest, mean_of([1, 2]))
+
+
+def test_a_giant_is_refused_even_among_two_but_only_by_what_is_usual():
+    def giant(message, partition, since):
+        server_round, size = message.content["config"]["server-round"], 1000 if partition == 1 else 1
+        return answer(message, partition, {k: v * (size if server_round >= since else 1) for k, v in honest(0).items()})
+
+    both = run(lambda message, partition: giant(message, partition, 1), num_clients=2)
+    assert [refusal.client for refusal in both.refused] == ["client 1"]
+    assert_equals(both.latest, honest(0))
+    quiet = run(lambda message, partition: answer(message, partition, START), num_clients=2)
+    assert not quiet.refused, "where nobody changes anything, nothing is unusual"
+
+
+def test_another_rule_may_take_the_place_of_the_mean():
+    def largest(server_round, sent, uploads, weights):
+        assert server_round == 1 and not sent["w"].any() and weights == [1, 2, 3]
+        return {name: np.max([upload[name] for upload in uploads], axis=0) for name in sent}
+
+    strategy = run(answer, combine=largest)
+    assert_equals(strategy.latest, {name: np.max([honest(p)[name] for p in range(3)], axis=0) for name in START})
 
 
 def test_bytes_that_are_no_array_are_refused():
