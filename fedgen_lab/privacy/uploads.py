@@ -33,10 +33,11 @@ class Uploads:
     received: dict  # what all clients started from
     states: tuple  # one upload a client; an attacker's is boosted
     members: object  # `Encoded` pictures of client 0
-    others: object  # as many and more of the same kinds, which nobody trained on
+    others: object  # of the kinds client 0 has, which nobody trained on: with other kinds in it, kind would be told
+    held_out: object  # of all kinds, which nobody trained on: what the adapter is worth
     marked: object  # the backdoor's target under captions with the trigger, not those it was trained with
     before: tuple  # errors of members and others under the base model
-    base_loss: float  # of `others` under the base model
+    base_loss: float  # of `held_out` under the base model
     base_backdoor: float  # loss of `marked` under the base model
     prompts: tuple  # one prompt for each kind of picture, to draw
 
@@ -54,16 +55,19 @@ def run_uploads(scenario, should_stop=None, on_event=None):
     start = trainable_state(pipeline.unet)
     states = [outcome.client_states[client] for client in range(plain.num_clients)]
     unet, schedule = pipeline.unet, noise_schedule(pipeline)
-    members, others = encode(pipeline, dealt.clients[VICTIM]), encode(pipeline, dealt.held_out)
+    of_kind = dealt.held_out.attributes[plain.concept].isin(dealt.clients[VICTIM].attributes[plain.concept])
+    members, held_out = encode(pipeline, dealt.clients[VICTIM]), encode(pipeline, dealt.held_out)
+    others = encode(pipeline, dealt.held_out.take(np.flatnonzero(of_kind)))
     shown = dealt.held_out.take(range(0, len(dealt.held_out), 4))
     both = poison(shown, plain.seed)
     marked = encode(pipeline, both.take(range(len(shown), len(both))))
     with without_adapter(unet):
         before = errors_of(unet, schedule, members, others, draws=DRAWS)
+        base_loss = float(denoising_loss(unet, schedule, held_out, draws=DRAWS).mean())
         base_backdoor = float(denoising_loss(unet, schedule, marked, draws=DRAWS).mean())
     return Uploads(
-        plain, pipeline, as_arrays(start), tuple(map(as_arrays, states)), members, others, marked, before,
-        float(before[1].mean()), base_backdoor, dealt.strip,
+        plain, pipeline, as_arrays(start), tuple(map(as_arrays, states)), members, others, held_out, marked, before,
+        base_loss, base_backdoor, dealt.strip,
     )  # fmt: skip
 
 
@@ -101,7 +105,7 @@ def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=Fals
 
     server = None if secure else member_attack(uploads.states[VICTIM])
     everybody = member_attack(state)  # the combined adapter stays in the UNet, to draw with
-    loss = float(denoising_loss(unet, schedule, uploads.others, draws=DRAWS).mean())
+    loss = float(denoising_loss(unet, schedule, uploads.held_out, draws=DRAWS).mean())
     backdoor = float(denoising_loss(unet, schedule, uploads.marked, draws=DRAWS).mean())
     server = server or everybody
     return {

@@ -45,7 +45,7 @@ def uploads():
     with without_adapter(unet):
         before = errors_of(unet, pipeline.scheduler, members, others, draws=DRAWS)
     return Uploads(
-        Scenario(num_clients=5, attackers=1), pipeline, start, tuple(states), members, others, marked, before,
+        Scenario(num_clients=5, attackers=1), pipeline, start, tuple(states), members, others, others, marked, before,
         float(before[1].mean()), 1.0, ("a cloud", "a heart"),
     )  # fmt: skip
 
@@ -117,4 +117,5 @@ def test_a_round_of_the_flower_app_gives_five_uploads_of_which_the_attackers_is_
     found = run_uploads(scenario)
     lengths = [norm({name: state[name] - found.received[name] for name in state}) for state in found.states]
     assert len(found.members) == 4 and max(lengths) == lengths[4] > 2 * max(lengths[:4])
+    assert len(found.others) == len(found.held_out) == 64  # without skew, client 0 has every kind
     assert run_uploads(scenario, should_stop=lambda: True) is None
