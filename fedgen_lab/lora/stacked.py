@@ -17,7 +17,7 @@ from fedgen_lab.federation.grid import Stopped
 from fedgen_lab.lora.local import noised_batch
 
 MERGED = 8  # up to so many times the numbers of A and B, one large product with W + BA beats two thin ones beside W
-PICTURES = 64  # in one pass: beyond that little is gained on a CPU, and memory grows with it
+PICTURES = 32  # in one pass: 64 gain little where memory is fast, lose where it is busy, and take up to a gigabyte
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,14 @@ def stacked_handler(begin, end, on_step=None):
 
 
 def train_stacked(turns, on_step=None):
-    """`local.train` for several clients at once; the turns have one UNet, and their knobs and names of state in common.
+    """`local.train` for several clients, `PICTURES` pictures at once; the turns have UNet, knobs and names in common.
 
     Returns for each client (state, losses), or the ValueError that its own training would have raised.
     """
     first, number = turns[0], len(turns)
+    most = max(1, PICTURES // first.batch_size)
+    if number > most:
+        return train_stacked(turns[:most], on_step) + train_stacked(turns[most:], on_step)
     adapters = StackedAdapters(first.unet, [turn.state for turn in turns], [turn.scale for turn in turns])
     factors = list(adapters.factors.values())
     optimizer = torch.optim.AdamW(factors, lr=first.learning_rate, weight_decay=1e-2, fused=True)
@@ -200,11 +203,9 @@ def _is_adapter(state):
 
 
 def _groups(turns):
-    """Lists of keys of `turns` that can be computed in one pass, each of at most `PICTURES` pictures."""
+    """Lists of keys of `turns` that can be trained together."""
     alike = {}
     for key, turn in turns.items():
         kind = (id(turn.unet), turn.steps, turn.batch_size, turn.learning_rate, *turn.state)
         alike.setdefault(kind, []).append(key)
-    for keys in alike.values():
-        number = max(1, PICTURES // turns[keys[0]].batch_size)
-        yield from (keys[start : start + number] for start in range(0, len(keys), number))
+    return alike.values()
