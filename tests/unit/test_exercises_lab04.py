@@ -1,10 +1,8 @@
 """The exercises of lab 04: the solution passes, each typical mistake hears its own message, the stub is not tried."""
 
-import pytest
 import torch
+from exercise_claims import claims_on
 
-from fedgen_lab.exercises import check
-from fedgen_lab.exercises.checks import find
 from fedgen_lab.exercises.lab04 import EXERCISES
 
 
@@ -36,28 +34,4 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.key)
-def test_the_solution_passes(exercise):
-    assert check(exercise.key, exercise.run_solution()).passed
-
-
-@pytest.mark.parametrize("key, words", [(key, words) for key, wrong in WRONG.items() for words in wrong])
-def test_each_typical_mistake_hears_its_own_message(key, words):
-    verdict = find(key).check(WRONG[key][words])
-    assert verdict.state == "failed"
-    assert words in verdict.message
-    assert verdict.question.endswith("?")
-
-
-@pytest.mark.parametrize("key", WRONG)
-def test_no_two_mistakes_hear_the_same(key):
-    messages = [find(key).check(wrong).message for wrong in WRONG[key].values()]
-    assert len(set(messages)) == len(messages)
-
-
-@pytest.mark.parametrize("key", WRONG)
-def test_the_untouched_stub_is_not_tried_yet(key):
-    def stub(*args):
-        raise NotImplementedError("write your answer here")
-
-    assert check(key, stub).state == "not tried"
+TestExercises = claims_on(EXERCISES, WRONG)

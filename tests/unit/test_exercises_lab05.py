@@ -3,10 +3,8 @@
 import math
 
 import numpy as np
-import pytest
+from exercise_claims import claims_on
 
-from fedgen_lab.exercises import check
-from fedgen_lab.exercises.checks import find
 from fedgen_lab.exercises.lab05 import EXERCISES
 
 
@@ -57,34 +55,4 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.key)
-def test_the_solution_passes(exercise):
-    assert check(exercise.key, exercise.run_solution()).passed
-
-
-@pytest.mark.parametrize("key, words", [(key, words) for key, wrong in WRONG.items() for words in wrong])
-def test_each_typical_mistake_hears_its_own_message(key, words):
-    verdict = find(key).check(WRONG[key][words])
-    assert verdict.state == "failed"
-    assert words in verdict.message
-    assert verdict.question.endswith("?")
-
-
-@pytest.mark.parametrize("key", WRONG)
-def test_no_two_mistakes_hear_the_same(key):
-    messages = [find(key).check(wrong).message for wrong in WRONG[key].values()]
-    assert len(set(messages)) == len(messages)
-
-
-@pytest.mark.parametrize("key", WRONG)
-def test_the_untouched_stub_is_not_tried_yet(key):
-    def stub(*args):
-        raise NotImplementedError("write your answer here")
-
-    assert check(key, stub).state == "not tried"
-
-
-def test_hints_do_not_give_the_whole_solution_away_at_once():
-    for exercise in EXERCISES:
-        code = exercise.solution.strip().splitlines()[-1].strip()
-        assert code not in exercise.hints[0] and code not in exercise.hints[1]
+TestExercises = claims_on(EXERCISES, WRONG)

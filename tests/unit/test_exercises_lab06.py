@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from exercise_claims import claims_on
 
 from fedgen_lab.exercises import check
 from fedgen_lab.exercises.checks import find
@@ -93,31 +94,7 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.key)
-def test_the_solution_passes(exercise):
-    assert check(exercise.key, exercise.run_solution()).passed
-
-
-@pytest.mark.parametrize("key, words", [(key, words) for key, wrong in WRONG.items() for words in wrong])
-def test_each_typical_mistake_hears_its_own_message(key, words):
-    verdict = find(key).check(WRONG[key][words])
-    assert verdict.state == "failed"
-    assert words in verdict.message
-    assert verdict.question.endswith("?")
-
-
-@pytest.mark.parametrize("key", WRONG)
-def test_no_two_mistakes_hear_the_same(key):
-    messages = [find(key).check(wrong).message for wrong in WRONG[key].values()]
-    assert len(set(messages)) == len(messages)
-
-
-@pytest.mark.parametrize("key", WRONG)
-def test_the_untouched_stub_is_not_tried_yet(key):
-    def stub(*args):
-        raise NotImplementedError("your turn")
-
-    assert check(key, stub).state == "not tried"
+TestExercises = claims_on(EXERCISES, WRONG)
 
 
 @pytest.mark.parametrize("number", range(3))
@@ -131,12 +108,6 @@ def test_another_way_to_read_labels_counts_too(number):
         return (theirs @ mine.T @ weights).argmax(1)
 
     assert check("06.3", guess_labels).passed
-
-
-def test_hints_do_not_give_the_whole_solution_away_at_once():
-    for exercise in EXERCISES:
-        code = exercise.solution.strip().splitlines()[-1].strip()
-        assert code not in exercise.hints[0] and code not in exercise.hints[1]
 
 
 def test_the_bytes_of_the_solution_are_those_that_cross_the_wire():

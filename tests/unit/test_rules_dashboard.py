@@ -31,7 +31,7 @@ def test_knobs_at_both_ends_are_scenarios(dashboard):
     for knob in dashboard.knobs:
         for end in (knob.number.min, knob.number.max):
             knob.set(end)
-            dashboard.scenario()
+            assert isinstance(dashboard.scenario(), Scenario)
 
 
 def test_the_charts_say_what_was_measured():
