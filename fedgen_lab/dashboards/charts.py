@@ -343,7 +343,7 @@ def gantt(timeline, round):
     phases = events[events["client"] == slowest].assign(seconds=lambda e: e["end_seconds"] - e["start_seconds"])
     longest = phases.groupby("phase")["seconds"].sum().idxmax()
     sentence = (
-        f"Round {round} takes {ends.max() - began:.3g} s. Everyone waits for client {slowest}, "
+        f"Round {round} takes {controls.in_words(ends.max() - began)} s. Everyone waits for client {slowest}, "
         f"which spends most of its time on {'computing' if longest == 'compute' else 'the ' + longest}."
     )
     table = events.assign(start_seconds=events["start_seconds"] - began, end_seconds=events["end_seconds"] - began)

@@ -179,3 +179,8 @@ STYLE = """<style>
 def style():
     """The lab's few style rules as a widget: put it into every dashboard once."""
     return widgets.HTML(STYLE, layout={"height": "0", "margin": "0"})
+
+
+def in_words(number):
+    """Three digits, and thousands written out: 0.0412, 41.2, 11,934."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"

@@ -68,7 +68,7 @@ class RadioDashboard:
         live = not runs_inline()
         if live:
             knobs = controls.grid([knob.box for knob in self.knobs])
-            menus = controls.grid(self.choices, smallest="260px")
+            menus = controls.row(self.choices)
             display(VBox([controls.style(), knobs, menus], layout={"width": "100%"}))
         self.gantt.show()
         if live:
@@ -154,11 +154,11 @@ def sweep_chart(found, knob, present=None):
     if present is not None:
         chart.add_vline(x=float(present), line={"color": "#808080", "dash": "dot"}, annotation_text="now")
     ends = floor.iloc[[0, -1]]
-    share = [1 - low / high for low, high in zip(ends["computing"], ends["seconds"], strict=True)]
+    share = [1 - alone / all_told for alone, all_told in zip(ends["computing"], ends["seconds"], strict=True)]
+    low, high = map(controls.in_words, ends["seconds"])
     sentence = (
         f"With equal shares, {share[0]:.0%} of a round is spent on the link at the left end, and {share[1]:.0%} at the "
-        f"right end: {ends['seconds'].iloc[0]:.4g} s and {ends['seconds'].iloc[1]:.4g} s a round. Where the lines meet "
-        f"the grey one, no radio helps any more."
+        f"right end: {low} s and {high} s a round. Where the lines meet the grey one, no radio helps any more."
     )
     return chart, sentence, found.rename(columns={"x": SWEEPS[knob].split(";")[0]})
 
@@ -170,11 +170,13 @@ def round_chart(timeline, number, deadline_seconds=None):
     computing = table[table["phase"] == "compute"]
     floor = float((computing["end_seconds"] - computing["start_seconds"]).max())
     bound = "compute-bound" if floor > seconds / 2 else "link-bound"
-    sentence += f" The slowest device computes for {floor:.3g} s, {floor / seconds:.0%} of the round: it is {bound}."
+    sentence += f" The slowest device computes for {controls.in_words(floor)} s, "
+    sentence += f"{floor / seconds:.0%} of the round: it is {bound}."
     if deadline_seconds is not None:
         cut = meet_deadline(timeline, deadline_seconds).set_index("round").loc[number]
         late = ", ".join(map(str, cut["late"])) or "nobody"
-        sentence += f" With a deadline of {deadline_seconds:.3g} s it ends after {cut['seconds']:.3g} s, and too late "
+        sentence += f" With a deadline of {controls.in_words(deadline_seconds)} s it ends after "
+        sentence += f"{controls.in_words(cut['seconds'])} s, and too late "
         sentence += f"{'is' if len(cut['late']) < 2 else 'are'}: {late}."
         if deadline_seconds <= seconds:  # beyond the round it would only squeeze the bars
             line = {"color": "#D55E00", "width": 2}
