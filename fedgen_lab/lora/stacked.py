@@ -122,15 +122,16 @@ class StackedAdapters:
                     raise ValueError(f"{name} has shape {tuple(tensor.shape)}; its axis {across} must be {width}.")
         frozen = {name: unet.get_parameter(name).detach() for name in known - states[0].keys()}
         self.shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+        device = unet.device  # asked once: diffusers walks through the whole model to answer
         self.factors = {
-            name: nn.Parameter(_padded([state[name].to(unet.device) for state in states])) for name in states[0]
+            name: nn.Parameter(_padded([state[name].to(device) for state in states])) for name in states[0]
         }
         self.layers = {}
         for name, layer in plain.items():
             names = [f"{name}.lora_{factor}.default.weight" for factor in "AB"]
             a, b = (self.factors[n] if n in self.factors else frozen[n].expand(len(states), -1, -1) for n in names)
             own = layer.scaling["default"]
-            scale = torch.tensor([own if s is None else s for s in scales or [None] * len(states)], device=unet.device)
+            scale = torch.tensor([own if s is None else s for s in scales or [None] * len(states)], device=device)
             self.layers[name] = StackedLora(layer.base_layer, a, b, scale.view(-1, 1, 1))
 
     @contextmanager
