@@ -1,4 +1,4 @@
-"""Where the shipped data lies: the tiny Stable Diffusion, the judges and the recorded sweeps.
+"""Where the shipped data lies: the tiny Stable Diffusion, the judges, the fingerprinter, the recorded sweeps.
 
 An installed wheel carries them inside the package (fedgen_lab/data, a build mapping); a checkout or an editable install
 has them in the repository's `data` folder. Nothing is downloaded.
@@ -6,11 +6,11 @@ has them in the repository's `data` folder. Nothing is downloaded.
 from importlib import resources
 from pathlib import Path
 
-NAMES = ("tiny-sd", "judge", "domain-judges", "sweeps")
+NAMES = ("tiny-sd", "judge", "domain-judges", "fingerprinter", "sweeps")
 
 
 def shipped(name: str) -> Path:
-    """The folder of shipped data called `name`: "tiny-sd", "judge", "domain-judges" or "sweeps".
+    """The folder of shipped data called `name`: "tiny-sd", "judge", "domain-judges", "fingerprinter" or "sweeps".
 
     Raises ValueError for another name, FileNotFoundError when the folder is not there.
     """
