@@ -1,0 +1,208 @@
+"""The chain that peers meet on: the contract of this room on an Ethereum Virtual Machine, by default one inside Python.
+
+Lab 10; PDFed, arXiv 2409.18245, section 4.1, where a public Ethereum chain takes the server's place. `Chain()` starts
+an embedded machine (eth-tester with py-evm): offline, nothing to start, a new block for every transaction, and one
+miner, so it proves nothing to anybody. `Chain("http://127.0.0.1:8545")` speaks to any node instead. The rules stand in
+contract.vy; `fedgen_lab.peers.ledger` has the same methods on a hundred lines of Python, without money.
+"""
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+GAS = 600_000  # for every transaction alike; asking the machine for an estimate would run each one twice
+PAGE_BLOCKS = 8  # events are read so many blocks at a time: the embedded machine gets slow over long ranges
+MOST_SCORE = 1e6
+
+
+class Refused(Exception):
+    """The chain did not do what was asked; the message is the contract's reason."""
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What everybody who takes part agrees to; fixed when the contract is deployed."""
+
+    deposit_wei: int = 1_000
+    reward_wei: int = 100  # for a model that is the best a voter has seen
+    commit_blocks: int = 12  # for so many blocks after its submission a model takes votes
+    budget: float = 100.0  # epsilon that a voter may spend in all
+
+
+@dataclass(frozen=True)
+class Event:
+    """One entry of the chain's log: what happened in which block, and who did it (an address)."""
+
+    block: int
+    kind: str  # Registered, Left, Submitted, Committed, Revealed, Rewarded, Settled, Funded or Withdrawn
+    account: str
+    values: dict  # the rest: content (32 bytes), parents, score, amounts in wei
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What the chain knows of a model."""
+
+    content: bytes  # SHA-256 of the weights, 32 bytes
+    author: str
+    manifest: bytes  # SHA-256 of the manifest, 32 bytes
+    block: int
+    parents: tuple  # of contents
+
+
+def millionths(value, name, most=MOST_SCORE):
+    """A score or an epsilon as the chain keeps it. Raises ValueError for what is not a number from 0 to `most`."""
+    if not math.isfinite(value) or not 0 <= value <= most:
+        raise ValueError(f"{name} must be a number from 0 to {most:,.0f}; got {value}. Don't vote on a broken model.")
+    return round(value * 1e6)
+
+
+def compiled():
+    """The contract's interface and bytecode, as Vyper compiled them (contract.json beside contract.vy)."""
+    return json.loads(Path(__file__).with_name("contract.json").read_text(encoding="utf-8"))
+
+
+class Chain:
+    """The contract, deployed or joined, with its methods as Python's.
+
+    endpoint: address of a node's JSON-RPC interface; None starts a machine in this process. contract: address of a
+    contract that is already there; None deploys a new one under `terms`. keys: private keys of further accounts, which
+    sign here and not on the node. Every method that changes something sends one transaction from `account`, waits until
+    it is in a block, and raises `Refused` with the contract's reason if it did nothing.
+    """
+
+    def __init__(self, endpoint=None, contract=None, terms=None, keys=()):
+        from web3 import EthereumTesterProvider, HTTPProvider, Web3
+        from web3.middleware import SignAndSendRawMiddlewareBuilder
+
+        self.w3 = Web3(EthereumTesterProvider() if endpoint is None else HTTPProvider(endpoint))
+        if not self.w3.is_connected():
+            raise ConnectionError(f"No Ethereum node answers at {endpoint}. Start one, or leave the endpoint out.")
+        self.accounts = list(self.w3.eth.accounts)
+        for key in keys:
+            owner = self.w3.eth.account.from_key(key)
+            self.w3.middleware_onion.inject(SignAndSendRawMiddlewareBuilder.build(owner), layer=0)
+            self.accounts.append(owner.address)
+        artifact = compiled()
+        if contract is None:
+            terms = terms or Terms()
+            budget = millionths(terms.budget, "budget")
+            code = self.w3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])
+            make = code.constructor(terms.deposit_wei, terms.reward_wei, terms.commit_blocks, budget)
+            sent = make.transact({"from": self.accounts[0], "gas": 4_000_000})
+            contract = self.w3.eth.wait_for_transaction_receipt(sent, poll_latency=0.02).contractAddress
+        elif not self.w3.eth.get_code(contract):
+            raise ValueError(f"There is no contract at {contract} on this chain. Ask who deployed it for its address.")
+        self.address = contract
+        self.contract = self.w3.eth.contract(address=contract, abi=artifact["abi"])
+        self._kinds = {event.topic: event for event in self.contract.events}
+        ask = self.contract.functions
+        self.terms = Terms(
+            ask.deposit().call(), ask.reward().call(), ask.commit_blocks().call(), ask.budget_e6().call() / 1e6
+        )
+
+    # What an account can do
+
+    def register(self, account, validator=False):
+        """Take part, as a trainer or as a validator who only votes; the deposit goes along."""
+        self._send(account, self.contract.functions.register(validator), self.terms.deposit_wei)
+
+    def leave(self, account):
+        """Stop taking part; the deposit goes to the account's balance."""
+        self._send(account, self.contract.functions.leave())
+
+    def submit(self, account, content, manifest, parents=()):
+        """Submit a model by the digests of its weights and manifest, 32 bytes each; parents: up to four contents."""
+        self._send(account, self.contract.functions.submit(content, manifest, list(parents)))
+
+    def commit(self, account, content, score, salt, epsilon=1.0):
+        """Promise a vote on a model. score: 0 to a million, lower is better; salt: 32 random bytes, to be kept."""
+        promise = commitment(content, account, millionths(score, "score"), salt)
+        self._send(account, self.contract.functions.commit(content, promise, millionths(epsilon, "epsilon")))
+
+    def reveal(self, account, content, score, salt):
+        """Show the vote that was promised."""
+        self._send(account, self.contract.functions.reveal(content, millionths(score, "score"), salt))
+
+    def fund(self, account, wei):
+        """Put money into the pot that models are paid from."""
+        self._send(account, self.contract.functions.fund(), wei)
+
+    def settle(self, account, content):
+        """Share what a model has earned between its author and its parents. Anybody may ask."""
+        self._send(account, self.contract.functions.settle(content))
+
+    def withdraw(self, account):
+        """Take one's balance out."""
+        self._send(account, self.contract.functions.withdraw(account))
+
+    # What everybody can see
+
+    def block(self):
+        """Number of the newest block."""
+        return self.w3.eth.block_number
+
+    def models(self):
+        """The contents of all models, in the order of submission."""
+        ask = self.contract.functions
+        return [ask.contents(number).call() for number in range(ask.num_models().call())]
+
+    def model(self, content):
+        """The `Submission` with this content. Raises KeyError if there is none."""
+        author, manifest, block, parents = self.contract.functions.model(content).call()
+        if int(author, 16) == 0:
+            raise KeyError(f"No model {content.hex()} was submitted to this contract.")
+        return Submission(content, author, manifest, block, tuple(parents))
+
+    def participant(self, account):
+        """{"registered", "validator", "open_votes", "budget"} of an account."""
+        registered, validator, open_votes, budget, *_ = self.contract.functions.participants(account).call()
+        return {"registered": registered, "validator": validator, "open_votes": open_votes, "budget": budget / 1e6}
+
+    def vote(self, content, account):
+        """An account's vote on a model: None, "committed", or the revealed score."""
+        promise, revealed, score = self.contract.functions.votes(content, account).call()
+        return score / 1e6 if revealed else "committed" if any(promise) else None
+
+    def balance(self, account):
+        """Wei that an account may withdraw."""
+        return self.contract.functions.balances(account).call()
+
+    def events(self, since=0):
+        """What happened from block `since` on: a list of `Event`s, and the cursor to ask with next time."""
+        last, found = self.block(), []
+        for start in range(since, last + 1, PAGE_BLOCKS):
+            logs = self.w3.eth.get_logs(
+                {"address": self.address, "fromBlock": start, "toBlock": min(start + PAGE_BLOCKS - 1, last)}
+            )
+            found.extend(self._read(log) for log in logs)
+        return found, last + 1
+
+    def _read(self, log):
+        event = self._kinds["0x" + bytes(log["topics"][0]).hex()]().process_log(log)
+        values = {name.removesuffix("_e6"): v / 1e6 if name.endswith("_e6") else v for name, v in event["args"].items()}
+        account = next(values.pop(name) for name in ("author", "voter", "account") if name in values)
+        return Event(log["blockNumber"], event["event"], account, values)
+
+    def _send(self, account, call, wei=0):
+        sent = call.transact({"from": account, "gas": GAS, "value": wei})
+        receipt = self.w3.eth.wait_for_transaction_receipt(sent, poll_latency=0.02)
+        if receipt.status == 0:  # it is in the block, it cost gas, and it changed nothing
+            raise Refused(self._reason(call, account, wei, receipt.blockNumber - 1))
+
+    def _reason(self, call, account, wei, block):
+        """Run the call again without sending it, on the state before it, to hear why it was refused."""
+        try:
+            call.call({"from": account, "gas": GAS, "value": wei}, block_identifier=block)
+        except Exception as error:  # each kind of node raises its own
+            return str(error.args[0]).split("execution reverted: ")[-1]
+        return "the node gives no reason"
+
+
+def commitment(content, voter, score_e6, salt):
+    """The hash that promises a vote, as `commitment_of` of the contract computes it; 32 bytes."""
+    from eth_abi import encode
+    from eth_utils import keccak
+
+    return keccak(encode(["bytes32", "address", "uint256", "bytes32"], [content, voter, score_e6, salt]))
