@@ -16,6 +16,7 @@ MIXED_RANKS = ("flora", "flexlora", "hetlora")  # the rules that let clients dif
 UPLOADS = ("float32", "int8", "top-k")
 SELECTIONS = ("all", "random", "fastest", "deadline")
 DEFENCES = ("mean", "clip", "median", "trimmed", "krum")
+PRECISIONS = ("float32", "bfloat16")
 
 # What each profile changes in the defaults; `binder` is the lesson itself, about a minute on one core.
 _BY_PROFILE = {
@@ -69,6 +70,8 @@ class Scenario:
     defence: str = "mean"  # or "clip", "median", "trimmed", "krum", against `attackers`; privacy/robust.py
     attackers: int = 0  # how many clients plant a backdoor
     secure: int = 0  # 1: secure aggregation, the server sees sums only; privacy/secure.py
+    cut: str = ""  # "": the UNet stays whole; "down_blocks.0": devices train it so far, an edge the rest; split_unet.py
+    precision: str = "float32"  # or "bfloat16": the frozen base of a large model in half the bytes; lora/real_size.py
 
     def __post_init__(self):
         whole = ("num_clients", "rounds", "local_steps", "batch_size", "rank", "pictures_per_client", "num_prompts")
@@ -90,7 +93,10 @@ class Scenario:
 
     def _check_aggregation(self):
         """The knobs of labs 04, 05 and 08; which of them go together is `lora.strategies.strategy_of`'s to say."""
-        choices = {"rule": RULES, "upload": UPLOADS, "select": SELECTIONS, "defence": DEFENCES, "secure": (0, 1)}
+        choices = {
+            "rule": RULES, "upload": UPLOADS, "select": SELECTIONS, "defence": DEFENCES, "secure": (0, 1),
+            "precision": PRECISIONS,
+        }  # fmt: skip
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}.")

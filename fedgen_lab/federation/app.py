@@ -1,8 +1,8 @@
-"""What `flwr run .` starts: the federated LoRA app of lab 03, or a GAN method of labs 06 and 07.
+"""What `flwr run .` starts: federated LoRA (labs 03 to 05), split training of its UNet, or a GAN method (06 and 07).
 
-Run config `experiment` says which: "lora", or "gan", whose knobs stand under "gan." there. The same objects run in
-Flower's simulation and on a SuperLink with SuperNodes; pyproject.toml names them. A notebook calls
-`fedgen_lab.lora.federated.run_federated` or `fedgen_lab.split.run.run_gan` instead.
+Run config `experiment` says which: "lora", with a `cut` split training; or "gan", whose knobs stand under "gan." there.
+The same objects run in Flower's simulation and on a SuperLink with SuperNodes; pyproject.toml names them. A notebook
+calls `run_federated`, `lora.split_server.run_split` or `split.run.run_gan` instead.
 """
 
 from dataclasses import replace
@@ -13,7 +13,9 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-# What a server of GANs may ask for: the hops of the U, then the rivals' words. Written out, to do without torch here.
+# What a server may ask for, written out, to do without torch here: a step of the UNet in two, the hops of the GAN's U,
+# then the words of its rivals.
+SPLIT_HOPS = ("start", "loss", "learn")
 U_HOPS = ("start", "fakes", "judge", "learn_d", "fool", "back_to_g", "learn_g", "finish")
 RIVALS_WORDS = ("alone", "pictures", "feedback", "give", "take", "share", "receive")
 
@@ -29,6 +31,10 @@ def lead(grid: Grid, context: Context) -> None:
         from fedgen_lab.lora.federated import lora_server_app
 
         lora_server_app()(grid, context)
+    elif experiment == "split":
+        from fedgen_lab.lora.split_server import split_server_app
+
+        split_server_app()(grid, context)
     elif experiment == "huscf":
         from fedgen_lab.split.u_server import u_server_app
 
@@ -47,18 +53,18 @@ def train_on_own_pictures(message: Message, context: Context) -> Message:
 client_app.evaluate()(train_on_own_pictures)
 client_app.query()(train_on_own_pictures)
 client_app.query("hello")(train_on_own_pictures)
-for _action in U_HOPS + RIVALS_WORDS:
+for _action in dict.fromkeys(SPLIT_HOPS + U_HOPS + RIVALS_WORDS):
     client_app.train(_action)(train_on_own_pictures)
 
 
 def _experiment(context):
-    """Which experiment this is ("lora" or a GAN method), and the context with its knobs; its state is the same object.
+    """Which experiment this is ("lora", "split" or a GAN method), and the context with its knobs and its own state.
 
     Raises ValueError for another name.
     """
     experiment = str(context.run_config.get("experiment", "lora"))
     if experiment == "lora":
-        return experiment, context
+        return "split" if context.run_config.get("cut") else "lora", context
     if experiment != "gan":
         raise ValueError(f'experiment must be "lora" or "gan"; got {experiment!r}.')
     from fedgen_lab.split.scenario import GanScenario
@@ -74,6 +80,10 @@ def _client_app(experiment):
         from fedgen_lab.lora.federated import lora_client_app
 
         return lora_client_app()
+    if experiment == "split":
+        from fedgen_lab.lora.split_client import split_client_app
+
+        return split_client_app()
     if experiment == "huscf":
         from fedgen_lab.split.u_client import u_client_app
 

@@ -15,6 +15,7 @@ from fedgen_lab.lora.adapter import add_adapter, load_adapter, load_trainable, t
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, noised_batch, step_flops
 from fedgen_lab.lora.pipeline import encode, load_pipeline
+from fedgen_lab.lora.real_size import make_light
 from fedgen_lab.lora.received import keep, load_local, mean_gradients, personal, receive
 from fedgen_lab.lora.rules import factors, fold, part, sent_part
 from fedgen_lab.lora.stacked import Turn
@@ -25,13 +26,17 @@ from fedgen_lab.scenario import Scenario
 def prepare(scenario):
     """A pipeline whose UNet has the scenario's trainable parameters: an adapter ("lora") or every weight ("full").
 
-    The adapter has the largest of the clients' ranks.
+    The adapter has the largest of the clients' ranks. With precision "bfloat16" the frozen weights take half the bytes
+    and the UNet's activations are computed again instead of kept (`real_size.make_light`).
     """
-    pipeline = load_pipeline(scenario.base_model or None)
+    light = scenario.precision == "bfloat16"
+    pipeline = load_pipeline(scenario.base_model or None, dtype=torch.bfloat16 if light else torch.float32)
     if scenario.method == "lora":
         add_adapter(pipeline.unet, max(scenario.client_ranks), scenario.lora_alpha or None, seed=scenario.seed)
     else:
         pipeline.unet.requires_grad_(True)
+    if light:
+        make_light(pipeline.unet)
     return pipeline
 
 

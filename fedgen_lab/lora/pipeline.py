@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from fedgen_lab.shipped import shipped
 
 
-def load_pipeline(source=None, device=None):
-    """A frozen float32 `StableDiffusionPipeline`, ready to draw with and to add adapters to.
+def load_pipeline(source=None, device=None, dtype=torch.float32):
+    """A frozen `StableDiffusionPipeline`, ready to draw with and to add adapters to.
 
     `source`: None for the tiny model that ships with the lab, else a pipeline folder or a Hub id ("owner/name"). Only
-    safetensors weights are read. `device`: None takes a GPU where there is one.
+    safetensors weights are read. `device`: None takes a GPU where there is one. `dtype`: of all weights but the
+    VAE's, which stay float32 and are not trained through.
     Raises FileNotFoundError for a folder without a pipeline, OSError for a Hub id that can't be fetched.
     """
     from transformers.utils import logging as transformers_logging
@@ -39,7 +40,7 @@ def load_pipeline(source=None, device=None):
         )
     folder_or_id = str(Path(source).expanduser()) if looks_local else source
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder_or_id, dtype=torch.float32, use_safetensors=True, safety_checker=None
+        folder_or_id, dtype={"default": dtype, "vae": torch.float32}, use_safetensors=True, safety_checker=None
     )
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
@@ -92,7 +93,8 @@ class Encoded:
 
 @torch.no_grad()
 def encode(pipeline, pictures, batch_size=32):
-    """Latents and text states of `pictures` (a `Pictures`), resized to the size the pipeline was trained at.
+    """Latents and text states of `pictures` (a `Pictures`), resized to the size the pipeline was trained at; float32
+    whatever the pipeline's own weights are.
 
     Raises ValueError when there are no pictures.
     """
@@ -107,7 +109,7 @@ def encode(pipeline, pictures, batch_size=32):
             images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
         posterior = pipeline.vae.encode(images.to(pipeline.device)).latent_dist
         latents.append(posterior.mean * pipeline.vae.config.scaling_factor)  # the mean: less noise than a sample
-        text.append(text_states(pipeline, part.captions))
+        text.append(text_states(pipeline, part.captions).float())
     return Encoded(torch.cat(latents), torch.cat(text))
 
 

@@ -3,10 +3,10 @@
 Lab 04 and `tests/benchmarks/bench_real_size.py`. The base is Stable Diffusion 1.5 from a folder or the Hub, or, where
 neither is at hand, its architecture with random weights, which costs the same bytes and seconds. What makes it fit:
 the frozen base in bfloat16 with adapters in float32, latents and text states computed once (`pipeline.encode`), and
-gradient checkpointing (Chen et al., arXiv 1604.06174). K clients cost K adapters, not K models.
+gradient checkpointing (Chen et al., arXiv 1604.06174). K clients cost K adapters, not K models. The app does all of it
+with `Scenario(base_model=..., precision="bfloat16")`.
 """
 
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -79,21 +79,26 @@ def load_unet(source, device="cpu", dtype=torch.bfloat16):
 
 
 def make_light(unet, dtype=torch.bfloat16, checkpointing=True):
-    """The frozen weights in `dtype`, what trains in float32, and activations computed again instead of kept."""
+    """The frozen weights in `dtype`, what trains in float32, and activations computed again instead of kept.
+
+    From now on the UNet computes products in `dtype` and sums that need it in float32, as diffusers' own scripts do,
+    and gives its guess in float32, whoever calls it.
+    """
     for parameter in unet.parameters():
         parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
     if checkpointing:
         unet.enable_gradient_checkpointing()
     else:
         unet.disable_gradient_checkpointing()
+    if dtype != torch.float32:
+        unet.forward = torch.autocast(unet.device.type, dtype=dtype)(unet.forward)
+        unet.register_forward_hook(lambda unet, given, guess: _as_float32(guess))
     return unet
 
 
-@contextmanager
-def mixed(unet, dtype=torch.bfloat16):
-    """Inside, products are computed in `dtype` and sums that need it in float32, as in diffusers' own scripts."""
-    with torch.autocast(unet.device.type, dtype=dtype):
-        yield
+def _as_float32(guess):
+    """What a UNet returns, as a tuple or as an object with a `sample`."""
+    return (guess[0].float(),) if isinstance(guess, tuple) else type(guess)(guess.sample.float())
 
 
 def train_in_turn(unet, schedule, clients, states, steps, batch_size, learning_rate, seeds):
@@ -104,8 +109,7 @@ def train_in_turn(unet, schedule, clients, states, steps, batch_size, learning_r
     trained = []
     for encoded, state, seed in zip(clients, states, seeds, strict=True):
         load_trainable(unet, state)
-        with mixed(unet):
-            losses = train(unet, schedule, encoded, steps, batch_size, learning_rate, seed)
+        losses = train(unet, schedule, encoded, steps, batch_size, learning_rate, seed)
         trained.append((trainable_state(unet), losses))
     return trained
 

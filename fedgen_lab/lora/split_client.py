@@ -10,7 +10,7 @@ on the device; with method "lora" the adapters are split in the same way. arXiv 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.federated import draw_strip, local_seed, prepare
 from fedgen_lab.lora.local import noise_schedule, target_of
 from fedgen_lab.lora.pipeline import encode
-from fedgen_lab.lora.split_unet import DeviceHalf, on_device
+from fedgen_lab.lora.split_unet import DeviceHalf, device_flops, on_device
 from fedgen_lab.scenario import Scenario
 
 MAX_NORM = 1.0  # gradients are clipped as in `local.train`, by the norm over both halves
@@ -50,39 +50,46 @@ def split_client_app(task_of=lora_task):
     """The device's half: answers "train.start", "train.loss" and "train.learn".
 
     Weights, Adam's moments and the state of the random numbers live in `Context.state` between messages, and forward
-    passes are computed again, so any process can answer any message.
+    passes are computed again, so any process can answer any message. "flops" in an answer is the work behind it: a
+    forward pass for smashed data, a backward pass for "learn"; the repeated forward passes are not counted.
     """
     app, task_of = ClientApp(), lru_cache(maxsize=1)(task_of)
+
+    @cache
+    def flops_of(scenario, client):
+        task, own = task_of(scenario), task_of(scenario).own(client)
+        shapes = ((scenario.batch_size, *part.shape[1:]) for part in (own.latents, own.text))
+        return device_flops(task.unet, scenario.cut, *shapes)
 
     def step_of(message, context):
         scenario, client = Scenario.from_run_config(context.run_config), int(context.node_config["partition-id"])
         if client >= scenario.num_clients:
             raise ValueError(f"This node is client {client}, but the run has num-clients={scenario.num_clients}.")
-        return _DeviceStep(task_of(scenario), scenario, str(context.run_config["cut"]), client, context.state)
+        return _DeviceStep(task_of(scenario), scenario, client, context.state), *flops_of(scenario, client)
 
     @app.train("start")
     def start(message: Message, context: Context) -> Message:
         """Down: the device's weights. Up: smashed data of the round's first batch."""
-        step, server_round = step_of(message, context), int(message.content["config"]["server-round"])
-        step.begin(message.content["weights"], server_round)
-        return step.reply(message, tensors=step.forward())
+        step, forward, _ = step_of(message, context)
+        step.begin(message.content["weights"], int(message.content["config"]["server-round"]))
+        return step.reply(message, tensors=step.forward(), flops=float(forward))
 
     @app.train("loss")
     def loss(message: Message, context: Context) -> Message:
         """Down: the guess. Up: the gradient of the loss at it. The target stays here: with it, the edge would know the
         picture behind the noise."""
-        step = step_of(message, context)
+        step, _, _ = step_of(message, context)
         gradient, value = step.judge(message.content["tensors"].to_torch_state_dict()["guess"])
         return step.reply(message, tensors={"guess": gradient}, loss=value)
 
     @app.train("learn")
     def learn(message: Message, context: Context) -> Message:
         """Down: gradients at the smashed data. Up: the next batch's smashed data; after the last step the weights."""
-        step, config = step_of(message, context), message.content["config"]
+        (step, forward, backward), config = step_of(message, context), message.content["config"]
         norm = step.learn(message.content["tensors"].to_torch_state_dict(), float(config["norm"]))
         if config["go-on"]:
-            return step.reply(message, tensors=step.forward(), norm=norm)
-        return step.reply(message, weights=step.weights(), norm=norm)
+            return step.reply(message, tensors=step.forward(), norm=norm, flops=float(forward + backward))
+        return step.reply(message, weights=step.weights(), norm=norm, flops=float(backward))
 
     return app
 
@@ -90,12 +97,12 @@ def split_client_app(task_of=lora_task):
 class _DeviceStep:
     """A device between two messages: its half of the UNet, set up from `state` and the scenario."""
 
-    def __init__(self, task, scenario, cut, client, state):
+    def __init__(self, task, scenario, client, state):
         self.task, self.scenario, self.client, self.state = task, scenario, client, state
-        self.half, is_ours = DeviceHalf(task.unet, cut), on_device(task.unet, cut)
+        self.half, is_ours = DeviceHalf(task.unet, scenario.cut), on_device(task.unet, scenario.cut)
         self.parameters = {n: p for n, p in task.unet.named_parameters() if p.requires_grad and is_ours(n)}
         if not self.parameters:
-            raise ValueError(f"With method={scenario.method!r} nothing trains before cut={cut!r}; cut deeper.")
+            raise ValueError(f"With method={scenario.method!r} nothing trains before cut={scenario.cut!r}; cut deeper.")
         self.encoded = task.own(client)
         if "weights" in state:
             self._load(state["weights"])

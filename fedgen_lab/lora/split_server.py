@@ -7,6 +7,8 @@ round; the others go on, because nobody's copy depends on anybody else's. SplitF
 import logging
 import math
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -25,37 +27,58 @@ from fedgen_lab.scenario import Scenario
 
 _log = logging.getLogger("flwr")
 TOO_LARGE = 100  # times the median of the clients' changes: left out
+NOT_HERE = (  # knobs of aggregation by uploads, which split training does not have
+    "rule", "ranks", "upload", "select", "deadline_seconds", "buffer", "clip", "noise_multiplier", "defence",
+    "attackers", "secure", "precision",
+)  # fmt: skip
 
 
 def split_server_app(on_round=None, keep=None, task_of=lora_task, timeout=300.0, join_timeout=60.0):
     """The edge's half, with a copy of its blocks per client. `on_round(RoundDone)` hears of every round;
     `keep(SplitServer)` gets the server before the run begins, so that its state survives a stop. timeout: seconds that
-    an exchange waits for a client; join_timeout: seconds to wait until all clients are there."""
+    an exchange waits for a client; join_timeout: seconds to wait until all clients are there. Run config "save-to": a
+    safetensors file for the final parameters."""
     app = ServerApp()
 
     @app.main()
     def train_behind_the_cut(grid: Grid, context: Context) -> None:
+        from safetensors.torch import save_file
+
         scenario = Scenario.from_run_config(context.run_config)
-        server = SplitServer(task_of(scenario), scenario, str(context.run_config["cut"]), grid, timeout)
+        check_knobs(scenario)
+        server = SplitServer(task_of(scenario), scenario, grid, timeout)
         if keep is not None:
             keep(server)
         server.try_out(on_round)
         end = time.monotonic() + join_timeout
         while len(list(grid.get_node_ids())) < scenario.num_clients and time.monotonic() < end:
             time.sleep(2.0)
-        for _ in range(scenario.rounds):
-            server.train_round()
-            server.try_out(on_round)
+        try:
+            for _ in range(scenario.rounds):
+                server.train_round()
+                server.try_out(on_round)
+        finally:  # also after a stop: what was averaged so far is kept
+            if path := context.run_config.get("save-to"):
+                Path(str(path)).parent.mkdir(parents=True, exist_ok=True)
+                save_file(server.state, str(path))
 
     return app
+
+
+def check_knobs(scenario):
+    """Raises ValueError for a knob that split training does not have and that isn't at its default."""
+    for name in NOT_HERE:
+        default, value = getattr(Scenario, name), getattr(scenario, name)
+        if value != default:
+            raise ValueError(f"Split training knows no {name}={value!r}; leave it at {default!r}, or leave cut empty.")
 
 
 class SplitServer:
     """The edge server. `state`: the trainable parameters of the whole UNet as last averaged; `losses` and `refused` of
     the run so far; `client_states`: partition id -> both halves as that client left them in the last round."""
 
-    def __init__(self, task, scenario, cut, grid, timeout):
-        self.task, self.scenario, self.cut, self.grid, self.timeout = task, scenario, cut, grid, timeout
+    def __init__(self, task, scenario, grid, timeout):
+        cut, self.task, self.scenario, self.grid, self.timeout = scenario.cut, task, scenario, grid, timeout
         self.place = next(task.unet.parameters()).device
         self.half, self.is_device = EdgeHalf(task.unet, cut), on_device(task.unet, cut)
         self.state, self.held_out = trainable_state(task.unet), task.held_out()
@@ -185,7 +208,7 @@ def run_split(scenario, cut, should_stop=None, on_event=None, task_of=lora_task)
 
     cut: one of `split_unet.cuts`, for example "down_blocks.0". Raises ValueError for another.
     """
-    servers = []
+    scenario, servers = replace(scenario, cut=cut), []
 
     def hear(event):
         if on_event is not None:
@@ -195,7 +218,7 @@ def run_split(scenario, cut, should_stop=None, on_event=None, task_of=lora_task)
 
     run = run_app(
         split_server_app(hear, servers.append, task_of), split_client_app(task_of), scenario.num_clients,
-        {**scenario.to_run_config(), "cut": cut}, should_stop,
+        scenario.to_run_config(), should_stop,
     )  # fmt: skip
     server = servers[0]
     return Outcome(

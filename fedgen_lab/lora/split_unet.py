@@ -94,6 +94,24 @@ def smashed_shapes(unet, cut, latents, text):
     return {name: tuple(tensor.shape) for name, tensor in smashed.items()}
 
 
+def device_flops(unet, cut, latents, text):
+    """Operations of a forward pass of the device's blocks, and of the backward pass to all that trains in them: a pair.
+
+    latents and text: shapes. Counted by torch without computing anything.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    half = DeviceHalf(unet, cut)
+    tensors = [*half.named_parameters(), *half.named_buffers()]
+    ghosts = {n: torch.empty_like(t, device="meta").requires_grad_(t.requires_grad) for n, t in tensors}
+    inputs = [torch.empty(shape, device="meta") for shape in (latents, latents[:1], text)]
+    with FlopCounterMode(display=False) as forward:
+        smashed = torch.func.functional_call(half, ghosts, tuple(inputs))
+    with FlopCounterMode(display=False) as backward:
+        sum(tensor.sum() for tensor in smashed.values()).backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
 def traffic(unet, picture_bytes, text_length, pictures=64, rounds=5, steps=20, batch=16, rank=8, targets=TARGETS,
             bytes_per_number=4):  # fmt: skip
     """What one client sends and gets in a whole run, for every way to train: one row each, bytes without headers.

@@ -24,7 +24,6 @@ from fedgen_lab.lora.real_size import (
     base_bytes,
     load_unet,
     make_light,
-    mixed,
     new_unet,
     train_in_turn,
 )
@@ -75,8 +74,7 @@ if __name__ == "__main__":
 
         def loop(steps=steps):
             load_trainable(unet, start)
-            with mixed(unet):
-                bare(unet, schedule, encoded, steps, *knobs, 0)
+            bare(unet, schedule, encoded, steps, *knobs, 0)
 
         peaks, seconds = [], []
         for work in (clients, loop):  # and a first run of each, unmeasured

@@ -1,10 +1,14 @@
 """Claims about a base of real size, on small ones and on SD 1.5 without memory: fedgen_lab/lora/real_size.py."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from fedgen_lab.lora.adapter import adapter_bytes, add_adapter, trainable_state
+from fedgen_lab.lora.federated import prepare, run_federated
 from fedgen_lab.lora.local import noise_schedule, train
 from fedgen_lab.lora.pipeline import Encoded, encode, load_pipeline
 from fedgen_lab.lora.real_size import (
@@ -13,12 +17,12 @@ from fedgen_lab.lora.real_size import (
     base_bytes,
     load_unet,
     make_light,
-    mixed,
     new_unet,
     train_in_turn,
     write_random_pipeline,
 )
 from fedgen_lab.pictures.sprites import draw_sprites
+from fedgen_lab.scenario import Scenario
 
 SCHEDULE = DDPMScheduler(num_train_timesteps=100)
 SMALL = {
@@ -93,8 +97,7 @@ def test_half_the_bits_train_to_nearly_the_same_loss():
     for dtype in (torch.float32, torch.bfloat16):
         unet = make_light(small_unet(), dtype)
         start = trainable_state(unet)
-        with mixed(unet, dtype) if dtype is torch.bfloat16 else torch.enable_grad():
-            losses[dtype] = train(unet, SCHEDULE, pictures(0), 3, 4, 1e-3, seed=0)
+        losses[dtype] = train(unet, SCHEDULE, pictures(0), 3, 4, 1e-3, seed=0)
         assert all(tensor.dtype == torch.float32 for tensor in trainable_state(unet).values())
         assert any(not torch.equal(tensor, start[name]) for name, tensor in trainable_state(unet).items())
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.03)
@@ -121,3 +124,17 @@ def test_a_written_pipeline_loads_as_any_other(tmp_path):
     assert alone.dtype == torch.bfloat16 and torch.equal(alone.conv_in.weight.float(), pipeline.unet.conv_in.weight)
     add_adapter(pipeline.unet, rank=2)
     assert len(train(pipeline.unet, noise_schedule(pipeline), encoded, 1, 2, 1e-3, seed=0)) == 1
+
+
+def test_the_whole_app_runs_on_a_base_in_half_precision_and_learns_nearly_the_same(tmp_path):
+    folder = write_random_pipeline(tmp_path / "base", SMALL, dtype=torch.float32)
+    few = Scenario(
+        base_model=str(folder), num_clients=2, rounds=2, local_steps=3, batch_size=4, pictures_per_client=6, rank=2
+    )
+    light = replace(few, precision="bfloat16")
+    unet = prepare(light).unet
+    assert 2 * base_bytes(unet) == base_bytes(prepare(few).unet) and unet.is_gradient_checkpointing
+    whole, half = run_federated(few), run_federated(light)
+    assert not half.refused and all(value.dtype == torch.float32 for value in half.state.values())
+    np.testing.assert_allclose(half.rounds["loss"], whole.rounds["loss"], rtol=0.02)
+    assert half.trace.frame()["bytes"].sum() == whole.trace.frame()["bytes"].sum()

@@ -7,6 +7,8 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from flwr.app import ArrayRecord, Message, RecordDict
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedgen_lab.federation.grid import run_app
 from fedgen_lab.lora.adapter import TARGETS, adapter_bytes, add_adapter, load_trainable, trainable_state
@@ -15,8 +17,9 @@ from fedgen_lab.lora.local import train
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.lora.split_client import Task, split_client_app
 from fedgen_lab.lora.split_server import run_split, split_server_app
-from fedgen_lab.lora.split_unet import DeviceHalf, EdgeHalf, cuts, on_device, smashed_shapes, traffic
+from fedgen_lab.lora.split_unet import DeviceHalf, EdgeHalf, cuts, device_flops, on_device, smashed_shapes, traffic
 from fedgen_lab.scenario import Scenario
+from fedgen_lab.wireless import Network, replay
 
 CUTS = ("conv_in", "down_blocks.0", "down_blocks.1", "mid_block")
 KINDS = {
@@ -254,6 +257,35 @@ def test_the_bytes_foretold_are_the_bytes_that_flower_sends(cut):
     arrays = weights + 2 * (2 * len(smashed_shapes(unet, cut, (4, 4, 8, 8), (4, 5, 8))) + 3)  # sent and got, two steps
     for told, real in ((table.up_bytes, sent[sent.sender == 0]), (table.down_bytes, sent[sent.receiver == 0])):
         assert 0 < real.bytes.sum() - told < 300 * arrays + 200 * len(real)  # names, shapes and headers
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_operations_foretold_are_those_that_torch_counts(method):
+    unet, draw = tiny_task(tiny_scenario(method=method)).unet, torch.Generator().manual_seed(0)
+    noisy, text = torch.randn(3, 4, 8, 8, generator=draw), torch.randn(3, 5, 8, generator=draw)
+    with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):  # torch can't look into its fast one
+        smashed = DeviceHalf(unet, "down_blocks.1")(noisy, torch.tensor([1, 2, 3]), text)
+    with FlopCounterMode(display=False) as backward:
+        sum(tensor.sum() for tensor in smashed.values()).backward()
+    told = device_flops(unet, "down_blocks.1", noisy.shape, text.shape)
+    assert told == (forward.get_total_flops(), backward.get_total_flops()) and min(told) > 0
+
+
+def test_a_device_tells_the_work_behind_each_answer_so_that_a_run_can_be_put_on_a_clock():
+    scenario = tiny_scenario(num_clients=2, rounds=2, local_steps=2)
+    trace = run_split(scenario, "down_blocks.0", task_of=tiny_task).trace
+    unet = tiny_task(scenario).unet
+    step = sum(device_flops(unet, "down_blocks.0", (4, 4, 8, 8), (4, 5, 8)))
+    spent = trace.frame().groupby("sender")["flops"].sum()
+    assert spent[0] == spent[1] == scenario.rounds * scenario.local_steps * step
+    rounds = replay(trace, Network(2, flops_per_second=1e9)).rounds
+    assert len(rounds) == 2 and (rounds["seconds"] > 0).all()
+
+
+@pytest.mark.parametrize("knob", [{"rule": "flora"}, {"secure": 1}, {"upload": "int8"}, {"select": "random"}])
+def test_a_knob_of_other_ways_to_train_is_refused_by_name(knob):
+    with pytest.raises(ValueError, match=f"knows no {next(iter(knob))}="):
+        run_split(tiny_scenario(**knob), "conv_in", task_of=tiny_task)
 
 
 def test_the_adapter_in_the_table_is_the_adapter_that_is_sent():
