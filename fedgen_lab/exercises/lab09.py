@@ -94,8 +94,7 @@ def _check_third(third_rule):
             if bool((got == wrong).all()):
                 return failed(message, question)
         row = int((got != right).nonzero()[0])
-        ratio = float(two[row, 0] / two[row, 1]) if not twice else None
-        about = f" Its two nearest distances have the ratio {ratio:.2f}." if ratio is not None else ""
+        about = "" if twice else f" Its nearest distances have the ratio {two[row, 0] / two[row, 1]:.2f}."
         return failed(
             f"Picture {row} of a pool {'is' if right[row] else 'is not'} a copy by the rule; you say the opposite."
             f"{about}",
@@ -126,7 +125,7 @@ def _scenes(seed, number=40):
 
 
 def _roughness(pictures):
-    return float(pictures.diff(dim=-1).abs().mean() + pictures.diff(dim=-2).abs().mean())
+    return float(pictures.diff(dim=-1).abs().mean())
 
 
 def _check_disguise(disguised):
@@ -176,9 +175,7 @@ def _check_disguise(disguised):
 def _crops(a, b, dy, dx):
     """The parts of a and b (C, H, W) that lie on each other when b is moved by (dy, dx)."""
     h, w = a.shape[-2:]
-    of_a = a[:, max(dy, 0) : h + min(dy, 0), max(dx, 0) : w + min(dx, 0)]
-    of_b = b[:, max(-dy, 0) : h + min(-dy, 0), max(-dx, 0) : w + min(-dx, 0)]
-    return of_a, of_b
+    return (x[:, max(y, 0) : h + min(y, 0), max(z, 0) : w + min(z, 0)] for x, y, z in ((a, dy, dx), (b, -dy, -dx)))
 
 
 def _robust(a, b, reach=2, mirror=True, both=True, signs=(-1, 1), best=min, total=False, roll=False):

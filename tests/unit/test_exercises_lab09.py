@@ -12,6 +12,9 @@ def two(generated, training):
     return _apart(generated, training).topk(2, largest=False).values
 
 
+SHUFFLED = torch.randperm(144, generator=torch.Generator().manual_seed(1))
+NOISE = 0.3 * torch.randn(40, 3, 12, 12, generator=torch.Generator().manual_seed(0))
+
 WRONG = {
     "09.1": {
         "there twice escape you": lambda g, t: _third(g, t, unique=False),
@@ -32,10 +35,8 @@ WRONG = {
         "red and blue": lambda p: p.flip(1),
         "upside down": lambda p: p.flip(2),
         "negatives": lambda p: -p,
-        "other values than before": lambda p: (
-            p + 0.3 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
-        ),
-        "a person sees noise": lambda p: p.flatten(2)[..., torch.randperm(144)].reshape(p.shape),
+        "other values than before": lambda p: p + NOISE,
+        "a person sees noise": lambda p: p.flatten(2)[..., SHUFFLED].reshape(p.shape),
         "still confirms": lambda p: torch.cat([p[:20].flip(-1), p[20:]]),
         "of the same shape": lambda p: p[0],
     },
