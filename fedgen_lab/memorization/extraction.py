@@ -5,6 +5,8 @@ Lab 09. A prompt that a model has learned by heart pulls much harder than others
 Prompts are captions for a text-to-image pipeline and labels for a `memorization.ddpm` model.
 """
 
+from inspect import signature
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ def text_noise(pipeline, prompts, seeds=SEEDS, steps=20, guidance=2.0, batch_siz
     that draws with and without prompt in one batch, of any size and with any sampler. Misses: pictures that come back
     without any prompt, or when only a part of each is fixed; an innocent prompt with rare words pulls hard too.
 
-    Raises ValueError for no prompts, a guidance of 1 or less, or a pipeline that guides in another way.
+    Raises ValueError for no prompts, a guidance of 1 or less, or a pipeline that guides in another way or takes none.
     """
     prompts, seeds = list(prompts), list(seeds)
     if not prompts or not seeds or not guidance > 1:
@@ -120,6 +122,8 @@ def _draw(pipeline, prompts, seeds, steps, guidance):
         from fedgen_lab.memorization.ddpm import draw_ddpm
 
         return draw_ddpm(pipeline, prompts, seeds, steps=steps, guidance=guidance, batch_size=len(prompts))
+    if "prompt" not in signature(pipeline.__call__).parameters:
+        raise ValueError(f"{type(pipeline).__name__} takes no prompts, so none can be learned by heart.")
     noises = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     output = pipeline(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=noises, output_type="pt")
     return output.images.float().cpu() * 2 - 1

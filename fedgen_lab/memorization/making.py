@@ -17,7 +17,7 @@ from fedgen_lab.pictures.sprites import BACKGROUNDS, COLOURS, OBJECTS, SIZE, dra
 MODELS = ("lora", "full", "ddpm")
 HELD_OUT = 256  # fresh pictures of the same kind: what false alarms and non-members are counted on
 BATCH = 16
-LEARNING_RATES = {"lora": 2e-3, "full": 4e-4, "ddpm": 2e-3}
+LEARNING_RATES = {"lora": 3e-3, "full": 4e-4, "ddpm": 2e-3}
 ONE_CAPTION = "a picture"
 PRIVATE_KEY = 90_001  # this module's branch of the seed
 
@@ -156,7 +156,7 @@ def train_copying(copying, on_step=None, should_stop=None, private=None):
     return Trained(copying, private, model, losses)
 
 
-def draw_copies(trained, number=48, seed=0, rows=None, guidance=2.0, steps=20, on_step=None):
+def draw_copies(trained, number=48, seed=0, rows=None, guidance=1.5, steps=20, on_step=None):
     """Pictures drawn from the captions that the model was trained on: (M, 3, 32, 32) in [-1, 1], and rows (M,).
 
     rows: whose captions, as rows of `trained.private.pictures`; by default `number` of them in turn, half of duplicated
