@@ -17,7 +17,7 @@ MATCHES = ("plain", "tiled", "robust")
 TILES = 4  # per side: the 16 tiles of Carlini et al.
 SHIFT = 2  # pixels, either way
 CONTRAST = 1.5  # the factor by which robust matching lets contrasts differ: beyond it a flat picture would match all
-COEFFICIENTS = 32  # of a picture in the lower bound
+COEFFICIENTS = 64  # of a picture in the lower bound
 SHIFTS = [(dy, dx) for dy in range(-SHIFT, SHIFT + 1) for dx in range(-SHIFT, SHIFT + 1)]
 _SLACK = 1e-5  # of squared distances: what float32 may lose in the bound
 
@@ -171,9 +171,11 @@ def _robust(generated, training, k, megabytes):
     chunk = max(1, min(len(generated), int(megabytes * 2**20 / (8 * len(training)))))
     distances, rows = [], []
     for part in generated.split(chunk):
-        bound = short.bound(part)  # (B, M) squared
-        for one, lower in zip(part, bound, strict=True):
-            exact, found = _look_closer(one, training, short, lower, k, megabytes)
+        sides = [(images, *_window_moments(images)) for images in (part, part.flip(-1))]
+        for i, lower in enumerate(short.bound(sides)):  # (M,) squared
+            both = [images[i] for images, _, _ in sides]
+            moments = [torch.cat([side[n][:, i].flip(0) for side in sides])[:, None] for n in (1, 2)]  # (50, 1)
+            exact, found = _look_closer(_shifted(torch.stack(both)), *moments, training, short, lower, k, megabytes)
             _keep(exact[None], found[None], k, distances, rows)
     return np.concatenate(distances), np.concatenate(rows)
 
@@ -207,10 +209,13 @@ class _Short:
         rest = (deviations.square() - seen.square().sum(1)).clamp_min(0).sqrt()
         return torch.cat([seen, rest[:, None], deviations[:, None]], 1)
 
-    def bound(self, part):
-        """Squared distances that no shift, mirror image or contrast falls below: (B, M)."""
+    def bound(self, sides):
+        """Squared distances that no shift, mirror image or contrast falls below: (B, M).
+
+        sides: pictures (B, C, H, W) as they are and mirrored, each with its window moments.
+        """
+        part = sides[0][0]
         lower = torch.full((len(part), self.means.shape[1]), torch.inf)
-        sides = [(images, *_window_moments(images)) for images in (part, part.flip(-1))]
         for window, (dy, dx) in enumerate(SHIFTS):
             size = part[0, :, abs(dy) :, abs(dx) :].numel()
             theirs = self._vectors(self.coefficients, self.means[window], self.deviations[window], size)
@@ -226,37 +231,36 @@ class _Short:
         return lower
 
 
-def _look_closer(one, training, short, lower, k, megabytes):
-    """The distances and rows of all training pictures whose lower bound doesn't exclude them: (m,) each, m >= k."""
-    both = torch.stack([one, one.flip(-1)])
-    views = _shifted(both)  # (50, D)
-    moments = [of.flip(0).T.reshape(50, 1) for of in _window_moments(both)]  # flip: seen from the other side
+def _look_closer(views, our_means, our_deviations, training, short, lower, k, megabytes):
+    """The k + 4 nearest that the lower bound doesn't exclude: distances and rows, (m,) each, in no order.
 
-    def distances(rows):  # (m,) -> (m,)
-        theirs = training[rows].flatten(1)  # (m, D)
-        return _robust_distances(views, *moments, short, theirs, rows)
+    views: one picture in its 50 views, (50, D); its moments in their windows: (50, 1) each; lower: (M,).
+    """
+
+    def squared(rows):  # (m,) -> (m,) and in which view
+        means, deviations, factor = paired(rows)
+        covariance = views @ training[rows].flatten(1).T / short.sizes - our_means * means  # (50, m)
+        return (factor * our_deviations.square() + deviations.square() / factor - 2 * covariance).min(0)
+
+    def paired(rows):
+        means, deviations = (of[:, rows].repeat(2, 1) for of in (short.means, short.deviations))  # (50, m)
+        return means, deviations, (deviations / our_deviations.clamp_min(1e-12)).clamp(1 / CONTRAST, CONTRAST)
 
     first = lower.topk(min(k + 7, len(lower)), largest=False).indices
-    exact = distances(first)
-    others = lower <= exact.sort().values[k - 1].square() + _SLACK
+    found = [squared(first)]
+    others = lower <= found[0].values.sort().values[k - 1] + _SLACK
     others[first] = False
     others = others.nonzero()[:, 0]
-    at_once = max(1, int(megabytes * 2**20 / (16 * one.numel())))
-    found = [exact, *(distances(rows) for rows in others.split(at_once) if len(rows))]
-    return torch.cat(found), torch.cat([first, others])
-
-
-def _robust_distances(views, our_means, our_deviations, short, theirs, rows):
-    """From one picture's 50 views (50, D) to the training pictures `theirs` (m, D), which are `rows`: (m,)."""
-    means, deviations = (of[:, rows].repeat(2, 1) for of in (short.means, short.deviations))  # (50, m)
-    covariance = views @ theirs.T / short.sizes - our_means * means
-    factor = (deviations / our_deviations.clamp_min(1e-12)).clamp(1 / CONTRAST, CONTRAST)
-    squared = factor * our_deviations.square() + deviations.square() / factor - 2 * covariance
-    view = squared.argmin(0)  # (m,) then once more, from differences: near 0 those are exact
-    chosen = view, torch.arange(len(rows))
-    stretch = factor[chosen][:, None].sqrt()
-    apart = stretch * (views[view] - our_means[view]) - (theirs - means[chosen][:, None]) / stretch  # (m, D)
-    return ((apart * short.windows[view]).square().sum(1) / short.sizes[view, 0]).sqrt()
+    at_once = max(1, int(megabytes * 2**20 / (8 * views.shape[1])))
+    found += [squared(rows) for rows in others.split(at_once) if len(rows)]
+    rows, view = torch.cat([first, others]), torch.cat([of.indices for of in found])
+    best = torch.cat([of.values for of in found]).topk(min(k + 4, len(rows)), largest=False).indices
+    rows, view = rows[best], view[best]
+    # Once more, from differences: near 0 those are exact.
+    means, _, factor = (of[view, torch.arange(len(rows))][:, None] for of in paired(rows))
+    ours, theirs = views[view] - our_means[view], training[rows].flatten(1) - means
+    apart = (factor.sqrt() * ours - theirs / factor.sqrt()) * short.windows[view]  # (m, D)
+    return (apart.square().sum(1) / short.sizes[view, 0]).sqrt(), rows
 
 
 def _shifted(images):
