@@ -1,0 +1,162 @@
+"""The dashboard of lab 09: what it says of a run, what its chart shows, pictures beside their originals."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fedgen_lab.dashboards import copying as dashboard
+from fedgen_lab.dashboards.copying import AXES, KINDS, CopyingDashboard, CopyingRun, copies_chart, originals_view
+from fedgen_lab.memorization.making import Copying
+from fedgen_lab.memorization.sweep_copying import DRAWN, LESSON, POINTS, SEEDS, Judged, judge_copies, recorded_copying
+from fedgen_lab.privacy.membership import judge_scores
+
+
+@pytest.fixture(autouse=True)
+def inline(monkeypatch):
+    monkeypatch.setenv("FEDGEN_RUN", "inline")
+
+
+def judged(copied=0.75, others=0.0, ratios=(0.9, 0.1, 0.5)):
+    drawn, training = torch.zeros(len(ratios), 3, 8, 8), torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    nearest = np.arange(len(ratios)) % 2
+    return Judged(3, copied, others, 0.2, 0.97, 0.5, drawn, np.array(ratios), training, nearest)
+
+
+def recording():
+    """A row for every point and seed; whoever repeats more copies more."""
+    return pd.DataFrame([
+        point | {"seed": seed, "copied": min(1, point["times"] / 16), "others": 0.0, "ratio": 0.5, "auc": 0.9, "tpr": 0}
+        for point in POINTS for seed in SEEDS
+    ])  # fmt: skip
+
+
+def test_a_run_says_how_many_drawings_are_copies_and_how_well_members_are_told():
+    run = CopyingRun(Copying())
+    assert not run.computed and run.strip() == "" and "half trained" in run.summary()
+    run.judged = judged()
+    assert "of 3 of the 4 pictures that were there 16 times" in run.summary()
+    assert "75% are copies, for others 0%" in run.summary() and "AUC 0.97" in run.summary()
+    run.judged = judged(others=None)
+    assert "others" not in run.summary()
+
+
+def test_the_strip_has_the_likest_copy_first():
+    run = CopyingRun(Copying())
+    run.judged = judged()
+    strip = run.strip()
+    assert strip.index("ratio 0.10") < strip.index("ratio 0.50") < strip.index("ratio 0.90")
+    assert strip.count('alt="nearest training picture: ratio') == 3
+
+
+@pytest.mark.parametrize("axis", AXES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_chart_shows_what_was_recorded_along_every_knob(kind, axis):
+    chart, sentence, table = copies_chart(recording(), [], kind, axis)
+    assert len(chart.data) == 1 and sentence.startswith(f"Recorded by {axis}")
+    assert len(table) == len(SEEDS) * len(chart.data[0].x) and table[AXES[axis]].nunique() >= 2
+
+
+def test_along_a_knob_nothing_else_differs_from_the_lesson():
+    along = dashboard.along_knob(recording(), "times")
+    assert sorted(along["times"].unique()) == [1, 2, 4, 8, 16]
+    assert all((along[name] == value).all() for name, value in LESSON.items() if name != "times")
+    few = dashboard.along_knob(recording(), "pictures")
+    assert sorted(few["pictures"].unique()) == [8, 32, 512] and (few["times"] == 1).all()
+
+
+def test_live_runs_are_marked_on_the_chart_and_a_bare_chart_says_so():
+    run = CopyingRun(Copying(times=9))
+    run.judged = judged()
+    chart, sentence, _ = copies_chart(recording(), [run, CopyingRun(Copying())], "copies", "repetitions")
+    assert list(chart.data[-1].x) == [9] and list(chart.data[-1].y) == [0.75] and "1 live, marked by a star" in sentence
+    _, sentence, table = copies_chart(pd.DataFrame(), [], "copies", "rank")
+    assert sentence.startswith("Nothing is recorded along rank") and table is None
+
+
+def test_the_knobs_describe_what_is_trained(monkeypatch):
+    asked = []
+    monkeypatch.setattr(dashboard, "run_copying", lambda run, job: asked.append(run.copying))
+    board = CopyingDashboard(Copying(), recording())
+    board.times.set(3), board.pictures.set(8), board.steps.set(20), board.rank.set(2), board.seed.set(5)
+    board.noise.set(0.5)
+    board.captions.value = False
+    board.panel.start()
+    assert asked == [
+        Copying(pictures=8, times=3, steps=20, rank=2, unique_captions=False, clip=1.0, noise_multiplier=0.5, seed=5)
+    ]
+    board.noise.set(0.0)
+    assert board.copying().clip == 0
+
+
+def test_stopped_before_it_has_drawn_a_run_is_not_judged(monkeypatch):
+    from fedgen_lab.memorization import making
+
+    def train(copying, on_step, should_stop):
+        on_step(1, copying.steps, 0.5)
+        board.panel.stop()
+
+    monkeypatch.setattr(making, "train_copying", train)
+    board = CopyingDashboard(Copying(), recording())
+    board.panel.start()
+    assert board.panel.job.state == "cancelled" and not board.panel.latest().computed
+    assert board.panel.status.sentence.startswith("Stopped: nothing was drawn yet")
+
+
+def test_pictures_stand_beside_their_nearest_training_picture_sorted_by_the_chosen_score():
+    generator = torch.Generator().manual_seed(0)
+    training = torch.rand(20, 1, 8, 8, generator=generator) * 2 - 1
+    generated = torch.cat([training[[7, 3]], torch.rand(10, 1, 8, 8, generator=generator) * 2 - 1])
+    view = originals_view(generated, training, {"first": -np.arange(12.0), "last": np.arange(12.0)}, match="plain")
+    assert view.rows[:2].tolist() == [7, 3] and view.order().tolist() == list(range(12))
+    view.score.value = "last"
+    assert view.order()[0] == 11 and "The likest".lower() in view.status.sentence
+    view.page.set(2)
+    assert "pictures 9 to 12 of 12" in view.status.sentence
+    with pytest.raises(ValueError, match="The score 'short' has 3 numbers for 12 pictures"):
+        originals_view(generated, training, {"short": np.zeros(3)})
+
+
+def test_the_race_has_a_row_and_a_curve_for_each_detector():
+    rng = np.random.default_rng(0)
+    good, bad = (judge_scores(rng.normal(shift, 1, 300), rng.normal(0, 1, 300)) for shift in (4, 0))
+    chart, sentence, table = dashboard.roc_chart({"coin": bad, "eye": good})
+    assert table["detector"].tolist() == ["eye", "coin"] and len(chart.data) == 4
+    assert sentence.startswith("At 1 % false alarms eye finds") and table["AUC"].tolist() == [good.auc, bad.auc]
+
+
+def test_a_model_that_returns_the_watched_pictures_is_judged_a_copier():
+    from fedgen_lab.memorization.making import private_pictures
+
+    copying = Copying(pictures=8, duplicated=4)
+    private = private_pictures(copying)
+
+    def judge(drawn_from, monkeypatch):
+        from fedgen_lab.memorization import making, membership
+
+        def draw(trained, rows, seed, on_step):
+            on_step()
+            return drawn_from[rows], rows
+
+        monkeypatch.setattr(making, "draw_copies", draw)
+        monkeypatch.setattr(membership, "membership", lambda *_: SimpleNamespace(auc=0.5, tpr=0.0))
+        return judge_copies(SimpleNamespace(copying=copying, private=private, model=None))
+
+    with pytest.MonkeyPatch.context() as patch:
+        copier = judge(private.pictures.as_tensor(), patch)
+        assert copier.copied == copier.others == 1 and copier.captions == 4 and len(copier.drawn) == DRAWN + DRAWN // 2
+        honest = judge(private_pictures(Copying(pictures=8, seed=1)).pictures.as_tensor(), patch)
+        assert honest.copied == honest.others == 0
+        other = judge(private.held_out.as_tensor(), patch)
+        assert other.copied == other.others == 0, "a copy of a picture that was not trained on is none"
+
+
+def test_what_is_recorded_belongs_to_the_sweep_and_no_run_is_there_twice():
+    recorded = recorded_copying()
+    if recorded.empty:
+        pytest.skip("nothing is recorded yet")
+    knobs = [*LESSON, "seed"]
+    assert not recorded.duplicated(knobs).any()
+    assert all(row in POINTS for row in recorded[list(LESSON)].to_dict("records"))
