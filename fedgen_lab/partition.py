@@ -12,7 +12,6 @@ import warnings
 
 import numpy as np
 import pandas as pd
-from scipy.special import rel_entr
 
 
 def by_skew(
@@ -174,6 +173,8 @@ def mean_js_distance(counts) -> float:
     clients = counts / counts.sum(1, keepdims=True)  # (clients, concepts): each row a mixture
     whole = counts.sum(0) / counts.sum()  # (concepts,)
     middle = (clients + whole) / 2
+    from scipy.special import rel_entr
+
     divergence = (rel_entr(clients, middle) + rel_entr(whole, middle)).sum(1) / (2 * np.log(2))  # (clients,)
     return float(np.sqrt(divergence.clip(0, 1)).mean())  # rounding can leave a divergence of -1e-17
 

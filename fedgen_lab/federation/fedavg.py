@@ -13,8 +13,9 @@ from typing import NamedTuple
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, MessageType, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp.strategy import FedAvg
+
+from fedgen_lab.federation.exchange import checked, content_of
 
 _log = logging.getLogger("flwr")  # `flwr log` shows it; a LabGrid keeps it quiet
 
@@ -177,12 +178,12 @@ class CheckedFedAvg(FedAvg):
             try:
                 if node_id not in answers:
                     self._silent.add(node_id)
-                    raise _Unusable("did not answer in time and is not asked again")
+                    raise ValueError("did not answer in time and is not asked again")
                 if partition in seen:
-                    raise _Unusable("has the same partition id as another client; start each SuperNode with its own")
+                    raise ValueError("has the same partition id as another client; start each SuperNode with its own")
                 start = self._start_of(node_id, expected)
                 content = self._checked(answers[node_id], start)
-            except _Unusable as why:
+            except ValueError as why:
                 self._leave_out(server_round, client, why)
                 continue
             seen.add(partition)
@@ -222,21 +223,18 @@ class CheckedFedAvg(FedAvg):
             self._partitions[nameless[0]] = missing.pop()
 
     def _checked(self, reply, expected):
-        """The reply's content as RecordDict(arrays, metrics); raises `_Unusable` with what is wrong."""
-        if reply.has_error():
-            if reply.error.code == ErrorCode.NODE_UNAVAILABLE:
-                raise _Unusable("lost its connection during the round")
-            raise _Unusable(f"sent an error instead of an answer: {reply.error.reason}")
-        arrays, metrics = list(reply.content.array_records.values()), list(reply.content.metric_records.values())
+        """The reply's content as RecordDict(arrays, metrics); raises ValueError with what is wrong."""
+        sent = content_of(reply)
+        arrays, metrics = list(sent.array_records.values()), list(sent.metric_records.values())
         if len(metrics) != 1 or (expected is not None and len(arrays) != 1):
-            raise _Unusable(f"sent {len(arrays)} array and {len(metrics)} metric records where one each belongs")
+            raise ValueError(f"sent {len(arrays)} array and {len(metrics)} metric records where one each belongs")
         weight = metrics[0].get(self.weighted_by_key)
         if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise _Unusable(f"gave {self.weighted_by_key!r} as {weight!r} where a positive number belongs")
+            raise ValueError(f"gave {self.weighted_by_key!r} as {weight!r} where a positive number belongs")
         content = RecordDict({"metrics": metrics[0]})
         if expected is not None:
             content[self.arrayrecord_key] = self._read(arrays[0], expected)
-            _check_arrays(content[self.arrayrecord_key], expected)
+            checked(content[self.arrayrecord_key], expected)
         return content
 
     def _read(self, arrays, expected):
@@ -245,15 +243,11 @@ class CheckedFedAvg(FedAvg):
         try:
             return self.read(arrays, expected)
         except Exception as error:  # bytes from outside: anything can be wrong with them
-            raise _Unusable(f"sent an upload that cannot be read ({str(error).rstrip('.')})") from None
+            raise ValueError(f"sent an upload that cannot be read ({str(error).rstrip('.')})") from None
 
     def _refuse(self, server_round, client, reason):
         self.refused.append(Refusal(server_round, client, reason))
         _log.warning("Round %d: %s", server_round, reason)
-
-
-class _Unusable(Exception):
-    """Why an answer is not used; the end of a sentence that starts with the client's name."""
 
 
 def _change(arrays, start):
@@ -267,26 +261,6 @@ def _usual_change(changes, last):
     if len(changes) < 2:
         return median_low(changes + last) if changes else 0.0
     return max(median_low(changes), median_low(last or [0.0]))  # the first steps from zero are small
-
-
-def _check_arrays(arrays, expected):
-    """Raises `_Unusable` unless `arrays` has the names, shapes and dtypes of `expected` and finite numbers only."""
-    if missing := sorted(set(expected) - set(arrays)):
-        raise _Unusable(f"left out {len(missing)} arrays, the first is {missing[0]!r}")
-    if extra := sorted(set(arrays) - set(expected)):
-        raise _Unusable(f"sent {len(extra)} arrays nobody asked for, the first is {extra[0]!r}")
-    for name, array in arrays.items():
-        shape, dtype = tuple(expected[name].shape), expected[name].dtype
-        try:
-            value = array.numpy()
-            is_right = value.shape == shape and str(value.dtype) == dtype
-            is_finite = is_right and np.isfinite(value).all()
-        except Exception as error:  # bytes from outside: anything can be wrong with them
-            raise _Unusable(f"sent {name!r} in a form that cannot be read ({error})") from None
-        if not is_right:
-            raise _Unusable(f"sent {name!r} as {value.dtype} {value.shape} where {dtype} {shape} belongs")
-        if not is_finite:
-            raise _Unusable(f"sent NaN or infinity in {name!r}")
 
 
 def weighted_mean(server_round, sent, uploads, weights):

@@ -7,6 +7,7 @@ So that methods differ in what they exchange and in nothing else. Labs 06 and 07
 import torch
 
 from fedgen_lab.split.nets import SIZES, new_discriminator, new_generator
+from fedgen_lab.split.scenario import GanScenario
 
 GENERATOR_KEY, DISCRIMINATOR_KEY = (0, 0), (0, 1)  # of `seed_of`; keys of batches have three numbers
 
@@ -16,6 +17,23 @@ def start_nets(scenario):
     size = SIZES[scenario.size]
     generator = new_generator(size, scenario.seed_of(*GENERATOR_KEY))
     return generator, new_discriminator(size, scenario.seed_of(*DISCRIMINATOR_KEY))
+
+
+def addressee(context):
+    """Whose context this is: (scenario, client). Raises ValueError for a client too many."""
+    scenario, client = GanScenario.from_run_config(context.run_config), int(context.node_config["partition-id"])
+    if client >= scenario.num_clients:
+        raise ValueError(f"This node is client {client}, but the run has num-clients={scenario.num_clients}.")
+    return scenario, client
+
+
+def own_data(scenario, client, dealt=None):
+    """The pictures (n, C, H, W) and labels (n,) of one client: those of `dealt`, else as the scenario deals them."""
+    if dealt is not None:
+        return dealt.pictures[client], dealt.labels[client]
+    from fedgen_lab.split.deal import deal_to
+
+    return deal_to(scenario, client)
 
 
 def draw_batch(scenario, pictures, labels, client, server_round, iteration):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from fedgen_lab.split.defence import leakage_penalty
-from fedgen_lab.split.local import adversarial_loss, new_adam
+from fedgen_lab.split.local import adversarial_loss, load_moments, moments_of, new_adam
 from fedgen_lab.split.nets import run_blocks
 
 
@@ -69,10 +69,14 @@ class Half:
     """
 
     def __init__(self, blocks, cut, learning_rate, decorrelation=0.0):
-        self.blocks, self.cut, self.decorrelation = blocks, cut, decorrelation
+        self.blocks, self.cut, self.learning_rate, self.decorrelation = blocks, cut, learning_rate, decorrelation
         self.parts = {part: [blocks[name] for name in names] for part, names in segments(cut).items()}
-        self.adam = {net: new_adam([b for name, b in blocks.items() if name[0] == net], learning_rate) for net in "gd"}
+        self.adams, self.asleep = {}, {}  # net -> its optimiser, once it has learned; net -> moments to begin with
         self.batch, self.kept = None, {}
+
+    def moments(self):
+        """What the optimisers of those nets that have learned remember: {net: {"name:key": tensor}}."""
+        return {net: moments_of(adam, self._parameters(net)) for net, adam in self.adams.items()}
 
     def start(self):
         """G's head on noise and labels."""
@@ -129,9 +133,16 @@ class Half:
         del self.kept["g_head"]
 
     def _learn(self, net, outputs, gradients, inputs=None):
+        if net not in self.adams:  # torch takes two seconds to get its first optimiser ready; most hops do without
+            self.adams[net] = new_adam([b for name, b in self.blocks.items() if name[0] == net], self.learning_rate)
+            load_moments(self.adams[net], self._parameters(net), self.asleep.get(net, {}))
         torch.autograd.backward(outputs, gradients, inputs=inputs)
-        self.adam[net].step()
-        self.adam[net].zero_grad()
+        self.adams[net].step()
+        self.adams[net].zero_grad()
+
+    def _parameters(self, net):
+        blocks = [(name, block) for name, block in self.blocks.items() if name[0] == net]
+        return [(f"{name}.{key}", p) for name, block in blocks for key, p in block.named_parameters()]
 
     def _first(self, name):
         self.kept[name] = self._forward(name)

@@ -114,13 +114,12 @@ def block_flops(size, batch_size, reference=False):
         if size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}.")
         size = SIZES[size]
-    with torch.device("meta"):  # shapes without numbers: nothing is computed or stored
-        labels = torch.zeros(batch_size, dtype=torch.long)
-        z, pictures = torch.zeros(batch_size, size.z_dim), torch.zeros(batch_size, *size.picture)
-        generator, discriminator = new_generator(size, 0), new_discriminator(size, 0)
+    labels, z, pictures = torch.zeros(2, dtype=torch.long), torch.zeros(2, size.z_dim), torch.zeros(2, *size.picture)
+    generator, discriminator = new_generator(size, 0), new_discriminator(size, 0)
+    with torch.no_grad():  # two pictures stand for all; torch's "meta" device would first take two seconds to get ready
         return Work(
-            _walk(generator, (z, labels), 1, reference),
-            _walk(discriminator, (pictures, labels), DISCRIMINATOR_BATCHES, reference),
+            _walk(generator, (z, labels), batch_size, 1, reference),
+            _walk(discriminator, (pictures, labels), batch_size, DISCRIMINATOR_BATCHES, reference),
             batch_size,
         )
 
@@ -246,8 +245,8 @@ def iteration_gantt(cuts, devices, work, reference=False, server=SERVER):
     return pd.DataFrame(rows, columns=columns).sort_values("start_seconds", kind="stable", ignore_index=True)
 
 
-def _walk(blocks, inputs, batches, reference):
-    """The `NetWork` of one net: send shapes through it, and count at each layer."""
+def _walk(blocks, inputs, batch_size, batches, reference):
+    """The `NetWork` of one net: send two pictures through it, and count at each layer what a batch would take."""
     from torch import nn
 
     per_number = {
@@ -256,15 +255,18 @@ def _walk(blocks, inputs, batches, reference):
     seen = []  # of the present block: (forward FLOPs, backward FLOPs, numbers kept for the way back)
     first = True
 
+    def numbers_in(tensor):
+        return tensor[0].numel() * batch_size
+
     def count(layer, given, result):
         nonlocal first
-        numbers = result.numel()
+        numbers = numbers_in(result)
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
             taps = layer.weight[0].numel()  # multiplications for one output, or from one input of a transposed one
             multiplications = taps * numbers
             if isinstance(layer, nn.ConvTranspose2d):
                 kernel = layer.kernel_size[0] * layer.kernel_size[1]
-                multiplications = layer.in_channels * kernel * numbers if reference else taps * given[0].numel()
+                multiplications = layer.in_channels * kernel * numbers if reference else taps * numbers_in(given[0])
             backward = (2 if first else 4) * multiplications
             first = False
             seen.append((2 * multiplications + numbers, backward + numbers, numbers))
@@ -279,12 +281,12 @@ def _walk(blocks, inputs, batches, reference):
         out = block(*inputs)
         inputs = (out,)
         if out.ndim == 1:  # the logit's sigmoid, which the loss takes
-            seen.append((3 * out.numel(), 2 * out.numel(), 0))
+            seen.append((3 * batch_size, 2 * batch_size, 0))
         totals = [sum(column) for column in zip(*seen, strict=True)]
         weights = sum(parameter.numel() for parameter in block.parameters())
         forward.append(totals[0])
         backward.append(totals[1])
-        outputs.append(BYTES * out.numel())
+        outputs.append(BYTES * numbers_in(out))
         # Fakes and real pictures wait for the discriminator's way back together.
         memory.append(BYTES * (4 * weights + min(batches, 2) * totals[2]))
     for hook in hooks:

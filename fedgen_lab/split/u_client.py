@@ -11,11 +11,10 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedgen_lab.split import stacked
-from fedgen_lab.split.batch import draw_batch, start_nets
+from fedgen_lab.split.batch import addressee, draw_batch, own_data, start_nets
 from fedgen_lab.split.defence import protect, to_bytes
 from fedgen_lab.split.half import HOPS, Half, segments
 from fedgen_lab.split.latency import block_flops
-from fedgen_lab.split.scenario import GanScenario
 from fedgen_lab.split.wire import SMASHED, array, read
 
 
@@ -142,21 +141,15 @@ class _Node:
     def wake(self, state):
         """Take up what `sleep` wrote."""
         self._load([state["blocks"].to_torch_state_dict()])
-        moments = state["adam"].to_torch_state_dict() if "adam" in state else {}
-        for name, parameter in self._parameters():
-            own = {key.rpartition(":")[2]: value for key, value in moments.items() if key.rpartition(":")[0] == name}
-            if own:
-                self.half.adam[name[0]].state[parameter] = own
+        self.half.asleep = {net: state[f"adam.{net}"].to_torch_state_dict() for net in "gd" if f"adam.{net}" in state}
         if "g_body" in state["received"]:
             self.half.kept["g_body"] = read(state["received"]["g_body"]).requires_grad_()
 
     def sleep(self, state):
         """Write down what the next message needs: blocks, Adam's moments, and what came from the generator's body."""
         state["blocks"] = ArrayRecord(self._states()[0])
-        state["adam"] = ArrayRecord({
-            f"{name}:{key}": value for name, parameter in self._parameters()
-            for key, value in self.half.adam[name[0]].state.get(parameter, {}).items()
-        })  # fmt: skip
+        for net, moments in self.half.moments().items():
+            state[f"adam.{net}"] = ArrayRecord(moments)
         received = {"g_body": self.half.kept["g_body"]} if "g_body" in self.half.kept else {}
         state["received"] = ArrayRecord(received)
 
@@ -200,9 +193,6 @@ class _Node:
             flops += times * sum(spent[int(name[2])] for name in segments(self.half.cut)[part])
         return MetricRecord({"partition-id": client, "num-examples": len(labels), "flops": float(flops)})
 
-    def _parameters(self):
-        return [(f"{name}.{key}", p) for name, block in self.half.blocks.items() for key, p in block.named_parameters()]
-
     def _states(self):
         """The blocks of each member as {"g.0.embedding.weight": tensor, ...}."""
         states = [{} for _ in self.members]
@@ -219,11 +209,5 @@ class _Node:
 
 def _own(context, dealt):
     """(scenario, client, pictures, labels) of the node whose context this is."""
-    scenario, client = GanScenario.from_run_config(context.run_config), int(context.node_config["partition-id"])
-    if client >= scenario.num_clients:
-        raise ValueError(f"This node is client {client}, but the run has num-clients={scenario.num_clients}.")
-    if dealt is None:
-        from fedgen_lab.split.deal import deal
-
-        dealt = deal(scenario)
-    return scenario, client, dealt.pictures[client], dealt.labels[client]
+    scenario, client = addressee(context)
+    return scenario, client, *own_data(scenario, client, dealt)

@@ -7,7 +7,6 @@ HuSCF-GAN, arXiv 2507.12979.
 """
 
 import logging
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen_lab.federation.exchange import ask, content_of, gather
 from fedgen_lab.federation.fedavg import Refusal
 from fedgen_lab.split.batch import start_nets
 from fedgen_lab.split.clusters import aggregate_layers, cluster, kld_scores, scale_free, weights
@@ -23,7 +23,7 @@ from fedgen_lab.split.cuts import parse_cuts
 from fedgen_lab.split.half import HOPS, segments
 from fedgen_lab.split.local import new_adam
 from fedgen_lab.split.scenario import GanRound, GanScenario
-from fedgen_lab.split.wire import array, checked_blocks, checked_tensors, content_of
+from fedgen_lab.split.wire import array, checked_blocks, checked_tensors
 
 _log = logging.getLogger("flwr")
 _PUBLISHED_SEED = 42  # of k-means in the published code
@@ -105,21 +105,20 @@ class UServer:
 
     def meet(self, join_timeout):
         """Wait for the clients, and ask each who it is and how many pictures it holds."""
-        end, wanted = time.monotonic() + join_timeout, self.scenario.num_clients
-        while len(node_ids := list(self.grid.get_node_ids())) < wanted and time.monotonic() < end:
-            time.sleep(2.0)
+        wanted = self.scenario.num_clients
+        node_ids = gather(self.grid, wanted, join_timeout)
         cuts = parse_cuts(self.scenario.cuts, wanted, self.scenario.size, self.scenario.batch_size,
                           self.scenario.reference)  # fmt: skip
         whole = self.state()
         messages = {node_id: Message(RecordDict(), node_id, "query.hello") for node_id in node_ids}
-        for node_id, reply in self._send(messages).items():
+        for node_id, reply in ask(self.grid, messages, self.timeout).items():
             try:
                 metrics = content_of(reply)["metrics"]
                 partition, count = int(metrics["partition-id"]), int(metrics["num-examples"])
                 if partition in self.clients or not 0 <= partition < wanted or count < 2:
-                    raise ValueError(f"it says that it is client {partition} with {count} pictures")
+                    raise ValueError(f"says that it is client {partition} with {count} pictures")
             except Exception as why:
-                self.refuse(f"node {node_id}", f"Node {node_id} is not used: {why}")
+                self.refuse(f"node {node_id}", f"Node {node_id} is not used: it {why}")
                 continue
             cut = tuple(cuts[partition])
             self.clients[partition] = _Client(node_id, cut, count, {})
@@ -139,12 +138,10 @@ class UServer:
             if blocks:
                 content["blocks"] = ArrayRecord(client.state)
             messages[partition] = Message(content, client.node_id, f"train.{action}")
-        replies, good = self._send(messages), {}
+        replies, good = ask(self.grid, messages, self.timeout), {}
         for partition, client in list(self.clients.items()):
             try:
-                if partition not in replies:
-                    raise ValueError("it did not answer in time")
-                content = content_of(replies[partition])
+                content = content_of(replies.get(partition))
                 if action == "learn_g" and not go_on:
                     good[partition] = checked_blocks(content["blocks"], client.state)
                 elif up := HOPS[action].up:
@@ -154,16 +151,9 @@ class UServer:
                     )
             except Exception as why:  # from outside: anything can be wrong with it
                 del self.clients[partition]
-                self.refuse(f"client {partition}", f"Client {partition} is left out from now on ({action}): {why}")
+                self.refuse(f"client {partition}", f"Client {partition} is left out from now on ({action}): it {why}")
         self._some_left()
         return good
-
-    def _send(self, messages):
-        """Replies by the keys of `messages`; a client that doesn't answer has none."""
-        replies = {reply.metadata.reply_to_message_id: reply
-                   for reply in self.grid.send_and_receive(list(messages.values()), timeout=self.timeout)}  # fmt: skip
-        found = {key: replies.get(message.metadata.message_id) for key, message in messages.items()}
-        return {key: reply for key, reply in found.items() if reply is not None}
 
     def refuse(self, client, reason):
         """Write down that a client is left out, and why."""

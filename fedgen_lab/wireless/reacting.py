@@ -11,7 +11,7 @@ import numpy as np
 from flwr.app import MessageType, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from fedgen_lab.federation.fedavg import CheckedFedAvg, _partition_id, _Unusable
+from fedgen_lab.federation.fedavg import CheckedFedAvg, _partition_id
 from fedgen_lab.scenario import SELECTIONS
 from fedgen_lab.wireless.channel import Network
 from fedgen_lab.wireless.clock import NOBODY, Clock, sizes_of
@@ -155,5 +155,5 @@ class ReactingFedAvg(CheckedFedAvg):
     def _checked(self, reply, expected):
         seconds = self._too_late.get(reply.metadata.reply_to_message_id)
         if seconds is not None:
-            raise _Unusable(f"was too late, after {seconds:.3g} s with a deadline of {self.deadline:.3g} s")
+            raise ValueError(f"was too late, after {seconds:.3g} s with a deadline of {self.deadline:.3g} s")
         return super()._checked(reply, expected)

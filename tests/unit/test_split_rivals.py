@@ -394,7 +394,9 @@ def test_where_node_ids_tell_nothing_the_server_asks_who_is_who():
     states = []
     server = mdgan.server_app(on_round=lambda event: states.append(event.generators[0]))
     with LabGrid(mdgan.client_app(), 3, scenario.to_run_config()) as grid:
-        far = SimpleNamespace(get_node_ids=grid.get_node_ids, send_and_receive=grid.send_and_receive)
+        far = SimpleNamespace(
+            get_node_ids=grid.get_node_ids, push_messages=grid.push_messages, pull_messages=grid.pull_messages
+        )
         server(far, Context(1, 1, {}, RecordDict(), scenario.to_run_config()))
     assert set(grid.trace.frame()["kind"]) == {"query", "train.feedback"}
     assert_same(states[-1], mdgan.run(scenario).generators[0])

@@ -5,7 +5,6 @@ optimisers' moments in Flower's `Context.state` from message to message, so ever
 meets a new process; in one process a dict `keep` saves the packing and unpacking. Adam's moments are never sent.
 """
 
-import time
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -14,17 +13,17 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedgen_lab.federation.exchange import ask, checked, content_of, gather
 from fedgen_lab.federation.fedavg import Refusal
 from fedgen_lab.federation.grid import Stopped, run_app
-from fedgen_lab.split.batch import draw_batch, start_nets
-from fedgen_lab.split.deal import deal_to
+from fedgen_lab.split import batch
+from fedgen_lab.split.batch import draw_batch, own_data, start_nets  # noqa: F401 (the rivals take it from here)
 from fedgen_lab.split.latency import block_flops
-from fedgen_lab.split.local import gan_step, new_adam
+from fedgen_lab.split.local import gan_step, load_moments, moments_of, new_adam
 from fedgen_lab.split.run import GanStep
-from fedgen_lab.split.scenario import GanOutcome, GanRound, GanScenario
+from fedgen_lab.split.scenario import GanOutcome, GanRound
 
 PATIENCE_SECONDS = 300.0  # for one answer; far longer than honest work takes
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what Adam remembers of each weight
 
 
 class Gan(NamedTuple):
@@ -47,6 +46,11 @@ class Gan(NamedTuple):
             if own:
                 net.load_state_dict(own)
 
+    def optimisers(self):
+        """(net, its Adam, its named parameters) of both nets."""
+        return [("g", self.g_adam, list(self.generator.named_parameters())),
+                ("d", self.d_adam, list(self.discriminator.named_parameters()))]  # fmt: skip
+
 
 def start_gan(scenario):
     """The GAN that everybody starts from."""
@@ -65,14 +69,10 @@ def recall(context, scenario, keep=None):
         return keep[client]
     gan = start_gan(scenario)
     if "gan" in context.state:
-        kept = context.state["gan"].to_torch_state_dict()
-        gan.load(kept)
-        for net, adam in (("g", gan.g_adam), ("d", gan.d_adam)):
-            weights = adam.param_groups[0]["params"]
-            for name in MOMENTS if f"adam.{net}.step" in kept else ():
-                sizes = [1 if name == "step" else weight.numel() for weight in weights]
-                for weight, part in zip(weights, kept[f"adam.{net}.{name}"].split(sizes), strict=True):
-                    adam.state[weight][name] = part.reshape(() if name == "step" else weight.shape)
+        gan.load(context.state["gan"].to_torch_state_dict())
+        for net, adam, parameters in gan.optimisers():
+            if f"adam.{net}" in context.state:
+                load_moments(adam, parameters, context.state[f"adam.{net}"].to_torch_state_dict())
     return gan
 
 
@@ -81,29 +81,15 @@ def remember(context, gan, nets="gd", keep=None):
     if keep is not None:
         keep[int(context.node_config["partition-id"])] = gan
         return
-    kept = gan.state(nets)
-    for net in nets:
-        adam = {"g": gan.g_adam, "d": gan.d_adam}[net]
-        moments = [adam.state[weight] for weight in adam.param_groups[0]["params"]]
-        for name in MOMENTS if moments[0] else ():
-            kept[f"adam.{net}.{name}"] = torch.cat([of[name].flatten() for of in moments])  # few records, not hundreds
-    context.state["gan"] = ArrayRecord(kept)
+    context.state["gan"] = ArrayRecord(gan.state(nets))
+    for net, adam, parameters in gan.optimisers():
+        if net in nets:
+            context.state[f"adam.{net}"] = ArrayRecord(moments_of(adam, parameters))
 
 
 def addressee(message, context):
     """Who a message is for and when: (scenario, client, round). Raises ValueError for a client too many."""
-    scenario = GanScenario.from_run_config(context.run_config)
-    client = int(context.node_config["partition-id"])
-    if client >= scenario.num_clients:
-        raise ValueError(f"This node is client {client}, but the run has num-clients={scenario.num_clients}.")
-    return scenario, client, int(message.content["config"]["server-round"])
-
-
-def own_data(scenario, client, dealt=None):
-    """The pictures (n, C, H, W) and labels (n,) of one client: those of `dealt`, else as the scenario deals them."""
-    if dealt is None:
-        return deal_to(scenario, client)
-    return dealt.pictures[client], dealt.labels[client]
+    return *batch.addressee(context), int(message.content["config"]["server-round"])
 
 
 def local_steps(scenario, gan, pictures, labels, client, server_round, on_step=None):
@@ -176,14 +162,15 @@ class Clients:
         for client, node in self.nodes.items():
             content = RecordDict({"config": config, **records(client)})
             sent[client] = Message(content, node, f"train.{action}" if action else "train")
-        replies = self.grid.send_and_receive(list(sent.values()), timeout=PATIENCE_SECONDS)
-        replies = {reply.metadata.src_node_id: reply for reply in replies}
-        answers = {}
-        for client, node in list(self.nodes.items()):
-            if fault := _fault(replies.get(node), expected or {}):
-                self.refuse(server_round, client, fault)
-            else:
-                answers[client] = replies[node].content
+        replies, answers = ask(self.grid, sent, PATIENCE_SECONDS), {}
+        for client in sent:
+            try:
+                content = content_of(replies.get(client))
+                for record, tensors in (expected or {}).items():
+                    checked(content[record], tensors)
+                answers[client] = content
+            except Exception as why:  # from outside: anything can be wrong with it
+                self.refuse(server_round, client, why)
         if not answers:
             self.refused.append(Refusal(server_round, "everyone", "No client is left; the run ended here."))
             raise Stopped("No client is left.")
@@ -226,30 +213,9 @@ def play(scenario, server_app, client_app, what, should_stop=None, on_event=None
 
 def _meet(grid, num_clients, patience=60.0):
     """The nodes by partition id, once `num_clients` are connected or patience is over."""
-    end = time.monotonic() + patience
-    while len(list(grid.get_node_ids())) < num_clients and time.monotonic() < end:
-        time.sleep(1.0)
-    partitions = getattr(grid, "partitions", None)
+    node_ids, partitions = gather(grid, num_clients, patience), getattr(grid, "partitions", None)
     if partitions is None:
-        who = [Message(RecordDict(), node, "query") for node in grid.get_node_ids()]
-        replies = [reply for reply in grid.send_and_receive(who, timeout=PATIENCE_SECONDS) if not reply.has_error()]
-        partitions = {reply.metadata.src_node_id: reply.content["metrics"]["partition-id"] for reply in replies}
+        replies = ask(grid, {node: Message(RecordDict(), node, "query") for node in node_ids}, PATIENCE_SECONDS)
+        partitions = {node: reply.content["metrics"]["partition-id"] for node, reply in replies.items()
+                      if not reply.has_error()}  # fmt: skip
     return dict(sorted((client, node) for node, client in partitions.items()))
-
-
-def _fault(reply, expected):
-    """What is wrong with an answer, as the end of a sentence that begins with the client's name; "" if nothing is."""
-    if reply is None:
-        return "did not answer in time"
-    if reply.has_error():
-        return f"sent an error instead of an answer: {reply.error.reason.rstrip('.')}"
-    for record, tensors in expected.items():
-        try:
-            sent = reply.content[record].to_torch_state_dict()
-        except Exception as error:  # bytes from outside: anything can be wrong with them
-            return f"sent {record!r} in a form that cannot be read ({error})"
-        if {name: tensor.shape for name, tensor in sent.items()} != {n: t.shape for n, t in tensors.items()}:
-            return f"sent {record!r} with other names or shapes than it should"
-        if not all(tensor.isfinite().all() for tensor in sent.values()):
-            return f"sent NaN or infinity in {record!r}"
-    return ""

@@ -59,7 +59,7 @@ def exchange(scenario, clients, server_round):
     """In the middle of the run generators come up, and fakes of those alike go down."""
     if server_round != max(1, scenario.rounds // 2) or server_round == scenario.rounds:
         return
-    labels = torch.zeros(SIZES[scenario.size].num_labels)
+    labels = torch.zeros(SIZES[scenario.size].num_labels, dtype=torch.long)
     expected = {"generator": core.start_gan(scenario).state("g"), "counts": {"of": labels}}
     up = clients.ask("share", server_round, expected=expected)
     sent = [[content[name].to_torch_state_dict() for name in expected] for content in up.values()]
