@@ -41,7 +41,7 @@ def tiny():
     }  # fmt: skip
     base = UNet2DConditionModel(**settings).requires_grad_(False)
 
-    def load_pipeline(source):
+    def load_pipeline(source, dtype=None):
         return SimpleNamespace(unet=deepcopy(base))
 
     def encode(pipeline, client):
