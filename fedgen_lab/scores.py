@@ -104,8 +104,12 @@ def prompt_fidelity(images: torch.Tensor, attributes: pd.DataFrame, judge: Judge
     return {name: float(right[name].mean()) for name in WORDS} | {"all": float(right.all(axis=1).mean())}
 
 
-class _FeatureSpace(nn.Module):
-    """The judge's features as torchmetrics wants them: a module that takes pictures and knows its own width."""
+class FeatureSpace(nn.Module):
+    """The judge's features as torchmetrics wants them: a module that takes pictures and knows its own width.
+
+    forward: (N, C, H, W), uint8 or float in [-1, 1], as the judge reads them -> (N, num_features) of mean square 1.
+    judge: None for the shipped one, or another module with its `read`, `features` and `num_features`.
+    """
 
     def __init__(self, judge: nn.Module | None) -> None:
         super().__init__()
@@ -136,7 +140,7 @@ def kid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = N
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics draws from torch's global seed
         warnings.simplefilter("ignore")  # it warns that features are kept in memory: 512 bytes a picture here
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=_FeatureSpace(judge), subsets=100, subset_size=subset_size)
+        metric = KernelInceptionDistance(feature=FeatureSpace(judge), subsets=100, subset_size=subset_size)
         metric.update(real, real=True)
         metric.update(generated, real=False)
         return float(metric.compute()[0])
@@ -150,7 +154,7 @@ def fid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = N
     Raises ValueError for fewer pictures on a side than there are features, 128: their covariance would not have full
     rank. Heusel et al. 2017.
     """
-    space = _FeatureSpace(judge)
+    space = FeatureSpace(judge)
     _check_enough(real, generated, space.num_features, "Give more pictures, or use kid(), which does with fewer.")
     from torchmetrics.image.fid import FrechetInceptionDistance
 
@@ -170,7 +174,7 @@ def precision_recall(real: torch.Tensor, generated: torch.Tensor, judge: nn.Modu
     _check_enough(real, generated, neighbours + 2, "Give more pictures or fewer neighbours.")
     from prdc.prdc import get_kth_value  # compute_prdc() would print, and start eight threads for the distances
 
-    space = _FeatureSpace(judge)
+    space = FeatureSpace(judge)
     real, generated = space(real).double(), space(generated).double()
     apart = torch.cdist(real, generated).numpy()  # (N, M)
     reach = [get_kth_value(torch.cdist(of, of).numpy(), k=neighbours + 1, axis=-1) for of in (real, generated)]
