@@ -138,6 +138,12 @@ def test_equation_6_in_both_units(unit, expected):
     assert quality_novelty(624.0, found, unit) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("weight", "expected"), [(0, 624.0), (0.25, 2178.0), (1, 6840.0)])
+def test_the_weight_moves_equation_6_from_quality_to_novelty(weight, expected):
+    found = matches(v_a=0.6, v_c=0.95, r_c=0.12)
+    assert quality_novelty(624.0, found, weight=weight) == pytest.approx(expected)
+
+
 def test_no_match_leaves_half_the_fid_and_a_share_can_not_reach_the_published_values():
     assert quality_novelty(624.0, matches()) == 312
     assert quality_novelty(624.0, matches(v_a=1.0, v_c=1.0, r_c=1.0), "ratio") == 812 < 3721
@@ -158,7 +164,8 @@ def test_the_whole_score_of_copies_is_worse_than_that_of_fresh_sprites():
 @pytest.mark.parametrize(("changed", "says"), [
     ({"rc_unit": "per mille"}, "rc_unit must be one of"),
     ({"fid_value": float("nan")}, "finite"),
-], ids=["unit", "nan"])  # fmt: skip
+    ({"weight": 1.5}, "weight must lie in 0..1"),
+], ids=["unit", "nan", "weight"])  # fmt: skip
 def test_unknown_units_and_broken_fids_are_refused(changed, says):
     with pytest.raises(ValueError, match=says):
         quality_novelty(**{"fid_value": 1.0, "matches": matches(), **changed})
