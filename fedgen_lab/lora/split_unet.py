@@ -87,10 +87,9 @@ class EdgeHalf(nn.Module):
 
 def smashed_shapes(unet, cut, latents, text):
     """{name: shape} of the smashed data for latents and text states of these shapes, found without computing."""
-    with torch.device("meta"):
-        smashed = DeviceHalf(_without_weights(unet), cut)(
-            torch.zeros(latents), torch.zeros(latents[0]), torch.zeros(text)
-        )
+    unet = _without_weights(unet)
+    noisy, words = (torch.zeros(shape, dtype=unet.conv_in.weight.dtype, device="meta") for shape in (latents, text))
+    smashed = DeviceHalf(unet, cut)(noisy, torch.zeros(latents[0], device="meta"), words)
     return {name: tuple(tensor.shape) for name, tensor in smashed.items()}
 
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
+from fedgen_lab.lora import federated
 from fedgen_lab.lora.adapter import adapter_bytes, add_adapter, trainable_state
 from fedgen_lab.lora.federated import prepare, run_federated
 from fedgen_lab.lora.local import noise_schedule, train
-from fedgen_lab.lora.pipeline import Encoded, encode, load_pipeline
+from fedgen_lab.lora.pipeline import Encoded, draw, encode, load_pipeline
 from fedgen_lab.lora.real_size import (
     ATTENTION,
     SD15,
@@ -126,14 +127,16 @@ def test_a_written_pipeline_loads_as_any_other(tmp_path):
     assert len(train(pipeline.unet, noise_schedule(pipeline), encoded, 1, 2, 1e-3, seed=0)) == 1
 
 
-def test_the_whole_app_runs_on_a_base_in_half_precision_and_learns_nearly_the_same(tmp_path):
+def test_the_whole_app_runs_on_a_base_in_half_precision_and_learns_nearly_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(federated, "draw_strip", lambda *_: None)  # one picture is drawn below
     folder = write_random_pipeline(tmp_path / "base", SMALL, dtype=torch.float32)
     few = Scenario(
-        base_model=str(folder), num_clients=2, rounds=2, local_steps=3, batch_size=4, pictures_per_client=6, rank=2
+        base_model=str(folder), num_clients=2, rounds=1, local_steps=2, batch_size=4, pictures_per_client=4, rank=2
     )
     light = replace(few, precision="bfloat16")
-    unet = prepare(light).unet
-    assert 2 * base_bytes(unet) == base_bytes(prepare(few).unet) and unet.is_gradient_checkpointing
+    pipeline = prepare(light)
+    assert 2 * base_bytes(pipeline.unet) == base_bytes(prepare(few).unet) and pipeline.unet.is_gradient_checkpointing
+    assert draw(pipeline, ["a red star"], [1], steps=2).isfinite().all()
     whole, half = run_federated(few), run_federated(light)
     assert not half.refused and all(value.dtype == torch.float32 for value in half.state.values())
     np.testing.assert_allclose(half.rounds["loss"], whole.rounds["loss"], rtol=0.02)
