@@ -72,11 +72,13 @@ def edge_overlap(pictures, edge=EDGE):
             f"pictures must be (N, seeds, 1 or 3, H, W), as `one_step` gives; got {tuple(pictures.shape)}."
         )
     unit = (pictures.float().flatten(0, 1) + 1) / 2  # (N * seeds, C, H, W)
-    unit = F.interpolate(unit, (256, 256), mode="bicubic", antialias=True, align_corners=False)
+    unit = F.interpolate(unit, (256, 256), mode="bicubic", antialias=True, align_corners=False).expand(-1, 3, -1, -1)
+    # SciPy's filter smooths along every other axis, and in the published code the colours are one of them.
+    unit = torch.einsum("cd,ndhw->nchw", torch.tensor([[3.0, 1, 0], [1, 2, 1], [0, 1, 3]]), unit)
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     both = torch.stack([across, across.T])[:, None]  # (2, 1, 3, 3)
     slopes = F.conv2d(F.pad(unit.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), both)  # (.., 2, 256, 256)
-    size = slopes.norm(dim=1).unflatten(0, unit.shape[:2]).mean(1) * 3  # grey counts as three equal colours
+    size = slopes.norm(dim=1).unflatten(0, unit.shape[:2]).sum(1)  # (N * seeds, 256, 256)
     edges = (size > edge).float().unflatten(0, pictures.shape[:2])  # (N, seeds, 256, 256)
     return (edges.mean(1) > 0.5).double().mean((1, 2)).numpy()
 
