@@ -17,7 +17,7 @@ MATCHES = ("plain", "tiled", "robust")
 TILES = 4  # per side: the 16 tiles of Carlini et al.
 SHIFT = 2  # pixels, either way
 CONTRAST = 1.5  # the factor by which robust matching lets contrasts differ: beyond it a flat picture would match all
-COEFFICIENTS = 64  # of a picture in the lower bound
+COEFFICIENTS = 96  # of a picture in the lower bound
 SHIFTS = [(dy, dx) for dy in range(-SHIFT, SHIFT + 1) for dx in range(-SHIFT, SHIFT + 1)]
 _SLACK = 1e-5  # of squared distances: what float32 may lose in the bound
 
