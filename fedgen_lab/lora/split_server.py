@@ -6,7 +6,6 @@ round; the others go on, because nobody's copy depends on anybody else's. SplitF
 
 import logging
 import math
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen_lab.federation.exchange import ask, checked, content_of, gather
 from fedgen_lab.federation.fedavg import Refusal
 from fedgen_lab.federation.grid import Stopped, run_app
 from fedgen_lab.lora.adapter import load_trainable, trainable_state
@@ -50,9 +50,7 @@ def split_server_app(on_round=None, keep=None, task_of=lora_task, timeout=300.0,
         if keep is not None:
             keep(server)
         server.try_out(on_round)
-        end = time.monotonic() + join_timeout
-        while len(list(grid.get_node_ids())) < scenario.num_clients and time.monotonic() < end:
-            time.sleep(2.0)
+        gather(grid, scenario.num_clients, join_timeout)
         try:
             for _ in range(scenario.rounds):
                 server.train_round()
@@ -87,10 +85,11 @@ class SplitServer:
         self.silent = set()
         latents = (scenario.batch_size, *self.held_out.latents.shape[1:])
         text = (scenario.batch_size, *self.held_out.text.shape[1:])
-        self.shapes = {
-            "start": {**smashed_shapes(task.unet, cut, latents, text), "text": text}, "loss": {"guess": latents},
-        }  # fmt: skip
-        self.shapes["weights"] = {name: tuple(p.shape) for name, p in self.state.items() if self.is_device(name)}
+        shapes = {"start": {**smashed_shapes(task.unet, cut, latents, text), "text": text}, "loss": {"guess": latents}}
+        self.expected = {
+            kind: {name: torch.empty(shape, device="meta") for name, shape in of.items()} for kind, of in shapes.items()
+        }
+        self.expected["weights"] = {name: p for name, p in self.state.items() if self.is_device(name)}
 
     def train_round(self):
         """One round with every client that is connected; who fails in it is named and left out until the next."""
@@ -140,35 +139,25 @@ class SplitServer:
             config = {"server-round": self.round, "go-on": go_on, "norm": (norms or {}).get(node, 0.0)}
             content["config"] = ConfigRecord(config)
             messages[node] = Message(content, node, f"train.{action}")
-        replies = {r.metadata.reply_to_message_id: r for r in
-                   self.grid.send_and_receive(list(messages.values()), timeout=self.timeout)}  # fmt: skip
+        replies = ask(self.grid, messages, self.timeout)
         kind = ("start" if go_on else "weights") if action == "learn" else action
         good = {}
-        for node, message in messages.items():
+        self.silent |= messages.keys() - replies.keys()
+        for node in messages:
             try:
-                good[node] = self._checked(node, replies.get(message.metadata.message_id), kind, action)
+                good[node] = self._checked(node, content_of(replies.get(node)), kind, action)
             except Exception as why:  # from outside: anything can be wrong with it
-                self._refuse(node, f"is left out of round {self.round} (train.{action}): {why}")
+                self._refuse(node, f"is left out of round {self.round} (train.{action}): it {why}")
         return dict(sorted(good.items(), key=lambda item: self.names.get(item[0], math.inf)))
 
-    def _checked(self, node, reply, kind, action):
-        if reply is None:
-            self.silent.add(node)
-            raise ValueError("it did not answer in time")
-        if reply.has_error():
-            raise ValueError(f"it sent an error instead of an answer: {reply.error.reason}")
-        metrics = dict(reply.content["metrics"])
+    def _checked(self, node, content, kind, action):
+        metrics = dict(content["metrics"])
         self.names.setdefault(node, int(metrics["partition-id"]))
         for name in ("num-examples", *["norm"] * (action == "learn")):
             if not 0 <= metrics[name] < math.inf:
-                raise ValueError(f"it gave {name!r} as {metrics[name]!r}")
-        tensors = reply.content["weights" if kind == "weights" else "tensors"].to_torch_state_dict()
-        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != self.shapes[kind]:
-            raise ValueError("it sent tensors of other names or shapes than belong at this cut")
-        for name, tensor in tensors.items():
-            if not tensor.isfinite().all():
-                raise ValueError(f"it sent NaN or infinity in {name!r}")
-        return {name: tensor.to(self.place) for name, tensor in tensors.items()}, metrics
+                raise ValueError(f"gave {name!r} as {metrics[name]!r}")
+        tensors = checked(content["weights" if kind == "weights" else "tensors"], self.expected[kind])
+        return {name: torch.from_numpy(value).to(self.place) for name, value in tensors.items()}, metrics
 
     def _average(self, uploads):
         """Both halves averaged over clients, weighted by their pictures; a change out of all proportion is left out."""

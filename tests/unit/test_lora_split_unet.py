@@ -212,7 +212,7 @@ def vanish(message, reply):
 
 TROUBLE = {
     "nan_in_smashed_data": ("train.start", changed("tensors", lambda t: t * float("nan")), "NaN or infinity"),
-    "other_shape": ("train.loss", changed("tensors", lambda t: t[:, :2]), "other names or shapes"),
+    "other_shape": ("train.loss", changed("tensors", lambda t: t[:, :2]), "where float32 (4, 4, 8, 8) belongs"),
     "error_half_way": ("train.learn", vanish, "battery empty"),
     "overflow": ("train.loss", changed("tensors", lambda t: t * 0 + 3e38), "overflowed at the edge"),
     "too_large": ("train.learn", changed("weights", lambda t: t * 1000), "changed by"),
