@@ -19,6 +19,7 @@ SHIFT = 2  # pixels, either way
 CONTRAST = 1.5  # the factor by which robust matching lets contrasts differ: beyond it a flat picture would match all
 COEFFICIENTS = 96  # of a picture in the lower bound
 SHIFTS = [(dy, dx) for dy in range(-SHIFT, SHIFT + 1) for dx in range(-SHIFT, SHIFT + 1)]
+CACHED = 64  # generated pictures at a time, so that what is made of them stays in the cache
 _SLACK = 1e-5  # of squared distances: what float32 may lose in the bound
 
 
@@ -137,17 +138,18 @@ def _by_tiles(generated, training, k, tiles, megabytes):
     chunk = max(1, int(megabytes * 2**20 / (8 * len(training))))
     distances, rows = [], []
     for part in generated.split(chunk):
-        largest = torch.full((len(part), len(training)), 0.0)  # (B, M) squared
+        largest = torch.zeros(len(part), len(training))  # (B, M) squared
         for y, x in boxes:
             one, other = part[..., y, x].flatten(1), training[..., y, x].flatten(1)
-            sums = other.square().sum(1) + one.square().sum(1, keepdim=True)  # (B, M)
-            torch.maximum(largest, sums.addmm_(one, other.T, alpha=-2).div_(one.shape[1]), out=largest)
-        found = largest.topk(best, largest=False).indices  # (B, k + 4)
-        exact = torch.stack([
-            torch.stack([(part[..., y, x] - training[column][..., y, x]).square().mean((1, 2, 3)) for y, x in boxes])
-            .amax(0) for column in found.T
-        ], 1).sqrt()  # fmt: skip
-        _keep(exact, found, k, distances, rows)
+            length, size = other.square().sum(1), other.shape[1]
+            for so_far, few in zip(largest.split(CACHED), one.split(CACHED), strict=True):
+                squared = torch.addmm(length, few, other.T, alpha=-2).add_(few.square().sum(1, keepdim=True))
+                torch.maximum(so_far, squared.div_(size), out=so_far)
+        for so_far, few in zip(largest.split(CACHED), part.split(CACHED), strict=True):
+            found = so_far.topk(best, largest=False).indices  # (b, k + 4)
+            apart = [(few - training[column]).square() for column in found.T]  # once more, from differences
+            exact = [torch.stack([each[..., y, x].mean((1, 2, 3)) for y, x in boxes]).amax(0) for each in apart]
+            _keep(torch.stack(exact, 1).sqrt(), found, k, distances, rows)
     return np.concatenate(distances), np.concatenate(rows)
 
 
@@ -225,9 +227,8 @@ class _Short:
                 ours = self._blocks(images, dy, dx) @ self.basis
                 opposite = -1 - window  # (y, x) of a training picture meets (y + dy, x + dx) of a generated one
                 ours = self._vectors(ours, means[opposite], deviations[opposite], size)
-                for rows in range(0, len(part), 64):  # few rows at a time, which stay in the cache
-                    some = lower[rows : rows + 64]
-                    torch.minimum(some, ours[rows : rows + 64] @ theirs, out=some)
+                for some, of_some in zip(lower.split(CACHED), ours.split(CACHED), strict=True):
+                    torch.minimum(some, of_some @ theirs, out=some)
         return lower
 
 
