@@ -56,8 +56,8 @@ def threshold_at(held_out, training, encoder=None, level=0.01):
     """
     if not 0 < level < 1 or len(held_out) * level < 1:
         raise ValueError(
-            f"level must lie between 0 and 1, with at least 1 / level held-out pictures; got {level} and {len(held_out)}. "
-            "Hold out more, or bear more false alarms."
+            f"level must lie between 0 and 1, with 1 / level held-out pictures or more; got {level} and "
+            f"{len(held_out)}. Hold out more, or bear more false alarms."
         )
     return float(np.quantile(descriptor_similarity(held_out, training, encoder), 1 - level, method="higher"))
 

@@ -90,7 +90,9 @@ def tiled_distances(pictures):
     """
     pictures = as_unit(pictures)
     if min(pictures.shape[-2:]) < TILES:
-        raise ValueError(f"tiles need pictures of {TILES} pixels a side; got {tuple(pictures.shape[-2:])}. Enlarge them.")
+        raise ValueError(
+            f"tiles need pictures of {TILES} pixels a side; got {tuple(pictures.shape[-2:])}. Enlarge them."
+        )
     apart = torch.zeros(len(pictures), len(pictures))
     heights, widths = (np.linspace(0, side, TILES + 1).round().astype(int) for side in pictures.shape[-2:])
     for top, bottom in pairwise(heights):
@@ -115,11 +117,11 @@ def clique(pictures, edge=EDGE, at_least=AT_LEAST):
 
     if not 2 <= at_least <= len(as_unit(pictures)) or not edge > 0:
         raise ValueError(
-            f"a clique of at_least={at_least} needs at least so many pictures, and an edge above 0; got {len(pictures)} "
-            f"pictures and edge={edge}. Draw more pictures for the prompt."
+            f"a clique of at_least={at_least} needs at least so many pictures, and an edge above 0; got "
+            f"{len(pictures)} pictures and edge={edge}. Draw more pictures for the prompt."
         )
     joined = tiled_distances(pictures) <= edge
     np.fill_diagonal(joined, False)
-    graph = networkx.k_core(networkx.from_numpy_array(joined), at_least - 1)  # each of a clique has so many neighbours
+    graph = networkx.k_core(networkx.from_numpy_array(joined), at_least - 1)  # the rest have too few neighbours
     largest = max(islice(networkx.find_cliques(graph), SEARCHED), key=len, default=())
     return np.sort(np.array(largest, dtype=int)) if len(largest) >= at_least else np.array([], dtype=int)

@@ -116,8 +116,8 @@ def c_t(generated, training, held_out, features=None, cells=CELLS, seed=0):
         drawn, train, real = (points[of == cell] for points, of in zip(sets, cell_of, strict=True))
         if not len(real):
             raise ValueError(
-                f"cell {cell + 1} of {cells} holds {len(train)} training pictures and no held-out one. Hold out more, or "
-                "ask for fewer cells."
+                f"cell {cell + 1} of {cells} holds {len(train)} training pictures and no held-out one. Hold out more, "
+                "or ask for fewer cells."
             )
         if len(drawn) <= ENOUGH_IN_CELL:
             continue
@@ -157,7 +157,7 @@ def fld(generated, training, held_out, features=None, most=MOST, seed=0):
     mean, spread = sets[2].mean(axis=0), sets[2].std(axis=0, ddof=1)
     varied = spread > SAME * np.abs(mean).max()
     if not varied.any():
-        raise ValueError("held_out pictures are all alike: no feature varies among them. Give different ones.")
+        raise ValueError("held-out pictures are all alike: no feature varies among them. Give different ones.")
     drawn, train, real = (torch.from_numpy((points - mean)[:, varied] / spread[varied]) for points in sets)
     log_variances = _fitted(drawn, train)
     trained, unseen = (_nll(points, drawn, log_variances) for points in (train, real))
@@ -180,8 +180,8 @@ def precision_recall_density_coverage(generated, training, features=None, neighb
     for name, points in (("generated", generated), ("training", training)):
         if not 1 <= neighbours < len(points):
             raise ValueError(
-                f"neighbours must lie from 1 to the number of other pictures a side; got {neighbours} for {len(points)} "
-                f"{name} pictures. Give more pictures, or ask for fewer neighbours."
+                f"neighbours must lie from 1 to the number of other pictures a side; got {neighbours} for "
+                f"{len(points)} {name} pictures. Give more pictures, or ask for fewer neighbours."
             )
     reach, drawn_reach = (_nearest(of, of, neighbours, itself=False)[0][:, -1] for of in (training, generated))
     balls, drawn_balls = (torch.from_numpy(of * (1 - 1e-9)) for of in (reach, drawn_reach))  # on the rim is outside
