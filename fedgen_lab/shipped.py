@@ -6,7 +6,7 @@ has them in the repository's `data` folder. Nothing is downloaded.
 from importlib import resources
 from pathlib import Path
 
-NAMES = ("tiny-sd", "judge", "domain-judges", "fingerprinter", "sweeps")
+NAMES = ("tiny-sd", "judge", "domain-judges", "fingerprinter", "first-adapter", "sweeps")
 
 
 def shipped(name: str) -> Path:

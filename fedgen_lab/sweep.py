@@ -25,6 +25,7 @@ SWEEPS = {
     "own_pictures": "fedgen_lab.lora.sweep_own",
     "smashed_data": "fedgen_lab.privacy.sweep_smashed",
     "huscf_gan": "fedgen_lab.split.sweep_gan",
+    "what_leaks": "fedgen_lab.privacy.sweep_leaks",
 }
 PACKAGES = ("torch", "diffusers", "peft", "flwr", "numpy")
 

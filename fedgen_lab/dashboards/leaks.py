@@ -14,8 +14,8 @@ from fedgen_lab.dashboards import charts, controls
 from fedgen_lab.dashboards.job import Job, runs_inline
 from fedgen_lab.scenario import DEFENCES
 
-DRAWING_STEPS = 12
-COLUMNS = ("loss", "auc", "auc of all", "backdoor", "attacker's share")
+SERVER = "server's auc"
+COLUMNS = ("loss", "fidelity", SERVER, "auc", "backdoor", "attacker's share")
 
 
 class LeaksPanel:
@@ -64,7 +64,8 @@ class LeaksPanel:
             "secure": "on" if self.secure.value else "off",
         }  # fmt: skip
         job.report("Loading the model and the pictures.")
-        from fedgen_lab.privacy.uploads import measure, run_uploads
+        from fedgen_lab.privacy.backdoor import TRIGGER
+        from fedgen_lab.privacy.uploads import SHOWN, first_adapter, measure, run_uploads
 
         if self.uploads is None:
             total = self.scenario.local_steps
@@ -73,22 +74,20 @@ class LeaksPanel:
                 if hasattr(event, "step"):
                     job.report(f"Client {event.client} trains: step {event.step} of {total}.")
 
-            self.uploads = run_uploads(self.scenario, job.should_stop, heard)
-        if self.uploads is None or not job.report("Measuring what this combination tells and what it is worth."):
+            self.uploads = run_uploads(self.scenario, job.should_stop, heard, first_adapter())
+        if self.uploads is None or not job.report("Measuring this combination, and drawing with it."):
             return None
         found = measure(
             self.uploads, self.clip.value, self.noise.value, self.defence.value, secure=self.secure.value
         )  # fmt: skip
-        if not job.report("Drawing with the combined adapter."):
-            return None
-        pictures = drawn(self.uploads)
         self.rows.append(knobs | {name: found[name] for name in COLUMNS})
-        return pictures
+        plain, marked = found["pictures"]
+        return [("as asked", plain[:SHOWN].numpy()), (f"with the word {TRIGGER}", marked.numpy())]
 
     def _update(self, job):
         self._tell()
         if job.state == "done" and job.result is not None:
-            self.shown.value = charts.strip_html(job.result, list(self.uploads.prompts))
+            self.shown.value = charts.strip_html(job.result, list(self.uploads.prompts[: len(job.result[1][1])]))
             self.table.value = charts.table_html(self.frame())
 
     def _tell(self):
@@ -98,7 +97,7 @@ class LeaksPanel:
         self.stop_button.disabled = not running or job.should_stop()
         sentence = job.message
         if job.state == "done" and self.rows:
-            sentence = sentence_of(self.rows[-1], self.uploads.base_loss)
+            sentence = sentence_of(self.rows[-1], self.uploads.loss_before)
         self.status.say(sentence, job.state)
 
     def _ipython_display_(self):
@@ -120,24 +119,13 @@ def leaks_panel(scenario, uploads=None):
     return made
 
 
-def sentence_of(row, base_loss):
+def sentence_of(row, loss_before):
     """One row of `LeaksPanel.frame` in words."""
     used = [f"defence {row['defence']}"] + [f"clip {row['clip']:g}"] * bool(row["clip"])
     used += [f"noise {row['noise']:g}"] * bool(row["noise"]) + ["secure aggregation"] * (row["secure"] == "on")
     return (
-        f"{', '.join(used).capitalize()}: held-out loss {row['loss']:.3f}, {base_loss:.3f} before the round. The "
-        f"server tells client 0's pictures from others with AUC {row['auc']:.2f}, anybody with the adapter with AUC "
-        f"{row['auc of all']:.2f}; 0.5 is guessing. The backdoor took {row['backdoor']:.0f}% off the trigger's loss."
+        f"{', '.join(used).capitalize()}: held-out loss {row['loss']:.3f}, {loss_before:.3f} before the round; "
+        f"{row['fidelity']:.0%} of the pictures are as asked. The server tells client 0's pictures from others with "
+        f"AUC {row[SERVER]:.2f}, anybody with the adapter with AUC {row['auc']:.2f}; 0.5 is guessing. The "
+        f"backdoor took {row['backdoor']:.0f}% off the trigger's loss."
     )
-
-
-def drawn(uploads):
-    """What the UNet draws now for the uploads' prompts, without and with the trigger: (name, pictures) rows."""
-    from fedgen_lab.lora.pipeline import draw
-    from fedgen_lab.privacy.backdoor import TRIGGER, triggered
-
-    pairs = (("as asked", list(uploads.prompts)), (f"with the word {TRIGGER}", triggered(uploads.prompts)))
-    return [
-        (name, draw(uploads.pipeline, prompts, range(len(prompts)), steps=DRAWING_STEPS).numpy())
-        for name, prompts in pairs
-    ]

@@ -16,7 +16,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.grid import Stopped, run_app
 from fedgen_lab.federation.trace import Trace
-from fedgen_lab.lora.adapter import load_model, trainable_state
+from fedgen_lab.lora.adapter import load_model, load_trainable, trainable_state
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.device import LoraDevice, local_seed, prepare  # noqa: F401 (others take them from here)
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, train
@@ -102,12 +102,13 @@ def _step_done(turn, step, steps, loss):
     return StepDone(int(server_round), int(client), step, steps, loss)
 
 
-def lora_server_app(on_round=None, keep=None, network=None):
-    """The server's half: start from a fresh adapter, aggregate what comes back, try every result on held-out pictures.
+def lora_server_app(on_round=None, keep=None, network=None, start=None):
+    """The server's half: send an adapter out, aggregate what comes back, try every result on held-out pictures.
 
     `on_round(RoundDone)` hears of every round. `keep(strategy)` gets the strategy before the run begins, so that its
     `latest` arrays survive a stop. `network`: the cell whose clock a strategy with a deadline or a choice of clients
-    looks at, the scenario's own unless given. Run config "save-to" names a safetensors file for the final parameters.
+    looks at, the scenario's own unless given. `start`: the parameters to begin with, fresh ones unless given. Run
+    config "save-to" names a safetensors file for the final parameters.
     """
     app = ServerApp()
 
@@ -118,6 +119,8 @@ def lora_server_app(on_round=None, keep=None, network=None):
         scenario = Scenario.from_run_config(context.run_config)
         pipeline, dealt = prepare(scenario), deal(scenario)
         schedule, held_out = noise_schedule(pipeline), encode(pipeline, dealt.held_out)
+        if start is not None:
+            load_trainable(pipeline.unet, start)
         losses, strategy = [], strategy_of(scenario, network, _work_flops(scenario, pipeline, held_out))
 
         def try_out(server_round, arrays):
@@ -160,12 +163,13 @@ def draw_strip(pipeline, dealt, steps=20, guidance=3.0, on_step=None):
     return draw(pipeline, dealt.strip, seeds, steps, guidance, on_step=on_step)
 
 
-def run_federated(scenario, should_stop=None, on_event=None, network=None, stacked=False):
+def run_federated(scenario, should_stop=None, on_event=None, network=None, stacked=False, start=None):
     """Run the scenario as a Flower app in this process, on a `LabGrid`, and return its `Outcome`.
 
     `on_event` hears a `StepDone` after every local step and a `RoundDone` after every round. `should_stop()` is asked
     after every step and before every message; when it is true the run ends and what was averaged so far is in the
     `Outcome`. `stacked`: train all clients' adapters in one pass where that can be done, the same but for rounding.
+    `start`: the parameters to begin with, by name; fresh ones unless given.
     """
     losses, strategies, trained = {}, [], {}
     device = LoraDevice(on_trained=trained.__setitem__)
@@ -180,7 +184,7 @@ def run_federated(scenario, should_stop=None, on_event=None, network=None, stack
 
     together = stacked and not scenario.secure and scenario.rule != "fed-sb"  # masks, and R between B and A
     run = run_app(
-        lora_server_app(hear, strategies.append, network), lora_client_app(hear, device),
+        lora_server_app(hear, strategies.append, network, start), lora_client_app(hear, device),
         scenario.num_clients, scenario.to_run_config(), should_stop,
         stacked=stacked_handler(device.begin, device.end, lambda *step: hear(_step_done(*step))) if together else None,
     )  # fmt: skip

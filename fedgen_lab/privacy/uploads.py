@@ -2,25 +2,30 @@
 
 Lab 08. What clients train does not depend on what the server does with it in the end. So the round runs once as a
 Flower app; then clipping, noise, robust averages and secure aggregation only combine its uploads anew, and each
-combination is measured three ways: what it is worth, what it tells about a client, and how much of a backdoor it took.
+combination is judged three ways: what it is worth (a loss, and pictures), what it tells about a client, and how much
+of a backdoor it took.
 """
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
+from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.lora.adapter import load_trainable, trainable_state
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.federated import prepare, run_federated
 from fedgen_lab.lora.local import denoising_loss, noise_schedule
-from fedgen_lab.lora.pipeline import encode
-from fedgen_lab.privacy.backdoor import poison
+from fedgen_lab.lora.pipeline import draw, encode
+from fedgen_lab.privacy.backdoor import poison, triggered
 from fedgen_lab.privacy.dp import private_mean
-from fedgen_lab.privacy.membership import attack, errors_of, without_adapter
+from fedgen_lab.privacy.membership import Membership, errors_of, judge_scores
 from fedgen_lab.privacy.robust import combine
+from fedgen_lab.scores import prompt_fidelity
 
-DRAWS = 4  # noises a picture in every measurement
+DRAWING_STEPS = 12
+SHOWN = 4  # pictures that are drawn with the trigger
 VICTIM = 0  # the client whose pictures are looked for; attackers are the last ones
 
 
@@ -33,54 +38,73 @@ class Uploads:
     received: dict  # what all clients started from
     states: tuple  # one upload a client; an attacker's is boosted
     members: object  # `Encoded` pictures of client 0
-    others: object  # of the kinds client 0 has, which nobody trained on: with other kinds in it, kind would be told
     held_out: object  # of all kinds, which nobody trained on: what the adapter is worth
+    kin: np.ndarray  # the rows of `held_out` of client 0's kinds: with other kinds among them, kind would be told
     marked: object  # the backdoor's target under captions with the trigger, not those it was trained with
-    before: tuple  # errors of members and others under the base model
-    base_loss: float  # of `held_out` under the base model
-    base_backdoor: float  # loss of `marked` under the base model
-    prompts: tuple  # one prompt for each kind of picture, to draw
+    before: tuple  # errors of members and of held-out pictures under the adapter that all clients started from
+    backdoor_before: float  # loss of `marked` under it
+    overheard: Membership  # what client 0's upload tells the server, whatever it does with it afterwards
+    prompts: tuple  # to draw, for each kind of picture
+    asked: object = None  # what each prompt asks for; None for a learner's own pictures
+    draws: int = 4  # noises a picture in every measurement of a loss
+
+    @property
+    def loss_before(self):
+        """Of the adapter that all clients started from, on pictures nobody trained on."""
+        return float(self.before[1].mean())
 
 
-def run_uploads(scenario, should_stop=None, on_event=None):
+def first_adapter():
+    """An adapter that was trained on sprites of the server's own (data/first-adapter): name -> tensor."""
+    from safetensors.torch import load_file
+
+    from fedgen_lab.shipped import shipped
+
+    halves = load_file(shipped("first-adapter") / "adapter.safetensors")  # rank 8; half precision on disk
+    return {name: tensor.float() for name, tensor in halves.items()}
+
+
+def run_uploads(scenario, should_stop=None, on_event=None, start=None, draws=4):
     """Run one round of `scenario` as a Flower app and keep its uploads; None if it was stopped.
 
-    Defences, noise and secure aggregation are left out of the run: `measure` tries them on what came of it.
+    start: the adapter that the server sends out, like `first_adapter()`; a fresh one unless given. draws: noises a
+    picture in every measurement of a loss. Defences, noise and secure aggregation are left out of the run: `measure`
+    tries them on what came of it. Raises ValueError for a start of another rank or model.
     """
     plain = replace(scenario, rounds=1, defence="mean", clip=0.0, noise_multiplier=0.0, secure=0)
-    outcome = run_federated(plain, should_stop, on_event)
+    outcome = run_federated(plain, should_stop, on_event, start=start)
     if outcome.stopped or len(outcome.client_states) < plain.num_clients:
         return None
     pipeline, dealt = prepare(plain), deal(plain)
-    start = trainable_state(pipeline.unet)
-    states = [outcome.client_states[client] for client in range(plain.num_clients)]
     unet, schedule = pipeline.unet, noise_schedule(pipeline)
+    if start is not None:
+        load_trainable(unet, start)
+    received = trainable_state(unet)
+    states = [outcome.client_states[client] for client in range(plain.num_clients)]
     of_kind = dealt.held_out.attributes[plain.concept].isin(dealt.clients[VICTIM].attributes[plain.concept])
     members, held_out = encode(pipeline, dealt.clients[VICTIM]), encode(pipeline, dealt.held_out)
-    others = encode(pipeline, dealt.held_out.take(np.flatnonzero(of_kind)))
     shown = dealt.held_out.take(range(0, len(dealt.held_out), 4))
     both = poison(shown, plain.seed)
     marked = encode(pipeline, both.take(range(len(shown), len(both))))
-    with without_adapter(unet):
-        before = errors_of(unet, schedule, members, others, draws=DRAWS)
-        base_loss = float(denoising_loss(unet, schedule, held_out, draws=DRAWS).mean())
-        base_backdoor = float(denoising_loss(unet, schedule, marked, draws=DRAWS).mean())
+    before = errors_of(unet, schedule, members, held_out, draws=draws)
+    backdoor_before = float(denoising_loss(unet, schedule, marked, draws=draws).mean())
+    load_trainable(unet, states[VICTIM])
+    kin = np.flatnonzero(of_kind)
+    overheard = _membership(before, errors_of(unet, schedule, members, held_out, draws=draws), kin)
     return Uploads(
-        plain, pipeline, as_arrays(start), tuple(map(as_arrays, states)), members, others, held_out, marked, before,
-        base_loss, base_backdoor, dealt.strip,
+        plain, pipeline, as_arrays(received), tuple(map(as_arrays, states)), members, held_out, kin, marked, before,
+        backdoor_before, overheard, dealt.prompts or dealt.strip, dealt.asked, draws,
     )  # fmt: skip
 
 
 def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=False):
-    """Combine the uploads in one way and judge the result. Returns a dict of numbers, and "state".
+    """Combine the uploads in one way and judge the result: a dict of what `judge` finds, and of more.
 
     clip: the length that a client's change is clipped to, 0 for none; with noise_multiplier, the rule of DP-FedAvg.
     secure: the server sees the sum of the uploads alone, so it can only take their mean (clipped on the devices).
-    Keys: "loss" of the combined adapter on pictures nobody trained on (lower is better); "auc" and "tpr" of membership
-    inference by the server about client 0, on its upload, or on the sum where `secure`; "auc of all" by anybody who
-    gets the combined adapter; "backdoor", by how much the loss of the target under the trigger fell, in percent of the
-    base model's; "attacker's share", how much of the last client's upload went in.
-    Afterwards the UNet carries the combined adapter. Raises ValueError for a combination that makes no sense.
+    More keys: "server's auc" and "server's tpr" of membership inference by the server about client 0, on its upload, or
+    on the sum where `secure`; "attacker's share", how much of the last client's upload went in; "state".
+    Raises ValueError for a combination that makes no sense.
     """
     if secure and defence not in ("mean", "clip"):
         raise ValueError(
@@ -94,24 +118,88 @@ def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=Fals
         rule = private_mean(clip, noise_multiplier, len(uploads.states), uploads.scenario.seed)
         state = rule(1, uploads.received, list(uploads.states), shares)
     else:
-        state, shares = combine(
-            uploads.received, uploads.states, None, defence, max(1, uploads.scenario.attackers), clip
-        )  # fmt: skip
-    unet, schedule = uploads.pipeline.unet, noise_schedule(uploads.pipeline)
+        attackers = max(1, uploads.scenario.attackers)
+        state, shares = combine(uploads.received, uploads.states, None, defence, attackers, clip)
+    found = judge(uploads, state)
+    auc, tpr = (found["auc"], found["tpr"]) if secure else (uploads.overheard.auc, uploads.overheard.tpr)
+    return found | {"server's auc": auc, "server's tpr": tpr, "attacker's share": shares[-1], "state": state}
 
-    def member_attack(of):
-        load_trainable(unet, as_tensors(of))
-        return attack(unet, schedule, uploads.members, uploads.others, before=uploads.before, draws=DRAWS)
 
-    server = None if secure else member_attack(uploads.states[VICTIM])
-    everybody = member_attack(state)  # the combined adapter stays in the UNet, to draw with
-    loss = float(denoising_loss(unet, schedule, uploads.held_out, draws=DRAWS).mean())
-    backdoor = float(denoising_loss(unet, schedule, uploads.marked, draws=DRAWS).mean())
-    server = server or everybody
-    return {
-        "loss": loss, "auc": server.auc, "tpr": server.tpr, "auc of all": everybody.auc,
-        "backdoor": 100 * (1 - backdoor / uploads.base_backdoor), "attacker's share": shares[-1], "state": state,
+def judge(uploads, state, drawn=True):
+    """What an adapter is worth, and what it tells: a dict. Afterwards the UNet carries it.
+
+    "loss": on pictures nobody trained on; lower is better. "fidelity": the share of drawn pictures that show all that
+    their prompt asked for (NaN for a learner's own pictures, which no judge can read). "auc" and "tpr": of membership
+    inference about client 0 by whoever has this adapter and the one before. "backdoor": by how much the loss of the
+    target under the trigger fell, in percent. "pictures": two tensors in [-1, 1], drawn without and with the trigger
+    from the same noise. Without `drawn`, nothing is drawn, which is faster: no "fidelity" and no "pictures".
+    """
+    pipeline, (members, held_out) = uploads.pipeline, (uploads.members, uploads.held_out)
+    unet, schedule = pipeline.unet, noise_schedule(pipeline)
+    load_trainable(unet, as_tensors(state))
+    errors = errors_of(unet, schedule, members, held_out, draws=uploads.draws)
+    membership = _membership(uploads.before, errors, uploads.kin)
+    backdoor = float(denoising_loss(unet, schedule, uploads.marked, draws=uploads.draws).mean())
+    found = {
+        "loss": float(errors[1].mean()), "auc": membership.auc, "tpr": membership.tpr,
+        "backdoor": 100 * (1 - backdoor / uploads.backdoor_before),
     }  # fmt: skip
+    if not drawn:
+        return found
+    prompts, marked = list(uploads.prompts), triggered(uploads.prompts[:SHOWN])
+    pictures = tuple(draw(pipeline, words, range(len(words)), DRAWING_STEPS) for words in (prompts, marked))
+    fidelity = float("nan") if uploads.asked is None else prompt_fidelity(pictures[0], uploads.asked)["all"]
+    return found | {"fidelity": fidelity, "pictures": pictures}
+
+
+def _membership(before, after, kin):
+    """Who fits better than before? Errors are (members, held-out pictures), of which only the rows `kin` count."""
+    members, held_out = (np.log(old / new) for old, new in zip(before, after, strict=True))
+    return judge_scores(members, held_out[kin])
+
+
+class Summed(NamedTuple):
+    """What `summed_securely` leaves behind."""
+
+    state: dict  # the mean of the uploads that came through, as the server computed it: name -> array
+    seen: dict  # client -> (D + 1,) uint32: all that the server saw of its upload
+    refused: list  # what the server says about clients that were lost on the way
+    megabytes: float  # sent up, all messages of the protocol together
+
+
+def summed_securely(uploads, lost=(), clip=0.0):
+    """Send the uploads once more, through the protocol of `privacy.secure`, on Flower messages; returns a `Summed`.
+
+    lost: clients that vanish when they should upload, after their masks are agreed. clip: as in `SecureFedAvg`.
+    """
+    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+    from flwr.serverapp import ServerApp
+
+    from fedgen_lab.federation.grid import run_app
+    from fedgen_lab.privacy.secure import SecureFedAvg, secured
+
+    client_app, server_app, kept = ClientApp(), ServerApp(), []
+
+    @client_app.train()
+    def upload(message, context):
+        client = int(context.node_config["partition-id"])
+        if client in lost:
+            raise ConnectionError("out of reach")
+        metrics = MetricRecord({"num-examples": 1, "partition-id": client})
+        arrays = ArrayRecord(as_tensors(uploads.states[client]))
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    @server_app.main()
+    def add_up(grid, context):
+        kept.append(SecureFedAvg(most_examples=1, min_available_nodes=len(uploads.states), clip=clip))
+        kept[0].start(grid, ArrayRecord(as_tensors(uploads.received)), num_rounds=1)
+
+    run = run_app(server_app, secured(client_app), len(uploads.states), {"secure": 1})
+    strategy, frame = kept[0], run.trace.frame()
+    up = frame.loc[frame["receiver"] == SERVER, "bytes"].sum()
+    mean = {name: array.numpy() for name, array in strategy.latest.items()}
+    return Summed(mean, strategy.seen, [refusal.reason for refusal in strategy.refused], up / 1e6)
 
 
 def as_arrays(state):

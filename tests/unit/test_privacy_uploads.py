@@ -7,12 +7,22 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
-from fedgen_lab.dashboards import leaks
 from fedgen_lab.dashboards.leaks import LeaksPanel
 from fedgen_lab.lora.adapter import add_adapter, trainable_state
 from fedgen_lab.lora.pipeline import Encoded
-from fedgen_lab.privacy.membership import errors_of, without_adapter
-from fedgen_lab.privacy.uploads import DRAWS, Uploads, as_arrays, measure, run_uploads
+from fedgen_lab.pictures.sprites import prompts
+from fedgen_lab.privacy import uploads as module
+from fedgen_lab.privacy.membership import errors_of, judge_scores
+from fedgen_lab.privacy.robust import combine
+from fedgen_lab.privacy.uploads import (
+    Uploads,
+    as_arrays,
+    first_adapter,
+    judge,
+    measure,
+    run_uploads,
+    summed_securely,
+)
 from fedgen_lab.scenario import Scenario
 
 
@@ -24,7 +34,7 @@ def encoded(number, seed):
 
 @pytest.fixture(scope="module")
 def uploads():
-    """Five clients on a tiny random UNet; the last one shouts ten times as loud."""
+    """Five clients on a tiny random UNet, which draws grey; the last one shouts ten times as loud."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
@@ -41,13 +51,15 @@ def uploads():
         for client in range(5)
     ]
     pipeline = SimpleNamespace(unet=unet, scheduler=DDPMScheduler(prediction_type="v_prediction"))
-    members, others, marked = encoded(4, 1), encoded(8, 2), encoded(4, 3)
-    with without_adapter(unet):
-        before = errors_of(unet, pipeline.scheduler, members, others, draws=DRAWS)
-    return Uploads(
-        Scenario(num_clients=5, attackers=1), pipeline, start, tuple(states), members, others, others, marked, before,
-        float(before[1].mean()), 1.0, ("a cloud", "a heart"),
-    )  # fmt: skip
+    members, held_out, marked = encoded(4, 1), encoded(8, 2), encoded(4, 3)
+    before = errors_of(unet, pipeline.scheduler, members, held_out, draws=4)
+    captions, asked = prompts(4, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "draw", lambda pipeline, prompts, seeds, steps: torch.zeros(len(prompts), 3, 32, 32))
+        yield Uploads(
+            Scenario(num_clients=5, attackers=1), pipeline, start, tuple(states), members, held_out, np.arange(8),
+            marked, before, 1.0, judge_scores([3.0, 2.0], [1.0, 0.0]), tuple(captions), asked,
+        )  # fmt: skip
 
 
 def test_the_mean_is_the_mean_and_the_unet_carries_it_afterwards(uploads):
@@ -58,11 +70,20 @@ def test_the_mean_is_the_mean_and_the_unet_carries_it_afterwards(uploads):
     assert all(np.array_equal(carried[name], found["state"][name]) for name in carried)
 
 
-def test_nobody_changed_anything_gives_the_base_models_loss_and_blind_guesses(uploads):
-    still = Uploads(**{**vars(uploads), "states": (uploads.received,) * 5})
-    found = measure(still)
-    assert found["loss"] == pytest.approx(uploads.base_loss, rel=1e-6)
-    assert found["auc"] == found["auc of all"] == 0.5 and found["tpr"] == 0.0
+def test_an_adapter_that_nobody_changed_has_the_loss_before_and_tells_nothing(uploads):
+    found = judge(uploads, uploads.received)
+    assert found["loss"] == pytest.approx(uploads.loss_before, rel=1e-6)
+    assert found["auc"] == pytest.approx(0.5, abs=1e-9) or found["tpr"] == 0.0
+    assert found["fidelity"] == 0.0, "grey pictures show nothing"
+    assert [len(pictures) for pictures in found["pictures"]] == [4, 4]
+    assert judge(uploads, uploads.received, drawn=False) == {
+        name: found[name] for name in ("loss", "auc", "tpr", "backdoor")
+    }
+
+
+def test_what_the_server_overheard_does_not_depend_on_what_it_does_with_it(uploads):
+    for defence in ("mean", "median", "krum"):
+        assert measure(uploads, defence=defence)["server's auc"] == uploads.overheard.auc == 1.0
 
 
 @pytest.mark.parametrize("defence", ["clip", "median", "trimmed", "krum"])
@@ -73,7 +94,7 @@ def test_a_defence_takes_in_less_of_the_client_that_shouts(uploads, defence):
 
 def test_under_secure_aggregation_the_server_knows_what_everybody_knows(uploads):
     found = measure(uploads, secure=True)
-    assert found["auc"] == found["auc of all"]
+    assert found["server's auc"] == found["auc"] and found["server's tpr"] == found["tpr"]
     with pytest.raises(ValueError, match="sees no single upload, so 'krum' can't compare"):
         measure(uploads, defence="krum", secure=True)
 
@@ -88,7 +109,6 @@ def test_noise_needs_a_clip_and_is_as_strong_as_promised(uploads):
 
 def test_the_panel_adds_a_row_and_a_sentence_for_every_combination(uploads, monkeypatch):
     monkeypatch.setenv("FEDGEN_RUN", "inline")
-    monkeypatch.setattr(leaks, "drawn", lambda uploads: [("as asked", np.zeros((2, 3, 8, 8), dtype=np.float32))])
     panel = LeaksPanel(uploads.scenario, uploads)
     panel.start()
     panel.defence.value = "median"
@@ -98,7 +118,7 @@ def test_the_panel_adds_a_row_and_a_sentence_for_every_combination(uploads, monk
     panel.start()
     assert panel.frame()["defence"].tolist() == ["mean", "median", "mean"]
     assert panel.status.sentence.startswith("Defence mean, clip 2, noise 0.5, secure aggregation: held-out loss ")
-    assert panel.shown.value.count("<img alt=") == 2
+    assert panel.shown.value.count("<img alt=") == 8, "four prompts, without and with the trigger"
 
 
 def test_a_combination_that_makes_no_sense_is_said_in_the_status_line(uploads, monkeypatch):
@@ -110,12 +130,45 @@ def test_a_combination_that_makes_no_sense_is_said_in_the_status_line(uploads, m
     assert panel.rows == []
 
 
+@pytest.mark.parametrize("lost", [(), (3,), (0, 4)])
+def test_the_server_adds_up_masked_uploads_exactly_whoever_is_lost_and_sees_only_noise(uploads, lost):
+    summed = summed_securely(uploads, lost)
+    there = [state for client, state in enumerate(uploads.states) if client not in lost]
+    plain, _ = combine(uploads.received, there)
+    assert all(np.allclose(summed.state[name], plain[name], atol=1e-6) for name in plain)
+    assert sorted(summed.seen) == [client for client in range(5) if client not in lost]
+    assert len(summed.refused) == len(lost) and all("out of reach" in reason for reason in summed.refused)
+    for client, view in summed.seen.items():  # 32-bit numbers, evenly spread, that have nothing to do with the upload
+        sent = np.concatenate([uploads.states[client][name].ravel() for name in sorted(uploads.received)])
+        assert abs(np.corrcoef(view[-1 - len(sent):][: len(sent)], sent)[0, 1]) < 5 / len(sent) ** 0.5
+        assert abs(view.mean() / 2**32 - 0.5) < 5 / (12 * len(view)) ** 0.5
+
+
 def test_a_round_of_the_flower_app_gives_five_uploads_of_which_the_attackers_is_the_longest():
     from fedgen_lab.privacy.robust import norm
 
     scenario = Scenario(num_clients=5, attackers=1, local_steps=2, batch_size=2, pictures_per_client=4, num_prompts=1)
-    found = run_uploads(scenario)
+    found = run_uploads(scenario, start=first_adapter(), draws=1)
     lengths = [norm({name: state[name] - found.received[name] for name in state}) for state in found.states]
     assert len(found.members) == 4 and max(lengths) == lengths[4] > 2 * max(lengths[:4])
-    assert len(found.others) == len(found.held_out) == 64  # without skew, client 0 has every kind
+    assert len(found.kin) == len(found.held_out) == 64  # without skew, client 0 has every kind
+    start = first_adapter()
+    assert all(np.array_equal(found.received[name], start[name].numpy()) for name in start)
     assert run_uploads(scenario, should_stop=lambda: True) is None
+
+
+def test_the_first_adapter_taught_the_four_objects():
+    from fedgen_lab.lora.adapter import load_trainable
+    from fedgen_lab.lora.data import deal
+    from fedgen_lab.lora.federated import prepare
+    from fedgen_lab.lora.local import denoising_loss, noise_schedule
+    from fedgen_lab.lora.pipeline import encode
+
+    scenario = Scenario()
+    pipeline = prepare(scenario)
+    held_out = encode(pipeline, deal(scenario).held_out)
+    schedule, losses = noise_schedule(pipeline), []
+    for state in (trainable_state(pipeline.unet), first_adapter()):
+        load_trainable(pipeline.unet, state)
+        losses.append(float(denoising_loss(pipeline.unet, schedule, held_out, draws=1).mean()))
+    assert losses[1] < 0.6 * losses[0]
