@@ -9,6 +9,8 @@ import time
 import numpy as np
 from flwr.common.constant import ErrorCode
 
+from fedgen_lab.federation.arrays import read
+
 LOOK_SECONDS = 0.2  # Flower's own `send_and_receive` looks for answers every three seconds; one hop of a U takes less
 
 
@@ -60,7 +62,7 @@ def checked(arrays, expected):
     for name, array in arrays.items():
         shape, dtype = tuple(expected[name].shape), str(expected[name].dtype).removeprefix("torch.")
         try:
-            value = array.numpy()
+            value = read(array)
             is_right = value.shape == shape and str(value.dtype) == dtype
             is_finite = is_right and np.isfinite(value).all()
         except Exception as error:  # bytes from outside: anything can be wrong with them

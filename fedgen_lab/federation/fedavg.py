@@ -12,9 +12,10 @@ from statistics import median_low
 from typing import NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, MessageType, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
+from fedgen_lab.federation.arrays import read, write
 from fedgen_lab.federation.exchange import checked, content_of
 
 _log = logging.getLogger("flwr")  # `flwr log` shows it; a LabGrid keeps it quiet
@@ -115,11 +116,11 @@ class CheckedFedAvg(FedAvg):
 
     def _new_arrays(self, server_round, contents):
         """The next `latest` out of the contents that were accepted."""
-        uploads = [{name: array.numpy() for name, array in c[self.arrayrecord_key].items()} for c in contents]
-        sent = {name: array.numpy() for name, array in self.latest.items()}
+        uploads = [{name: read(array) for name, array in c[self.arrayrecord_key].items()} for c in contents]
+        sent = {name: read(array) for name, array in self.latest.items()}
         weights = [content["metrics"][self.weighted_by_key] for content in contents]
         combined = self.combine(server_round, sent, uploads, weights)
-        return ArrayRecord({name: Array(np.asarray(value)) for name, value in combined.items()})
+        return ArrayRecord({name: write(np.asarray(value)) for name, value in combined.items()})
 
     def aggregate_evaluate(self, server_round, replies):
         """Average the metrics of the clients that answered; None if nobody did."""
@@ -252,7 +253,7 @@ class CheckedFedAvg(FedAvg):
 
 def _change(arrays, start):
     """The Euclidean norm of what was trained: the difference of two `ArrayRecord`s of the same names and shapes."""
-    parts = (array.numpy().astype(np.float64) - start[name].numpy() for name, array in arrays.items())
+    parts = (read(array).astype(np.float64) - read(start[name]) for name, array in arrays.items())
     return float(np.sqrt(sum(np.square(part).sum() for part in parts)))
 
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.lora.adapter import add_adapter, load_adapter, load_trainable, trainable_state
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, noised_batch, step_flops
@@ -82,7 +83,7 @@ class LoraDevice:
         job = int(config.get("job", config["server-round"]))
         scale = None
         if scenario.method == "full":
-            state = message.content["arrays"].to_torch_state_dict()
+            state = tensors_of(message.content["arrays"])
             load_trainable(base.unet, state)
         else:
             local = receive(message.content, context.state, scenario, client, base.start)

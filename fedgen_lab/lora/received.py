@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from flwr.app import ArrayRecord, MetricRecord
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.lora.adapter import load_adapter
 from fedgen_lab.lora.rules import compact, factors, part, resized, sent_part, stacked
 
@@ -50,7 +51,7 @@ def receive(content, state, scenario, client, start):
     again after such an answer.
     """
     rule, server_round = scenario.rule, int(content["config"]["server-round"])
-    arrays, which = content["arrays"].to_torch_state_dict(), sent_part(rule, server_round)
+    arrays, which = tensors_of(content["arrays"]), sent_part(rule, server_round)
     merged = _caught_up(content, state) if rule in (*MERGING, "fed-sb") else {}
     if rule == "fed-sb":
         return Local(merged, arrays, {})
@@ -59,12 +60,12 @@ def receive(content, state, scenario, client, start):
     elif rule == "ffa":
         adapter = {**part(start, "A"), **arrays}
     elif rule == "fedsa":
-        own = state[KEPT].to_torch_state_dict() if KEPT in state else part(start, "B")
+        own = tensors_of(state[KEPT]) if KEPT in state else part(start, "B")
         adapter = {**arrays, **own}
     elif rule == "rolora":
         if KEPT not in state and server_round > 1 and len(arrays) < len(start):
             raise ValueError("This device holds no earlier factors; send it both.")
-        known = state[KEPT].to_torch_state_dict() if KEPT in state else start
+        known = tensors_of(state[KEPT]) if KEPT in state else start
         adapter = {**known, **arrays}
         state[KEPT] = ArrayRecord(adapter)
     else:
@@ -83,18 +84,18 @@ def keep(state, scenario, trained):
 
 def personal(content, state, start):
     """FedSA's model of this device: the shared A with its own B."""
-    own = state[KEPT].to_torch_state_dict() if KEPT in state else part(start, "B")
-    return {**content["arrays"].to_torch_state_dict(), **own}
+    own = tensors_of(state[KEPT]) if KEPT in state else part(start, "B")
+    return {**tensors_of(content["arrays"]), **own}
 
 
 def _caught_up(content, state):
     """Everything this device was ever told to add to W0 (or Fed-SB's factors), with what came now, as one adapter."""
     config = content["config"]
     since, version = int(config["merge-from"]), int(state[VERSION]["version"]) if VERSION in state else 0
-    new = content["merge"].to_torch_state_dict() if "merge" in content else {}
+    new = tensors_of(content["merge"]) if "merge" in content else {}
     if since not in (0, version):
         raise ValueError(f"This device holds {version} merges and was sent those after {since}; send it all of them.")
-    old = state[MERGED].to_torch_state_dict() if MERGED in state and since else {}
+    old = tensors_of(state[MERGED]) if MERGED in state and since else {}
     merged = compact(stacked([old, new])) if old and new else old or new
     state[MERGED], state[VERSION] = ArrayRecord(merged), MetricRecord({"version": int(config["merge-to"])})
     return merged

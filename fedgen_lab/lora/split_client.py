@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.federated import draw_strip, local_seed, prepare
 from fedgen_lab.lora.local import noise_schedule, target_of
@@ -79,14 +80,14 @@ def split_client_app(task_of=lora_task):
         """Down: the guess. Up: the gradient of the loss at it. The target stays here: with it, the edge would know the
         picture behind the noise."""
         step, _, _ = step_of(message, context)
-        gradient, value = step.judge(message.content["tensors"].to_torch_state_dict()["guess"])
+        gradient, value = step.judge(tensors_of(message.content["tensors"])["guess"])
         return step.reply(message, tensors={"guess": gradient}, loss=value)
 
     @app.train("learn")
     def learn(message: Message, context: Context) -> Message:
         """Down: gradients at the smashed data. Up: the next batch's smashed data; after the last step the weights."""
         (step, forward, backward), config = step_of(message, context), message.content["config"]
-        norm = step.learn(message.content["tensors"].to_torch_state_dict(), float(config["norm"]))
+        norm = step.learn(tensors_of(message.content["tensors"]), float(config["norm"]))
         if config["go-on"]:
             return step.reply(message, tensors=step.forward(), norm=norm, flops=float(forward + backward))
         return step.reply(message, weights=step.weights(), norm=norm, flops=float(backward))
@@ -136,7 +137,7 @@ class _DeviceStep:
         live = [name for name, tensor in smashed.items() if tensor.requires_grad]
         torch.autograd.backward([smashed[name] for name in live], [gradients[name].to(noisy.device) for name in live])
         adam = new_adam(self.parameters.values(), self.scenario.learning_rate)
-        moments = self.state["adam"].to_torch_state_dict()
+        moments = tensors_of(self.state["adam"])
         for name, parameter in self.parameters.items():
             if f"{name}:step" in moments:
                 own = {key: moments[f"{name}:{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
@@ -163,13 +164,13 @@ class _DeviceStep:
 
     def _load(self, record):
         with torch.no_grad():
-            for name, value in record.to_torch_state_dict().items():
+            for name, value in tensors_of(record).items():
                 self.parameters[name].copy_(value)
 
     def _batch(self):
         """The batch of the present step, drawn as `local.train` draws it: noisy latents, timesteps, text, target."""
         generator, encoded, schedule = torch.Generator(), self.encoded, self.task.schedule
-        generator.set_state(self.state["draw"].to_torch_state_dict()["state"])
+        generator.set_state(tensors_of(self.state["draw"])["state"])
         pick = torch.randint(len(encoded), (self.scenario.batch_size,), generator=generator)
         latents, text = encoded.latents[pick], encoded.text[pick]  # (B, 4, h, w), (B, L, D)
         noise = torch.randn(latents.shape, generator=generator).to(latents)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.lora.received import CORE, MERGING, fresh_adapter
 from fedgen_lab.lora.rules import (
@@ -37,7 +38,7 @@ def strategy_of(scenario, network=None, work_flops=0.0, **checked):
     if scenario.upload != "float32":
 
         def read(arrays, expected):
-            return ArrayRecord(unpack(arrays, expected.to_torch_state_dict(), scenario))
+            return ArrayRecord(unpack(arrays, tensors_of(expected), scenario))
 
         checked["read"] = read
     if scenario.defence != "mean":
@@ -136,7 +137,7 @@ class RuleStrategy(CheckedFedAvg):
 
     def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
         """`CheckedFedAvg.start`; Fed-SB first agrees on its fixed factors."""
-        self.adapter = initial_arrays.to_torch_state_dict()
+        self.adapter = tensors_of(initial_arrays)
         if self.rule == "fed-sb":
             self._partitions.update(getattr(grid, "partitions", {}))
             self._agree_on_a_frame(grid)
@@ -217,7 +218,7 @@ class RuleStrategy(CheckedFedAvg):
     def _new_arrays(self, server_round, contents):
         """The rule itself. Returns the whole model."""
         alpha, clients = self.scenario.lora_alpha, list(self.client_arrays)
-        arrays = [content[self.arrayrecord_key].to_torch_state_dict() for content in contents]
+        arrays = [tensors_of(content[self.arrayrecord_key]) for content in contents]
         examples = [content["metrics"][self.weighted_by_key] for content in contents]
         uploads, weights = [fold(state, alpha) for state in arrays], [n / sum(examples) for n in examples]
         self.client_states = {c: self._whole(upload) for c, upload in zip(clients, uploads, strict=True)}
@@ -293,7 +294,7 @@ class RuleStrategy(CheckedFedAvg):
             raise RuntimeError("No client sent a usable gradient, so Fed-SB can't choose its factors; run it again.")
         contents = [content for _, _, content in accepted]
         examples = [content["metrics"][self.weighted_by_key] for content in contents]
-        gradients = [content[self.arrayrecord_key].to_torch_state_dict() for content in contents]
+        gradients = [tensors_of(content[self.arrayrecord_key]) for content in contents]
         mean = {
             layer: sum(g[layer] * (n / sum(examples)) for g, n in zip(gradients, examples, strict=True))
             for layer in sizes

@@ -10,6 +10,7 @@ import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.split import stacked
 from fedgen_lab.split.batch import addressee, draw_batch, own_data, start_nets
 from fedgen_lab.split.defence import protect, to_bytes
@@ -111,7 +112,7 @@ class _Node:
         config = some.content["config"]
         server_round, iteration, go_on = config["server-round"], config["iteration"], config["go-on"]
         if "blocks" in some.content:
-            states = {place: message.content["blocks"].to_torch_state_dict() for place, message in messages.items()}
+            states = {place: tensors_of(message.content["blocks"]) for place, message in messages.items()}
             self._load([states.get(place, states[min(states)]) for place in range(len(self.members))])
         outputs = ()
         if action != "finish":
@@ -140,8 +141,8 @@ class _Node:
 
     def wake(self, state):
         """Take up what `sleep` wrote."""
-        self._load([state["blocks"].to_torch_state_dict()])
-        self.half.asleep = {net: state[f"adam.{net}"].to_torch_state_dict() for net in "gd" if f"adam.{net}" in state}
+        self._load([tensors_of(state["blocks"])])
+        self.half.asleep = {net: tensors_of(state[f"adam.{net}"]) for net in "gd" if f"adam.{net}" in state}
         if "g_body" in state["received"]:
             self.half.kept["g_body"] = read(state["received"]["g_body"]).requires_grad_()
 

@@ -5,12 +5,10 @@ everybody's. Labs 06 and 07.
 """
 
 from functools import lru_cache
-from io import BytesIO
 
-import numpy as np
 import torch
-from flwr.app import Array
 
+from fedgen_lab.federation import arrays
 from fedgen_lab.federation.exchange import checked
 from fedgen_lab.split.defence import from_bytes
 from fedgen_lab.split.nets import SIZES, new_discriminator, new_generator
@@ -19,20 +17,13 @@ SMASHED = {"g_head": 0, "d_head_fake": 1, "d_head_real": 2, "d_head_fool": 3}  #
 
 
 def array(tensor):
-    """A tensor as Flower's `Array`: what `Array(tensor.numpy())` gives, in a third of the time."""
-    values = tensor.detach().cpu().contiguous().numpy()
-    data = _npy_header(values.dtype, values.shape) + values.tobytes()
-    return Array(dtype=str(values.dtype), shape=values.shape, stype="numpy.ndarray", data=data)
+    """A tensor as Flower's `Array`."""
+    return arrays.write(tensor.detach().cpu().contiguous().numpy())
 
 
 def read(array):
-    """A tensor from Flower's `Array`, which may come from anywhere; a usual header is not parsed again."""
-    shape, dtype = tuple(array.shape), np.dtype(array.dtype)
-    header = _npy_header(dtype, shape)
-    if not array.data.startswith(header):
-        return torch.from_numpy(array.numpy())
-    values = np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape)
-    return torch.from_numpy(values.copy())  # what Flower holds is read-only
+    """A tensor from Flower's `Array`, which may come from anywhere."""
+    return torch.from_numpy(arrays.read(array))
 
 
 def checked_tensors(record, names, cut, batch, dtype, scenario):
@@ -70,11 +61,3 @@ def _shape_at_the_cut(size_name, name, cut):
         for block in list(blocks)[1 : 1 + (first if "head" in name else 3 - third)]:
             x = block(x)
     return tuple(x.shape[1:])
-
-
-@lru_cache(maxsize=1024)
-def _npy_header(dtype, shape):
-    """How a .npy file of such an array begins."""
-    file = BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
-    return file.getvalue()

@@ -2,12 +2,14 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedgen_lab.federation import LabGrid
+from fedgen_lab.federation.arrays import read, write
 from fedgen_lab.federation.exchange import ask, checked, content_of, gather
 
 
@@ -69,3 +71,24 @@ def test_arrays_that_cannot_be_right_are_refused_by_name(sent, words):
     with pytest.raises(ValueError, match=words):
         checked(ArrayRecord(sent), {"w": torch.ones(2)})
     assert checked(ArrayRecord({"w": torch.ones(2)}), {"w": torch.ones(2)})["w"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "int64", "uint8", "bool"])
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)], ids=str)
+def test_arrays_are_written_and_read_as_flower_does(kind, shape):
+    values = np.asarray(np.random.default_rng(0).random(shape) * 100).astype(kind)
+    mine, flowers = write(values), Array(values)
+    assert (mine.dtype, tuple(mine.shape), mine.stype, mine.data) == (
+        flowers.dtype,
+        tuple(flowers.shape),
+        flowers.stype,
+        flowers.data,
+    )
+    for array in (mine, flowers):
+        assert read(array).dtype == values.dtype and np.array_equal(read(array), values) and read(array).flags.writeable
+
+
+def test_an_array_whose_bytes_are_not_what_it_says_cannot_be_read():
+    lying = Array(dtype="float32", shape=(4,), stype="numpy.ndarray", data=write(np.zeros(4, np.float32)).data[:-4])
+    with pytest.raises(ValueError):
+        read(lying)

@@ -9,6 +9,7 @@ import torch
 from flwr.app import Context, Message
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.split.batch import draw_batch
 from fedgen_lab.split.local import gan_step
 from fedgen_lab.split.rivals import core
@@ -49,7 +50,7 @@ def server_app(on_round=None, on_step=None, refused=None):
 
         show(0)
         sent = clients.ask("pictures", 1)
-        data = {client: content["data"].to_torch_state_dict() for client, content in sent.items()}
+        data = {client: tensors_of(content["data"]) for client, content in sent.items()}
         data = {client: (core.to_pictures(of["pictures"]), of["labels"]) for client, of in data.items()}
         for server_round in range(1, scenario.rounds + 1):
             for iteration in range(scenario.iterations):

@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 from flwr.clientapp import ClientApp
 from torch import nn
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.federation.exchange import ask, checked, content_of, gather
 from fedgen_lab.federation.fedavg import Refusal
 from fedgen_lab.federation.grid import Stopped, run_app
@@ -69,10 +70,10 @@ def recall(context, scenario, keep=None):
         return keep[client]
     gan = start_gan(scenario)
     if "gan" in context.state:
-        gan.load(context.state["gan"].to_torch_state_dict())
+        gan.load(tensors_of(context.state["gan"]))
         for net, adam, parameters in gan.optimisers():
             if f"adam.{net}" in context.state:
-                load_moments(adam, parameters, context.state[f"adam.{net}"].to_torch_state_dict())
+                load_moments(adam, parameters, tensors_of(context.state[f"adam.{net}"]))
     return gan
 
 

@@ -8,6 +8,7 @@ moments stay on the device and outlive the averaging is our detail. It stands on
 from flwr.app import ArrayRecord, Context, Message
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.split.rivals import core
 from fedgen_lab.split.scenario import GanRound, GanScenario
@@ -23,7 +24,7 @@ def client_app(dealt=None, on_step=None):
     def train(message: Message, context: Context) -> Message:
         scenario, client, server_round = core.addressee(message, context)
         gan = core.recall(context, scenario)
-        gan.load(message.content["arrays"].to_torch_state_dict())
+        gan.load(tensors_of(message.content["arrays"]))
         pictures, labels = core.own_data(scenario, client, dealt)
         core.local_steps(scenario, gan, pictures, labels, client, server_round, on_step)
         core.remember(context, gan)
@@ -42,7 +43,7 @@ def server_app(on_round=None, on_step=None, refused=None):
         scenario = GanScenario.from_run_config(context.run_config)
 
         def show(server_round, arrays):
-            generator = generator_of(arrays.to_torch_state_dict())
+            generator = generator_of(tensors_of(arrays))
             if on_round is not None:
                 trace = getattr(grid, "trace", None)
                 on_round(GanRound(server_round, scenario.rounds, [generator] * scenario.num_clients, trace=trace))

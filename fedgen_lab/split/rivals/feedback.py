@@ -8,6 +8,7 @@ its generator. The loss is the non-saturating one of `gan_step`, and so is the o
 import torch
 from flwr.app import ArrayRecord, Context, Message
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.split.batch import draw_batch
 from fedgen_lab.split.local import adversarial_loss
 from fedgen_lab.split.nets import SIZES, run_blocks
@@ -33,7 +34,7 @@ def client_app(dealt=None, on_step=None, keep=None, look=run_blocks, mods=()):
     @app.train("feedback")
     def feedback(message: Message, context: Context) -> Message:
         scenario, client, server_round = core.addressee(message, context)
-        gan, sent = core.recall(context, scenario, keep), message.content["fakes"].to_torch_state_dict()
+        gan, sent = core.recall(context, scenario, keep), tensors_of(message.content["fakes"])
         judged, judged_labels = sent["judged"].requires_grad_(), sent["judged_labels"]
         fakes, fake_labels = sent.get("learned", judged.detach()), sent.get("learned_labels", judged_labels)
         owned, iteration = core.own_data(scenario, client, dealt), int(message.content["config"]["iteration"])
@@ -59,7 +60,7 @@ def client_app(dealt=None, on_step=None, keep=None, look=run_blocks, mods=()):
     def take(message: Message, context: Context) -> Message:
         scenario, client, _ = core.addressee(message, context)
         gan = core.recall(context, scenario, keep)
-        gan.load(message.content["discriminator"].to_torch_state_dict())
+        gan.load(tensors_of(message.content["discriminator"]))
         core.remember(context, gan, "d", keep)
         return core.answer(message, client, len(core.own_data(scenario, client, dealt)[1]))
 
@@ -81,7 +82,7 @@ def serve(grid, scenario, batches, shift, mix, on_round, on_step, refused):
                 on_step(GanStep(server_round, iteration + 1, scenario.iterations))
         if 0 < server_round < scenario.rounds:
             given = clients.ask("give", server_round, expected={"discriminator": gan.state("d")})
-            given = {client: content["discriminator"].to_torch_state_dict() for client, content in given.items()}
+            given = {client: tensors_of(content["discriminator"]) for client, content in given.items()}
             mixed = mix(scenario, server_round, given)
             clients.ask("take", server_round, lambda client, of=mixed: {"discriminator": ArrayRecord(of[client])})
         if on_round is not None:
@@ -104,7 +105,7 @@ def generator_step(scenario, gan, clients, server_round, iteration, batches, shi
     up = clients.ask("feedback", server_round, records, {"feedback": {"x": made[0][0]}}, iteration)
     gradients = [torch.zeros_like(fakes) for fakes, _ in made]
     for client, content in up.items():
-        gradients[client % batches] += content["feedback"].to_torch_state_dict()["x"] / len(up)
+        gradients[client % batches] += tensors_of(content["feedback"])["x"] / len(up)
     gan.g_adam.zero_grad()
     torch.autograd.backward([fakes for fakes, _ in made], gradients)
     gan.g_adam.step()

@@ -14,6 +14,7 @@ import torch
 from flwr.app import ArrayRecord, Context
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.split.clusters import aggregate, cluster
 from fedgen_lab.split.rivals import core
 from fedgen_lab.split.rivals.fedgan import client_app, generator_of
@@ -46,7 +47,7 @@ def server_app(on_round=None, on_step=None, refused=None):
         for server_round in range(1, scenario.rounds + 1):
             records = {client: {"arrays": ArrayRecord(state)} for client, state in nets.items()}
             sent = clients.ask(None, server_round, records.get, {"arrays": start.state()})
-            states = {client: content["arrays"].to_torch_state_dict() for client, content in sent.items()}
+            states = {client: tensors_of(content["arrays"]) for client, content in sent.items()}
             counts = np.array([content["metrics"]["num-examples"] for content in sent.values()])
             present = list(states)
             if server_round % CLOUD_EVERY == 1:  # all have just started from one discriminator

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from flwr.app import ArrayRecord, Context, Message
 
+from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.split.nets import SIZES, generate
 from fedgen_lab.split.rivals import core, local
 from fedgen_lab.split.rivals.likeness import likeness
@@ -33,7 +34,7 @@ def client_app(dealt=None, on_step=None, keep=None):
         scenario, client, _ = core.addressee(message, context)
         pictures, labels = core.own_data(scenario, client, dealt)
         if "received" in context.state:
-            more = context.state["received"].to_torch_state_dict()
+            more = tensors_of(context.state["received"])
             pictures = torch.cat([pictures, core.to_pictures(more["pictures"])])
             labels = torch.cat([labels, more["labels"]])
         return local.train_alone(message, context, pictures, labels, on_step, keep)
@@ -62,7 +63,7 @@ def exchange(scenario, clients, server_round):
     labels = torch.zeros(SIZES[scenario.size].num_labels, dtype=torch.long)
     expected = {"generator": core.start_gan(scenario).state("g"), "counts": {"of": labels}}
     up = clients.ask("share", server_round, expected=expected)
-    sent = [[content[name].to_torch_state_dict() for name in expected] for content in up.values()]
+    sent = [[tensors_of(content[name]) for name in expected] for content in up.values()]
     if len(sent) < 2:
         return
     samples = [make(scenario, *of, SAMPLE, server_round, i, 0)[0] for i, of in enumerate(sent)]
