@@ -8,6 +8,7 @@ contract.vy; `fedgen_lab.peers.ledger` has the same methods on a hundred lines o
 
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +77,8 @@ class Chain:
         from web3 import EthereumTesterProvider, HTTPProvider, Web3
         from web3.middleware import SignAndSendRawMiddlewareBuilder
 
-        self.w3 = Web3(EthereumTesterProvider() if endpoint is None else HTTPProvider(endpoint))
+        self.embedded = endpoint is None
+        self.w3 = Web3(EthereumTesterProvider() if self.embedded else HTTPProvider(endpoint))
         if not self.w3.is_connected():
             raise ConnectionError(f"No Ethereum node answers at {endpoint}. Start one, or leave the endpoint out.")
         self.accounts = list(self.w3.eth.accounts)
@@ -136,6 +138,14 @@ class Chain:
     def withdraw(self, account):
         """Take one's balance out."""
         self._send(account, self.contract.functions.withdraw(account))
+
+    def wait_blocks(self, number):
+        """Wait until so many blocks have passed. The embedded machine makes them; on a node others do."""
+        last = self.block() + number
+        if self.embedded:
+            self.w3.provider.ethereum_tester.mine_blocks(number)
+        while self.block() < last:
+            time.sleep(0.2)
 
     # What everybody can see
 

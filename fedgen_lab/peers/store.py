@@ -72,6 +72,26 @@ class Folder:
         return checked(cid, data, most_bytes)
 
 
+class Shelf:
+    """The same store in memory, for peers of one process."""
+
+    def __init__(self):
+        self.kept = {}
+
+    def put(self, data):
+        """Keep bytes; returns their content id."""
+        cid = cid_of(digest_of(data))
+        self.kept[cid] = bytes(data)
+        return cid
+
+    def get(self, cid, most_bytes=MOST_BYTES):
+        """The bytes with this content id, checked; raises `Unusable` as `Folder.get` does."""
+        digest_in(cid)
+        if cid not in self.kept:
+            raise Unusable(f"{cid} is withheld: nobody offers its content. Use another.")
+        return checked(cid, self.kept[cid], most_bytes)
+
+
 class Ipfs:
     """The same store on an IPFS node's HTTP interface, such as http://127.0.0.1:5001."""
 

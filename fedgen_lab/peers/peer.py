@@ -1,0 +1,276 @@
+"""One peer: reads the chain, fetches and judges models on its own pictures, votes, goes on from one, submits.
+
+Lab 10; PDFed, arXiv 2409.18245, section 4.1. There are no rounds and no server. What a peer does is written as a
+generator that yields how long each thing takes: in one process an event queue (`fedgen_lab.peers.run`) plays many
+peers on one clock; in a process of its own (`fedgen_lab.peers.process`) the same peer just goes on. A peer that
+crashed starts anew and reads from the chain what it had done; seeds come from the scenario, so it does nothing twice.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fedgen_lab.memorization.ddpm import draw_ddpm, load_weights, new_ddpm, train_ddpm, weights
+from fedgen_lab.memorization.qn import keep_after
+from fedgen_lab.peers.chain import Refused, Submission
+from fedgen_lab.peers.manifest import new_key, read_manifest, write_manifest
+from fedgen_lab.peers.objectives import judge_samples, sensitivity_of
+from fedgen_lab.peers.scenario import deal, sample_labels
+from fedgen_lab.peers.store import Unusable, cid_of, digest_of, pack_weights, unpack_weights
+from fedgen_lab.peers.votes import combined, merge_async, noisy_vote, soup
+from fedgen_lab.pictures.domains import NUM_LABELS
+
+DRAW_STEPS = 10  # denoising steps of a picture that is drawn to be judged
+RECENT = 16  # so many of the newest models are looked at; who comes late need not judge all that ever was
+CACHE = "judged.json"
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How long things take one peer."""
+
+    download: float  # seconds a byte
+    upload: float  # seconds a byte
+    step: float  # seconds a training step
+    draw: float  # seconds a picture
+
+
+def start_model(scenario):
+    """The untrained model that everybody can make: a `DDPMPipeline` from the scenario's seed."""
+    channels = deal(scenario)[0].train.images.shape[1]
+    return new_ddpm(channels, scenario.side, NUM_LABELS, scenario.width, scenario.seed_of(0))
+
+
+def draw_samples(scenario, model, content):
+    """The pictures everybody judges this model by, (samples, C, side, side): their seeds follow from its digest."""
+    seeds = np.random.SeedSequence(int.from_bytes(content[:8], "big")).generate_state(scenario.samples)
+    return draw_ddpm(model, sample_labels(scenario), seeds, steps=DRAW_STEPS)
+
+
+class Peer:
+    """Peer `number` of a scenario. Trainers have the numbers 0 to num_peers - 1, validators the numbers after.
+
+    chain, store: where all meet. pace: a `Pace`. attack: what it does instead (see `fedgen_lab.peers.attackers`).
+    folder: where it keeps its judgements over a crash; without one it judges again. samples: a dict, shared by the
+    peers of one process, of what was drawn from which model, since all draw the same.
+    """
+
+    def __init__(self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None):
+        self.number, self.scenario, self.chain, self.store, self.pace = number, scenario, chain, store, pace
+        self.account = chain.accounts[number + 1]  # account 0 deployed the contract
+        self.key = new_key(scenario.seed_of(1, number))
+        self.holding = deal(scenario)[number]
+        self.attack, self.samples = attack, {} if samples is None else samples
+        self.model = start_model(scenario)  # weights are loaded into it and read from it
+        self.start = weights(self.model)
+        self.cursor = 0
+        self.models = {}  # content -> `Submission`, in the order of the chain
+        self.votes = {}  # content -> {voter: revealed score}
+        self.promised, self.revealed = set(), set()  # contents this peer voted on
+        self.judged = {}  # content -> {"score", "hits"}: this peer's own opinion
+        self.refused = {}  # content -> why it can't be used
+        self.log = []  # what the chain refused to this peer, in words
+        self.cache = Path(folder) / CACHE if folder else None
+        if self.cache and self.cache.exists():
+            self.judged = {bytes.fromhex(name): one for name, one in json.loads(self.cache.read_text()).items()}
+
+    @property
+    def validator(self):
+        return self.number >= self.scenario.num_peers
+
+    def life(self, until=float("inf"), on_step=None):
+        """All that a peer does, until it is dropped or has submitted `until` models: yields (what, seconds).
+
+        on_step(step, steps, loss) is called while it trains and may raise to stop.
+        """
+        if not self.chain.participant(self.account)["registered"]:
+            self._send("register", self.validator)
+        while True:
+            yield from self.look()
+            turn = sum(one.author == self.account for one in self.models.values())
+            if self.validator or turn >= until:
+                yield "wait", self.scenario.steps * self.pace.step
+                continue
+            parents, base = self.choose()
+            trained = self.attack.train(self, base, turn) if self.attack and self.attack.train else None
+            trained = trained or self.train(base, turn, on_step)
+            yield "train", self.scenario.steps * self.pace.step
+            if self.attack and self.attack.hides_parents:
+                parents = ()
+            data = pack_weights(trained)
+            yield "upload", len(data) * self.pace.upload
+            self.submit(data, parents, turn)
+
+    def look(self):
+        """Read what is new on the chain; reveal votes that are due; fetch, judge and vote on new models."""
+        events, self.cursor = self.chain.events(self.cursor)
+        for event in events:
+            content = event.values.get("content")
+            if event.kind == "Submitted":
+                self.models[content] = Submission(
+                    content, event.account, event.values["manifest"], event.block, tuple(event.values["parents"])
+                )
+            elif event.kind == "Committed" and event.account == self.account:
+                self.promised.add(content)
+            elif event.kind == "Revealed":
+                self.votes.setdefault(content, {})[event.account] = event.values["score"]
+                if event.account == self.account:
+                    self.revealed.add(content)
+        self.reveal()
+        for content in list(self.models)[-RECENT:]:
+            if content not in self.judged and content not in self.refused:
+                try:
+                    state, size = self.fetch(content)
+                except Unusable as reason:  # costs this model and nothing else
+                    self.refused[content] = str(reason)
+                    continue
+                yield "fetch", size * self.pace.download
+                self.judge(content, state)
+                yield "judge", self.scenario.samples * self.pace.draw
+            if self._may_vote(content):
+                self.promise(content)
+
+    def fetch(self, content):
+        """A model's weights and their size in bytes, once its manifest and its bytes are verified.
+
+        Raises `Unusable`, naming the model and what is wrong with it.
+        """
+        submission = self.models[content]
+        read_manifest(self.store.get(cid_of(submission.manifest)), submission)
+        data = self.store.get(cid_of(content))
+        return unpack_weights(cid_of(content), data, like=self.start), len(data)
+
+    def judge(self, content, state):
+        """This peer's own score of a model, from pictures drawn with it and the peer's own pictures."""
+        load_weights(self.model, state)
+        if content not in self.samples:
+            self.samples[content] = draw_samples(self.scenario, self.model, content)
+        drawn = self.samples[content]
+        if not torch.isfinite(drawn).all():
+            self.refused[content] = f"{cid_of(content)} draws pictures that are not finite. Use another."
+            return
+        score, copied = judge_samples(self.scenario, self.model, drawn, self.holding)
+        self.judged[content] = {"score": score, "hits": [int(row) for row in copied]}
+        if self.cache:
+            half = self.cache.with_suffix(".part")
+            half.write_text(json.dumps({name.hex(): one for name, one in self.judged.items()}))
+            half.replace(self.cache)
+
+    def choose(self):
+        """What to go on from: (contents of the parents, weights)."""
+        order = list(self.models)
+        if self.scenario.choice == "fedasync" and order:
+            return self._all_merged(order)
+        opinions = {content: self.opinion(content) for content in self.judged if content in self.models}
+        best = sorted(opinions, key=lambda content: (opinions[content], -order.index(content)))
+        states = {}
+        while best and len(states) < (self.scenario.soup_of if self.scenario.choice == "soup" else 1):
+            content = best.pop(0)
+            try:
+                states[content] = self.fetch(content)[0]
+            except Unusable as reason:  # it was there when it was judged
+                self.refused[content] = str(reason)
+        if not states:
+            return (), self.start
+        ages = [len(order) - 1 - order.index(content) for content in states]
+        return tuple(states), soup(list(states.values()), ages, self.scenario.staleness)[0]
+
+    def opinion(self, content):
+        """The score a peer goes by: its own, and the others' revealed votes."""
+        others = [score for voter, score in self.votes.get(content, {}).items() if voter != self.account]
+        own = self.judged[content]["score"]
+        return combined(own, others, self.scenario.own_weight, self.scenario.vote_rule)
+
+    def train(self, base, turn, on_step=None):
+        """The weights after some steps on this peer's own pictures, from the weights `base`."""
+        model, train = self.model, self.holding.train
+        load_weights(model, base)
+        images, labels = train.as_tensor(), train.labels
+        if self.scenario.objective == "qn-dedup":
+            counts = np.zeros(len(train), int)
+            for one in self.judged.values():
+                np.add.at(counts, one["hits"], 1)
+            kept = torch.from_numpy(keep_after(counts))
+            images, labels = images[kept], labels[kept]
+        with torch.enable_grad():
+            train_ddpm(
+                model, images, labels, self.scenario.steps, self.scenario.batch_size, self.scenario.learning_rate,
+                seed=self.scenario.seed_of(2, self.number, turn), on_step=on_step,
+            )  # fmt: skip
+        return weights(model)
+
+    def submit(self, data, parents, turn):
+        """Store the weights and a signed manifest, and submit both digests."""
+        facts = {
+            "steps": self.scenario.steps, "learning_rate": self.scenario.learning_rate,
+            "batch_size": self.scenario.batch_size, "pictures": len(self.holding.train), "turn": turn,
+        }  # fmt: skip
+        manifest = write_manifest(self.key, self.account, digest_of(data), parents, facts)
+        if not (self.attack and self.attack.withholds):
+            self.store.put(data)
+        self.store.put(manifest)
+        self._send("submit", digest_of(data), digest_of(manifest), parents)
+
+    def promise(self, content):
+        """Commit a vote. The salt and the noise follow from the peer's secret, so a crash forgets nothing."""
+        epsilon = self.scenario.vote_epsilon or 1.0  # an exact vote is booked as one unit of the budget
+        if self._send("commit", content, self.vote_on(content), self._secret(content), epsilon=epsilon):
+            self.promised.add(content)
+
+    def reveal(self):
+        """Reveal the votes whose time has come."""
+        for content in sorted(self.promised - self.revealed):
+            if self.chain.block() >= self.models[content].block + self.chain.terms.commit_blocks:
+                if content not in self.judged:  # after a crash: judge again, with the same result
+                    try:
+                        self.judge(content, self.fetch(content)[0])
+                    except Unusable as reason:
+                        self.log.append(str(reason))
+                if content in self.judged:
+                    if self._send("reveal", content, self.vote_on(content), self._secret(content)):
+                        self.revealed.add(content)
+
+    def vote_on(self, content):
+        """The number this peer gives a model: its score, with the noise that privacy asks for."""
+        score = self.judged[content]["score"]
+        if self.attack and self.attack.vote:
+            return self.attack.vote(self, content, score)
+        if not self.scenario.vote_epsilon:
+            return score
+        rng = np.random.default_rng(int.from_bytes(self._secret(content)[:8], "big"))
+        return noisy_vote(score, self.scenario.vote_epsilon, sensitivity_of(self.scenario), rng)
+
+    def _may_vote(self, content):
+        submission = self.models[content]
+        still_open = self.chain.block() < submission.block + self.chain.terms.commit_blocks
+        return (
+            content in self.judged and still_open and submission.author != self.account
+            and content not in self.promised
+        )  # fmt: skip
+
+    def _secret(self, content):
+        return hashlib.sha256(self.key.private_bytes_raw() + content).digest()
+
+    def _all_merged(self, order):
+        """FedAsync: the global model that follows from all updates in the chain's order; the same for everybody."""
+        state, place = self.start, {content: number for number, content in enumerate(order)}
+        for number, content in enumerate(order):
+            seen = max((place[parent] + 1 for parent in self.models[content].parents), default=0)
+            try:
+                state = merge_async(state, self.fetch(content)[0], number - seen, self.scenario.staleness)
+            except Unusable as reason:
+                self.refused[content] = str(reason)
+        return (order[-1],), state
+
+    def _send(self, method, *arguments, **more):
+        """One transaction; False, and a line in the log, if the chain refused it."""
+        try:
+            getattr(self.chain, method)(self.account, *arguments, **more)
+        except Refused as reason:
+            self.log.append(f"{method}: {reason}")
+            return False
+        return True
