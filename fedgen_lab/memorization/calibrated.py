@@ -21,6 +21,7 @@ from fedgen_lab.memorization.distance import nearest, without_duplicates
 from fedgen_lab.scores import kid
 
 LEVEL = 0.01  # false alarms among fresh pictures
+FRACTION_LEVEL = 0.02  # to estimate a share: false alarms are taken off it, and fewer changed copies pass unseen
 NEIGHBOUR = 2  # the training picture whose distance is the yardstick
 CONFIDENCE = 0.95
 
@@ -62,7 +63,8 @@ def novelty(generated, training, match="robust", neighbour=NEIGHBOUR):
     robust matching (`distance.nearest`). 0 is a copy, 1 a picture as near to one as to others. The ratio of Yoon et
     al. 2023, made robust; on its own it has no threshold here, `calibrated_novelty` finds one.
     Misses copies of what stands in the training set twice, shifted or recompressed, so not equal (raise `neighbour`);
-    what robust matching misses; and noise or blending so strong that other training pictures come as near.
+    what robust matching misses; and blur, noise or blending so strong that other training pictures come as near: of
+    MNIST rebuilt from 50 principal components it finds 7 of 10 at 1 %, and noise of 0.1 is too much for 8x8 pixels.
     Raises ValueError for what `nearest` refuses, or fewer than `neighbour` different training pictures.
     """
     different, kept, _ = without_duplicates(torch.as_tensor(training))
@@ -124,7 +126,7 @@ def binomial_share(flags, confidence=CONFIDENCE):
     return Share(float(flags.mean()), float(interval.low), float(interval.high))
 
 
-def copied_fraction(generated, training, held_out, level=LEVEL, **settings):
+def copied_fraction(generated, training, held_out, level=FRACTION_LEVEL, **settings):
     """Which share of the generated pictures is copied, corrected for false alarms: a `Share`.
 
     Formula: (f - a) / (1 - a), f the share flagged and a the false alarms expected, the level as far as H held-out
@@ -162,7 +164,7 @@ class CalibratedScore:
         return self.quality + novelty_weight * self.copied.estimate + privacy_weight * self.advantage
 
 
-def calibrated_score(generated, training, held_out, level=LEVEL, tpr=None, judge=None, **settings):
+def calibrated_score(generated, training, held_out, level=FRACTION_LEVEL, tpr=None, judge=None, **settings):
     """What the Q-N score wants to say, calibrated: a `CalibratedScore`.
 
     Formula: KID(held_out, generated) in the judge's features, which does not depend on the number of pictures, unlike
