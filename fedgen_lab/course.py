@@ -34,7 +34,7 @@ LABS = (
         "fine-tune one Stable Diffusion on many devices and count what it costs"),
     Lab("04_aggregation_rules", 45, "Aggregation rules",
         "make one adapter out of many in ten ways, and say what each misses and what it costs"),
-    Lab("05_wireless", 55, "Wireless links",
+    Lab("05_wireless", 60, "Wireless links",
         "put a federated run on the clock of a radio cell and say when the radio is the bottleneck"),
     Lab("06_u_shaped_split", 60, "U-shaped split",
         "train one GAN between weak devices and a server, and say what its wire tells"),

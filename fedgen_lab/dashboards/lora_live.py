@@ -41,8 +41,10 @@ def duration(seconds):
 class LiveRun:
     """One run on this machine: its losses by round, its pictures by model, its trace.
 
-    scenario: what is run; prompts: the texts its pictures are drawn for.
+    scenario: what is run; prompts: the texts its pictures are drawn for. `label`: what legends say first.
     """
+
+    label = ""
 
     def __init__(self, scenario, prompts=()):
         self.scenario = scenario
@@ -212,9 +214,8 @@ def loss_chart(runs, recorded, axis, bandwidth_hz, num_clients, skew):
 
 
 def _names(runs):
-    """A short name for each live run: only the knobs by which the runs differ."""
+    """A short name for each live run: its label, and the knobs by which the runs differ."""
     knobs = {
-        "rule": "{}",
         "ranks": "ranks {}",
         "num_clients": "{} clients",
         "skew": "skew {:g}",
@@ -224,7 +225,10 @@ def _names(runs):
     }
     values = [{knob: getattr(run.scenario, knob) for knob in knobs} for run in runs]
     differ = [knob for knob in knobs if len({value[knob] for value in values}) > 1]
-    return [", ".join(["live", *(knobs[knob].format(value[knob]) for knob in differ)]) for value in values]
+    return [
+        ", ".join(["live", *filter(None, [run.label]), *(knobs[knob].format(value[knob]) for knob in differ)])
+        for run, value in zip(runs, values, strict=True)
+    ]
 
 
 def _draw_recorded(chart, curve, name):

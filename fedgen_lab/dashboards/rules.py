@@ -36,6 +36,7 @@ class RuleRun(LiveRun):
 
     def __init__(self, scenario, prompts=()):
         super().__init__(scenario, prompts)
+        self.label = scenario.rule
         self.bias = {}  # layer -> what averaging the factors of the last uploads misses
         self.energy = ()  # the share of the model's change in its first 1, 2, ... directions
 
