@@ -62,7 +62,7 @@ def train_ddpm(model, images, labels, steps, batch_size=64, learning_rate=2e-3, 
     if len(images) != len(labels):
         raise ValueError(f"One label belongs to each picture; got {len(images)} pictures and {len(labels)} labels.")
     generator, schedule, device = torch.Generator().manual_seed(seed), model.scheduler, model.unet.device
-    optimizer = torch.optim.AdamW(model.unet.parameters(), lr=learning_rate)
+    optimizer = torch.optim.AdamW(model.unet.parameters(), lr=learning_rate, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, learning_rate, total_steps=steps + 1, pct_start=min(20 / steps, 0.3), cycle_momentum=False
     )

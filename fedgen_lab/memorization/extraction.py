@@ -19,10 +19,11 @@ def text_noise(pipeline, prompts, seeds=SEEDS, steps=20, guidance=2.0, batch_siz
     """How hard each prompt pulls while pictures are drawn from it: (N,), large for prompts learned by heart.
 
     The mean over `steps` and `seeds` of |eps(x_t, t, prompt) - eps(x_t, t, nothing)|_2. Wen et al.: 4 seeds, 50 steps,
-    guidance 7.5; one step is nearly as good. There is no absolute threshold: compare with prompts known to be innocent,
-    of the same form. It only listens to the model while the pipeline draws, so it does for every diffusers pipeline
-    that draws with and without prompt in one batch, of any size and with any sampler. Misses: pictures that come back
-    without any prompt, or when only a part of each is fixed; an innocent prompt with rare words pulls hard too.
+    guidance 7.5; one step is nearly as good, if the model guesses noise. There is no absolute threshold: compare with
+    prompts known to be innocent, of the same form. It only listens to the model while the pipeline draws, so it does
+    for every diffusers pipeline that draws with and without prompt in one batch, of any size and with any sampler.
+    Misses: pictures that come back without any prompt, or when only a part of each is fixed; an innocent prompt with
+    rare words pulls hard too.
 
     Raises ValueError for no prompts, a guidance of 1 or less, or a pipeline that guides in another way or takes none.
     """
@@ -64,7 +65,7 @@ def edge_overlap(pictures, edge=EDGE):
     """Share of pixels with an edge in more than half of each prompt's pictures (N, seeds, C, H, W): (N,) in [0, 1].
 
     Large for pictures learned by heart. edge: the Sobel magnitude above which there is one, at 256 x 256. Webster, as
-    in the published code. Misses: copies that are blurred, or of a picture with few edges.
+    in the published code. Misses: copies of smooth pictures, unless edge is lowered.
     Raises ValueError for another shape.
     """
     if pictures.ndim != 5 or pictures.shape[2] not in (1, 3):
