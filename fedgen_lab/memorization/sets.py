@@ -228,15 +228,15 @@ def vendi(pictures, features=None, q=1.0):
 
 
 def mifid(generated, training, features=None):
-    """Memorization-informed FID, the ancestor of PDFed's score: FID / m, lower is better, and copying makes it larger.
+    """Memorization-informed FID, the ancestor of PDFed's score: FID / m; lower is better, and m is small for copies.
 
     m: mean over generated pictures of the least cosine distance 1 - |cos| to a training picture, or 1 if that mean is
     0.1 or more. Bai et al. 2021 (arXiv 2106.03062); computed by torchmetrics, which takes the mean over the set it is
     told is real, so the two sets change places here (FID doesn't mind).
-    Misses: copies among as many others, as m is a mean and FID falls with every copy too: with a quarter of 300 sprites
-    copied it falls by 2 %. A pool of copies has m = 0 and MiFID near 10^14, but the training
-    set itself, whose FID is 0, comes out best of all. With features that are never negative, such as the judges',
-    distances are small and 0.1 is rarely reached: then m is not 1 even for an honest generator.
+    Misses: copies among other pictures, for FID falls with every copy as m does (a quarter of 300 sprites copied: 2 %
+    lower). A pool of copies has m = 0 and MiFID near 10^14, but the training set itself, whose FID is 0, comes out best
+    of all. With features that are never negative, such as the judges', distances are small: m is below 0.1 even for an
+    honest generator.
     Raises ValueError for fewer pictures on a side than features.
     """
     from torchmetrics.image.mifid import MemorizationInformedFrechetInceptionDistance

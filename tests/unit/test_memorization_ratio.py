@@ -48,7 +48,7 @@ def test_a_mirrored_copy_passes_the_rule_unless_matching_is_robust():
     assert (third_ratio(torch.cat([training[:3], mirrored[:3]]), torch.cat([training, mirrored]), "robust") == 0).all()
 
 
-# By LeakPro's carlini_reference_scores and tiled_l2_pairwise (commit 5018fb0) on the pictures below, in [0, 1].
+# By the formulas of LeakPro's carlini_reference_scores and tiled_l2_pairwise (commit 5018fb0) on the pictures below.
 ADAPTIVE_50 = (0.5930, 0.6532, 0.6117, 1.8785, 1.8772, 1.9438)
 ADAPTIVE_10 = (0.6840, 0.7529, 0.6930, 2.1418, 2.1291, 2.2284)
 TILED = ((0.4282, 0.4624, 0.5432, 0.4577, 0.4274), (0.4348, 0.4594, 0.4280, 0.4647))  # upper triangle, first two rows
