@@ -7,9 +7,12 @@
 PORT ?= 8888
 VENV := .venv
 BIN := $(VENV)/bin
-# As many test workers as there are cores, at 2 GB of free memory each, and at least one.
-WORKERS ?= $(shell awk -v cores=$$(nproc 2>/dev/null || echo 1) '/MemAvailable/ {n = int($$2 / 2e6)} \
+# As many test workers as there are cores, at 2 GB of free memory each, and at least one. A test of an engine starts ten
+# processes, which mostly wait: at 3 GB each.
+workers = $(shell awk -v cores=$$(nproc 2>/dev/null || echo 1) '/MemAvailable/ {n = int($$2 / $(1)e6)} \
 	END {print n < 1 ? 1 : n < cores ? n : cores}' /proc/meminfo 2>/dev/null || echo 1)
+WORKERS ?= $(call workers,2)
+ENGINES ?= $(call workers,3)
 
 export GOMP_SPINCOUNT := 0
 export TOKENIZERS_PARALLELISM := false
@@ -50,10 +53,13 @@ lab: $(VENV)/lab-installed
 	  $(if $(filter 0,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The quick tests come first, so that a mistake shows early; every lab then runs from top to bottom, its peak memory watched.
+# Only the labs need nbval, which takes every worker three seconds to load.
+PLAIN := OMP_NUM_THREADS=1 $(BIN)/pytest -q -o addopts=-ra -p no:nbval --durations=15
+
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile tests/unit tests/labs
+	$(PLAIN) -n $(WORKERS) --dist loadfile tests/unit tests/labs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env labs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/engines
+	$(PLAIN) -n $(ENGINES) --dist loadfile tests/engines
 	$(BIN)/pytest -q tests/browser
 
 lint: $(VENV)/test-installed

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -34,6 +35,7 @@ class Flower:
             "FLWR_HOME": str(self.folder / "home"),
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds from a message to its process; else 1
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
             "OMP_NUM_THREADS": "1",
@@ -99,14 +101,26 @@ class Flower:
             "--node-config", f"partition-id={partition} num-partitions={num_partitions}",
         )  # fmt: skip
 
+    def add_supernodes(self, number):
+        """Start so many SuperNodes, and wait until the SuperLink lists all of them as online."""
+        with ThreadPoolExecutor() as at_once:
+            list(at_once.map(lambda partition: self.add_supernode(partition, number), range(number)))
+        self.wait_for_supernodes(number)
+
     def wait_for_supernodes(self, number, seconds=180):
         """Wait until the SuperLink lists so many SuperNodes as online; raises with all logs when one has ended."""
         end = time.monotonic() + seconds
-        while self.flwr("supernode", "list", "here", "--format", "json").count('"online"') < number:
+        while not self._are_online(number):
             ended = [name for name, process in self.processes.items() if process.poll() is not None]
             if ended or time.monotonic() > end:
                 raise RuntimeError(f"Fewer than {number} SuperNodes came online; ended: {ended}.\n{self.logs()}")
             time.sleep(0.5)
+
+    def _are_online(self, number):
+        logs = [path.read_text(errors="replace") for path in self.folder.glob("supernode-*.log")]
+        if sum("SuperNode ID" in log for log in logs) < number:  # the SuperLink is asked last: a question is a process
+            return False
+        return self.flwr("supernode", "list", "here", "--format", "json").count('"online"') >= number
 
     def start(self, name, *command):
         """Start a process, its output in `name`.log."""

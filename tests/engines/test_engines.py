@@ -56,9 +56,7 @@ def test_a_superlink_with_two_supernodes_gives_the_notebooks_adapter(adapter_of_
     path = tmp_path / "adapter.safetensors"
     for attempt in range(3):  # a starved machine can lose a SuperNode; a run that went on without it has another result
         with Flower(tmp_path / f"flower{attempt}") as flower:
-            for partition in range(2):
-                flower.add_supernode(partition, num_partitions=2)
-            flower.wait_for_supernodes(2)
+            flower.add_supernodes(2)
             flower.run(ROOT, run_config(path))
             logs = flower.logs(lines=1000)
         print(logs)  # shown when the test fails: whoever was refused is named there

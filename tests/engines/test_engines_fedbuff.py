@@ -11,9 +11,7 @@ TINY_APP = Path(__file__).parent / "tiny_app"
 def test_the_fast_client_goes_on_while_the_slow_one_works(tmp_path):
     result = tmp_path / "result.json"
     with Flower(tmp_path / "flower") as flower:
-        for partition in range(2):
-            flower.add_supernode(partition, num_partitions=2)
-        flower.wait_for_supernodes(2)
+        flower.add_supernodes(2)
         slow = {"seconds": 0.1, "slowness-of-0": 1000.0}  # longer than the whole run
         flower.run(TINY_APP, {"num-clients": 2, "rounds": 3, "buffer": 1, "save-to": str(result), **slow})
         print(flower.logs())

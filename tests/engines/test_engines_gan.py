@@ -19,7 +19,7 @@ from fedgen_lab.split.u_server import u_server_app
 
 ROOT = Path(__file__).resolve().parents[2]
 SCENARIO = GanScenario(
-    num_clients=2, rounds=1, iterations=1, batch_size=4, pictures_per_client=8, domains="digits", cuts="0110,1001"
+    num_clients=2, rounds=1, iterations=1, batch_size=4, pictures_per_client=8, domains="runes", cuts="0110,1001"
 )
 
 
@@ -45,9 +45,7 @@ def test_two_supernodes_give_the_notebooks_generators(generators_of_the_notebook
     path = tmp_path / "generators.safetensors"
     for attempt in range(3):  # a starved machine can lose a SuperNode; a run that went on without it has another result
         with Flower(tmp_path / f"flower{attempt}") as flower:
-            for partition in range(2):
-                flower.add_supernode(partition, num_partitions=2)
-            flower.wait_for_supernodes(2)
+            flower.add_supernodes(2)
             flower.run(ROOT, run_config(path), timeout=1200)  # ten seconds an exchange on a quiet machine
             logs = flower.logs(lines=1000)
         print(logs)  # shown when the test fails: whoever was refused is named there
@@ -61,9 +59,7 @@ def test_two_supernodes_give_the_notebooks_generators(generators_of_the_notebook
 def test_a_supernode_killed_in_mid_iteration_is_named_and_the_run_goes_on_without_it(tmp_path):
     path = tmp_path / "generators.safetensors"
     with Flower(tmp_path / "flower") as flower:
-        for partition in range(2):
-            flower.add_supernode(partition, num_partitions=2)
-        flower.wait_for_supernodes(2)
+        flower.add_supernodes(2)
         run = flower.start_run(ROOT, run_config(path))
         wait_for(flower, "supernode-1", "Receiving: train.fakes")
         flower.kill("supernode-1")

@@ -18,9 +18,7 @@ def test_a_supernode_killed_during_a_round_is_named_and_the_run_goes_on(tmp_path
     notes.mkdir()
     config = {"rounds": 2, "seconds": 2.0, "notes": str(notes), "save-to": str(result)}
     with Flower(tmp_path / "flower") as flower:
-        for partition in range(2):
-            flower.add_supernode(partition, num_partitions=2)
-        flower.wait_for_supernodes(2)
+        flower.add_supernodes(2)
         run = flower.start_run(TINY_APP, config)
         wait_for(notes / "client-1-round-1", flower)
         flower.kill("supernode-1")
