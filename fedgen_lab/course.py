@@ -40,6 +40,8 @@ LABS = (
         "train one GAN between weak devices and a server, and say what its wire tells"),
     Lab("07_huscf_gan", 60, "HuSCF-GAN",
         "train GANs on devices of several domains, and say who learns with whom and which method wins where"),
+    Lab("08_what_leaks", 60, "What leaks",
+        "rebuild a picture from an update, test membership, stop a backdoor, and say what each protection costs"),
 )
 
 
