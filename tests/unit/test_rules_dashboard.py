@@ -2,6 +2,7 @@
 
 import pytest
 
+from fedgen_lab.dashboards.lora_live import loss_chart
 from fedgen_lab.dashboards.rules import RuleRun, RulesDashboard, bias_chart, directions_chart
 from fedgen_lab.scenario import MIXED_RANKS, RULES, Scenario
 
@@ -32,6 +33,15 @@ def test_knobs_at_both_ends_are_scenarios(dashboard):
         for end in (knob.number.min, knob.number.max):
             knob.set(end)
             assert isinstance(dashboard.scenario(), Scenario)
+
+
+def test_the_legend_of_the_losses_says_the_rule_even_of_a_single_run():
+    runs = [RuleRun(Scenario(rule=rule, seed=seed)) for rule, seed in (("flora", 0), ("ffa", 1))]
+    for run in runs:
+        run.losses = {0: 1.0}
+    for number, names in ((1, ["live, flora"]), (2, ["live, flora, seed 0", "live, ffa, seed 1"])):
+        chart, _, _ = loss_chart(runs[:number], None, "rounds", 5e6, 4, 1.0)
+        assert [line.name for line in chart.data] == names
 
 
 def test_the_charts_say_what_was_measured():
