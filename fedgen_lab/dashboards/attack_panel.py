@@ -4,14 +4,10 @@ Lab 06. Real pictures stand above what the server makes of them, with the label 
 `fedgen_lab.privacy.smashed`; the training under protection is the U of `fedgen_lab.split`.
 """
 
-import html
-
 import ipywidgets as widgets
-import pandas as pd
-from IPython.display import HTML, display
 
 from fedgen_lab.dashboards import charts, controls
-from fedgen_lab.dashboards.job import Job, runs_inline
+from fedgen_lab.dashboards.panel import Measuring
 from fedgen_lab.pictures.domains import OFFLINE
 from fedgen_lab.privacy.watched import attack_run, watched_run
 from fedgen_lab.scenario import profile
@@ -24,7 +20,7 @@ NEVER_SENT = "real, never sent"
 REBUILT = "rebuilt by the server"
 
 
-class AttackPanel:
+class AttackPanel(Measuring):
     """What `attack_panel` shows. `start` and `stop` are what the buttons do; `leak` is the newest attack's result.
 
     `frame()`: one row for each attack so far. `depth`, `noise`, `decorrelation`, `iterations`: knobs; `bits`,
@@ -32,8 +28,11 @@ class AttackPanel:
     """
 
     def __init__(self, domain, size, seed, steps):
+        super().__init__(
+            "Start the attack", "Ready. The attack takes some ten seconds; every attack adds a row to the table."
+        )
         self.domain, self.size, self.seed, self.steps = domain, size, seed, steps
-        self.rows, self.leak, self.label_names = [], None, ()
+        self.leak, self.label_names = None, ()
         self.depth = controls.knob(
             "Depth", 1, 1, 4, help="Blocks before the cut. HuSCF-GAN cuts at 1 or 2; its U lets no device hold 3."
         )
@@ -52,23 +51,14 @@ class AttackPanel:
         self.bits = controls.choice("Bits", [("32", 32), ("8", 8)], 32, help="Of each number that is sent.")
         self.auxiliary = controls.choice("Server has", [name for name in OFFLINE if name != domain])
         self.auxiliary.value = "runes" if domain != "runes" else "letters"
-        self.job = Job(self._work, self._update)
-        self.start_button = controls.button("Start the attack", self.start, main=True)
-        self.stop_button = controls.button("Stop", self.stop)
-        self.stop_button.disabled = True
         self.table_button = controls.button("Show attacks as table", self._toggle)
         self.table_button.disabled = True
-        self.status = controls.StatusLine(
-            "Ready. The attack takes some ten seconds; every attack adds a row to the table."
-        )
-        self.shown, self.table = (widgets.HTML(layout={"width": "100%"}) for _ in range(2))
         self.table.layout.display = "none"
         knobs = [self.depth.box, self.noise.box, self.decorrelation.box, self.iterations.box]
         self.box = widgets.VBox(
             [
                 controls.style(), controls.grid(knobs), controls.grid([self.bits, self.auxiliary]),
-                controls.row([self.start_button, self.stop_button]), self.status.widget, self.shown,
-                self.table_button, self.table,
+                self.buttons, self.status.widget, self.shown, self.table_button, self.table,
             ],
             layout={"width": "100%"},
         )  # fmt: skip
@@ -80,19 +70,6 @@ class AttackPanel:
             cuts="0000" if self.depth.value == 1 else "1010", noise=self.noise.value, bits=self.bits.value,
             decorrelation=self.decorrelation.value, pictures_per_client=150, seed=self.seed,
         )  # fmt: skip
-
-    def start(self):
-        """Train under the protection, then attack; unless an attack is going on."""
-        self.job.start()
-
-    def stop(self):
-        """Stop soon. A half-taught attacker would make any protection look good, so its result is not shown."""
-        self.job.cancel()
-        self._tell()
-
-    def frame(self):
-        """One row for each attack: the knobs, shares of labels read off, the error of the pictures, its yardstick."""
-        return pd.DataFrame(self.rows)
 
     def _work(self, job):
         self.shown.value = ""  # the pictures of an earlier attack say nothing about this one
@@ -117,31 +94,21 @@ class AttackPanel:
         self.rows.append(knobs | numbers(leak))
         return leak
 
-    def _update(self, job):
-        self._tell()
-        if job.state == "done":
-            self.shown.value = leak_html(job.result, self.label_names)
-            self.table.value = charts.table_html(self.frame())
-            self.table_button.disabled = False
+    def _show(self, leak):
+        self.shown.value = leak_html(leak, self.label_names)
+        self.table_button.disabled = False
 
-    def _tell(self):
-        job = self.job
-        running = job.state == "running"
-        self.start_button.disabled = running
-        self.stop_button.disabled = not running or job.should_stop()
-        sentence = {
-            "done": lambda: leak_sentence(job.result, self.rows[-1]),
-            "cancelled": lambda: "Stopped. An attacker that is half taught proves nothing: no row was added.",
-        }.get(job.state, lambda: job.message)()
-        self.status.say(sentence, job.state)
+    def _sentence(self, job):
+        if job.state == "done":
+            return leak_sentence(job.result, self.rows[-1])
+        if job.state == "cancelled":
+            return "Stopped. An attacker that is half taught proves nothing: no row was added."
+        return job.message
 
     def _toggle(self):
         hidden = self.table.layout.display == "none"
         self.table.layout.display = "" if hidden else "none"
         self.table_button.description = f"{'Hide' if hidden else 'Show'} attacks as table"
-
-    def _ipython_display_(self):
-        """Shown already by `attack_panel`."""
 
 
 def attack_panel(domain="digits", size="lab14", seed=0, steps=None):
@@ -150,13 +117,7 @@ def attack_panel(domain="digits", size="lab14", seed=0, steps=None):
     domain: whose pictures the attacked device holds, a grey one's name for `fedgen_lab.pictures.domains.load_domain`.
     steps: of each of the attacker's readers; 250 unless given. With FEDGEN_RUN=inline one attack runs at once.
     """
-    made = AttackPanel(domain, size, seed, steps or STEPS.get(profile(), 250))
-    if runs_inline():  # an HTML copy shows no widgets
-        made.start()
-        display(HTML(f"{controls.STYLE}<p>{html.escape(made.status.sentence)}</p>{made.shown.value}{made.table.value}"))
-    else:
-        display(made.box)
-    return made
+    return AttackPanel(domain, size, seed, steps or STEPS.get(profile(), 250)).display()
 
 
 def numbers(leak):

@@ -4,59 +4,38 @@ Lab 08. The round trains once, when the panel starts for the first time; turning
 All measuring is in `fedgen_lab.privacy.uploads`.
 """
 
-import html
-
 import ipywidgets as widgets
-import pandas as pd
-from IPython.display import HTML, display
 
 from fedgen_lab.dashboards import charts, controls
-from fedgen_lab.dashboards.job import Job, runs_inline
+from fedgen_lab.dashboards.panel import Measuring
 from fedgen_lab.scenario import DEFENCES
 
 SERVER = "server's auc"
 COLUMNS = ("loss", "fidelity", SERVER, "auc", "backdoor", "attacker's share")
 
 
-class LeaksPanel:
+class LeaksPanel(Measuring):
     """What `leaks_panel` shows. `start` and `stop` are what the buttons do; `uploads` is the round, once it has run.
 
     `noise`, `clip`: knobs; `defence`, `secure`: drop-down lists; `frame()`: one row for every combination tried.
     """
 
     def __init__(self, scenario, uploads=None):
-        self.scenario, self.uploads, self.rows = scenario, uploads, []
+        super().__init__(
+            "Measure this combination", "Ready. The first time, the clients train before anything is measured."
+        )
+        self.scenario, self.uploads = scenario, uploads
         self.clip = controls.knob("Clip", 0.0, 0.0, 20.0, 0.5, help="Longest change of one client; 0: none.")
         self.noise = controls.knob("Noise", 0.0, 0.0, 2.0, 0.01, help="On the sum, times the clip; needs a clip.")
         self.defence = controls.choice("Defence", list(DEFENCES), "mean", help="How the server combines uploads.")
         self.secure = controls.choice("Secure aggregation", [("off", False), ("on", True)], False)
-        self.job = Job(self._work, self._update)
-        self.start_button = controls.button("Measure this combination", self.start, main=True)
-        self.stop_button = controls.button("Stop", self.stop)
-        self.stop_button.disabled = True
-        self.status = controls.StatusLine("Ready. The first time, the clients train before anything is measured.")
-        self.shown, self.table = (widgets.HTML(layout={"width": "100%"}) for _ in range(2))
         self.box = widgets.VBox(
             [
                 controls.style(), controls.grid([self.clip.box, self.noise.box]),
-                controls.grid([self.defence, self.secure]), controls.row([self.start_button, self.stop_button]),
-                self.status.widget, self.shown, self.table,
+                controls.grid([self.defence, self.secure]), self.buttons, self.status.widget, self.shown, self.table,
             ],
             layout={"width": "100%"},
         )  # fmt: skip
-
-    def start(self):
-        """Train the round if it has not been, then measure what the knobs say."""
-        self.job.start()
-
-    def stop(self):
-        """Stop soon; a round that is half trained is not measured."""
-        self.job.cancel()
-        self._tell()
-
-    def frame(self):
-        """One row for each combination: its knobs and its numbers."""
-        return pd.DataFrame(self.rows)
 
     def _work(self, job):
         knobs = {
@@ -84,24 +63,12 @@ class LeaksPanel:
         plain, marked = found["pictures"]
         return [("as asked", plain[:SHOWN].numpy()), (f"with the word {TRIGGER}", marked.numpy())]
 
-    def _update(self, job):
-        self._tell()
-        if job.state == "done" and job.result is not None:
-            self.shown.value = charts.strip_html(job.result, list(self.uploads.prompts[: len(job.result[1][1])]))
-            self.table.value = charts.table_html(self.frame())
+    def _show(self, pictures):
+        self.shown.value = charts.strip_html(pictures, list(self.uploads.prompts[: len(pictures[1][1])]))
 
-    def _tell(self):
-        job = self.job
-        running = job.state == "running"
-        self.start_button.disabled = running
-        self.stop_button.disabled = not running or job.should_stop()
-        sentence = job.message
-        if job.state == "done" and self.rows:
-            sentence = sentence_of(self.rows[-1], self.uploads.loss_before)
-        self.status.say(sentence, job.state)
-
-    def _ipython_display_(self):
-        """Shown already by `leaks_panel`."""
+    def _sentence(self, job):
+        measured = job.state == "done" and self.rows
+        return sentence_of(self.rows[-1], self.uploads.loss_before) if measured else job.message
 
 
 def leaks_panel(scenario, uploads=None):
@@ -110,13 +77,7 @@ def leaks_panel(scenario, uploads=None):
     uploads: a round that has run already (`fedgen_lab.privacy.uploads.run_uploads`); without it the panel trains one of
     `scenario`. Returns the `LeaksPanel`. With FEDGEN_RUN=inline one combination is measured at once.
     """
-    made = LeaksPanel(scenario, uploads)
-    if runs_inline():  # an HTML copy shows no widgets
-        made.start()
-        display(HTML(f"{controls.STYLE}<p>{html.escape(made.status.sentence)}</p>{made.shown.value}{made.table.value}"))
-    else:
-        display(made.box)
-    return made
+    return LeaksPanel(scenario, uploads).display()
 
 
 def sentence_of(row, loss_before):

@@ -1,12 +1,16 @@
 """One Start button, one Stop button, a status line and the pictures so far: what every kind of live run needs.
 
-Labs 03 and 07.
+`Panel` keeps runs to compare (labs 03 and 07); `Measuring` adds a row to a table for each start (labs 06 and 08).
 """
 
-import ipywidgets as widgets
+import html
 
-from fedgen_lab.dashboards import controls
-from fedgen_lab.dashboards.job import Job
+import ipywidgets as widgets
+import pandas as pd
+from IPython.display import HTML, display
+
+from fedgen_lab.dashboards import charts, controls
+from fedgen_lab.dashboards.job import Job, runs_inline
 
 RUNS_KEPT = 3  # earlier runs stay as faint lines, to compare one change of a knob; more would hide each other
 
@@ -76,3 +80,58 @@ class Panel:
         if sentence in ("Done.", "Stopped.") and run is not None:
             sentence = f"{sentence.rstrip('.')}: {run.summary()}"
         self.status.say(sentence, job.state)
+
+
+class Measuring:
+    """Every start measures what the knobs say, shows pictures, and adds a row to a table.
+
+    start_words: what the Start button says; ready: the first sentence of the status line. A dashboard of this kind
+    gives `_work(job)`, which adds to `rows` and returns a result or None; `_show(result)`; `_sentence(job)` for the
+    status line; and `box`, made of its knobs, `buttons`, `status.widget`, `shown` and `table`.
+    """
+
+    def __init__(self, start_words, ready):
+        self.rows, self.job = [], Job(self._work, self._update)
+        self.start_button = controls.button(start_words, self.start, main=True)
+        self.stop_button = controls.button("Stop", self.stop)
+        self.stop_button.disabled = True
+        self.buttons, self.status = controls.row([self.start_button, self.stop_button]), controls.StatusLine(ready)
+        self.shown, self.table = (widgets.HTML(layout={"width": "100%"}) for _ in range(2))
+
+    def start(self):
+        """Measure, unless something is being measured."""
+        self.job.start()
+
+    def stop(self):
+        """Stop soon; what is half measured is not shown."""
+        self.job.cancel()
+        self._tell()
+
+    def frame(self):
+        """One row for each start so far: its knobs and its numbers."""
+        return pd.DataFrame(self.rows)
+
+    def display(self):
+        """Show the dashboard; with FEDGEN_RUN=inline one measurement runs at once. Returns itself."""
+        if runs_inline():  # an HTML copy shows no widgets
+            self.start()
+            said = f"<p>{html.escape(self.status.sentence)}</p>"
+            display(HTML(f"{controls.STYLE}{said}{self.shown.value}{self.table.value}"))
+        else:
+            display(self.box)
+        return self
+
+    def _update(self, job):
+        self._tell()
+        if job.state == "done" and job.result is not None:
+            self._show(job.result)
+            self.table.value = charts.table_html(self.frame())
+
+    def _tell(self):
+        job = self.job
+        self.start_button.disabled = job.state == "running"
+        self.stop_button.disabled = job.state != "running" or job.should_stop()
+        self.status.say(self._sentence(job), job.state)
+
+    def _ipython_display_(self):
+        """Shown already by `display`."""
