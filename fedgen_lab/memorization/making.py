@@ -143,7 +143,7 @@ def train_copying(copying, on_step=None, should_stop=None, private=None):
         model = new_ddpm(channels=3, side=SIZE, num_classes=len(private.counts), seed=copying.seed)
         images, labels = private.pictures.images[private.rows], _labels(copying, private)[private.rows]
         work = lambda: train_ddpm(  # noqa: E731
-            images, labels, copying.steps, model=model, batch_size=BATCH, seed=copying.seed, on_step=after_step
+            model, images, labels, copying.steps, BATCH, LEARNING_RATES["ddpm"], seed=copying.seed, on_step=after_step
         )
     else:
         model, work = _pipeline_and_work(copying, private, after_step)

@@ -20,7 +20,7 @@ def two_classes(number=16):
 @pytest.fixture(scope="module")
 def trained():
     model = new_ddpm(side=8, num_classes=2, width=16)
-    return model, train_ddpm(model, *two_classes(), steps=120, batch_size=16, learning_rate=4e-3)
+    return model, train_ddpm(model, *two_classes(), steps=100, batch_size=16, learning_rate=4e-3)
 
 
 def test_it_draws_what_the_label_says(trained):
@@ -65,7 +65,8 @@ def test_weights_travel_as_tensors_and_as_a_diffusers_folder(trained, tmp_path):
     model.save_pretrained(tmp_path)
     stored = load_file(tmp_path / "unet" / "diffusion_pytorch_model.safetensors")
     assert stored.keys() == weights(model).keys()
-    assert torch.equal(draw_ddpm(DDPMPipeline.from_pretrained(tmp_path), [0], [0], steps=2), wanted)
+    again = draw_ddpm(DDPMPipeline.from_pretrained(tmp_path), [0], [0], steps=2)
+    torch.testing.assert_close(again, wanted, atol=1e-5, rtol=0)
     with pytest.raises(ValueError, match="does not fit"):
         load_weights(other, {})
 
