@@ -24,7 +24,7 @@ from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJEC
 
 HERE = Path(__file__).parent
 SIDES = (8, 14, 28)  # pixels at which grey pictures may come, before they are resized to 32
-NEAREST = 20  # a hard negative is one of so many nearest other pictures of its kind
+NEAREST = 8  # a hard negative is one of so many nearest other pictures of its kind
 HALF = 48  # pictures of a batch that are sprites; as many are of one kind of grey pictures
 
 
@@ -130,8 +130,8 @@ def main():
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--sprites", type=int, default=8_000)
     parser.add_argument("--grey", type=int, default=2_400, help="letters, garments, runes each; digits: 1,438")
-    parser.add_argument("--fingerprinter-steps", type=int, default=600)
-    parser.add_argument("--verifier-steps", type=int, default=1_200)
+    parser.add_argument("--fingerprinter-steps", type=int, default=500)
+    parser.add_argument("--verifier-steps", type=int, default=2_000)
     parser.add_argument("--out", type=Path, default=HERE / "fingerprinter")
     args = parser.parse_args()
 

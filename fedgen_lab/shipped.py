@@ -10,7 +10,7 @@ NAMES = ("tiny-sd", "judge", "domain-judges", "fingerprinter", "first-adapter", 
 
 
 def shipped(name: str) -> Path:
-    """The folder of shipped data called `name`: "tiny-sd", "judge", "domain-judges", "fingerprinter" or "sweeps".
+    """The folder of shipped data called `name`, one of `NAMES`.
 
     Raises ValueError for another name, FileNotFoundError when the folder is not there.
     """

@@ -99,8 +99,8 @@ def altered(images, rng, strength=1.0):
     def draw(low, high):
         return low + (high - low) * torch.rand(shape, generator=rng)
 
-    scale = 1 + share * draw(-0.05, 0.05)
-    shift = (share * torch.cat([draw(-0.1, 0.1), draw(-0.1, 0.1)], 1)).flatten(1)  # 0.1: 1.6 of 32 pixels
+    scale = 1 + share * draw(-0.04, 0.04)
+    shift = (share * torch.cat([draw(-0.08, 0.08), draw(-0.08, 0.08)], 1)).flatten(1)  # 0.08: 1.3 of 32 pixels
     moves = (torch.rand(number, generator=rng) < 0.5).float()  # every other copy keeps its place
     theta = torch.zeros(number, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + moves * (scale.flatten() - 1)

@@ -89,7 +89,7 @@ def confirmed(generated, training, labels=None, nearest=NEAREST, confirmed_above
 
     Misses mirrored copies, since the two nets never saw one as a copy, and copies of pictures that stand several times
     in the training set: they shrink the threshold (`class_thresholds`), and only one generated copy counts for each.
-    Confirms about one fresh picture in ten, more where fresh ones look alike. Costs 1 ms a picture on one core.
+    Confirms 2 to 7 of 100 fresh pictures too (tests/benchmarks/bench_detector.py). Costs 1 ms a picture on one core.
     Raises ValueError for pictures that `as_unit` refuses, channels or labels that don't fit, and as `class_thresholds`.
     """
     generated, training = _one_size(generated, training, "generated")
