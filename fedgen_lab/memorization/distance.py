@@ -24,12 +24,12 @@ _SLACK = 1e-5  # of squared distances: what float32 may lose in the bound
 
 
 def as_unit(images, name="pictures"):
-    """Pictures (N, C, H, W), uint8 or float in [-1, 1], as float32 in [0, 1].
+    """Pictures (N, C, H, W), uint8 or float in [-1, 1], on any device, as float32 in [0, 1] on the CPU.
 
     A decoder's small excess over 1 is cut off. Raises ValueError, naming the input, unless there is a picture with one
     or three channels and all values are finite and within [-2, 2] (0..255 as floats would be taken for something else).
     """
-    images = torch.as_tensor(images)
+    images = torch.as_tensor(images).detach().cpu()
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(
             f"{name} must have shape (N, C, H, W) with at least one picture and C = 1 or 3; got {tuple(images.shape)}."
@@ -38,7 +38,7 @@ def as_unit(images, name="pictures"):
         return images.float() / 255
     if not images.is_floating_point():
         raise ValueError(f"{name} must be uint8 or float in [-1, 1]; got {images.dtype}. Convert them.")
-    images = images.detach().float()
+    images = images.float()
     broken = int((~images.isfinite()).flatten(1).any(1).sum())
     if broken:
         raise ValueError(f"{broken} of the {len(images)} {name} hold NaN or infinity. Leave them out, or sample anew.")
@@ -168,7 +168,8 @@ def _robust(generated, training, k, megabytes):
     covariance c, their squared distance is a s^2 + u^2 / a - 2 c, a = u / s, so at least 2 s u - 2 c, if a is limited.
     Any orthonormal projection P bounds c by <Px, Py> + |x - Px| |y - Py|: one matrix product of short vectors.
     """
-    generated, training = (images - images.mean((1, 2, 3), keepdim=True) for images in (generated, training))
+    for images in (generated, training):
+        images -= images.mean((1, 2, 3), keepdim=True)  # both are this module's own copies
     short = _Short(training)
     chunk = max(1, min(len(generated), int(megabytes * 2**20 / (8 * len(training)))))
     distances, rows = [], []
