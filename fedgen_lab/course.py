@@ -32,7 +32,7 @@ LABS = (
         "take a text-to-image model apart and build LoRA by hand"),
     Lab("03_federated_lora", 60, "Federated LoRA",
         "fine-tune one Stable Diffusion on many devices and count what it costs"),
-    Lab("04_aggregation_rules", 45, "Aggregation rules",
+    Lab("04_aggregation_rules", 50, "Aggregation rules",
         "make one adapter out of many in ten ways, and say what each misses and what it costs"),
     Lab("05_wireless", 60, "Wireless links",
         "put a federated run on the clock of a radio cell and say when the radio is the bottleneck"),
