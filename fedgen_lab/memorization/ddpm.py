@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from fedgen_lab.lora.adapter import load_trainable, trainable_state
+from fedgen_lab.memorization.denoiser import denoiser_of
 
 
 def weights(model):
@@ -58,7 +59,7 @@ def train_ddpm(model, images, labels, steps, batch_size=64, learning_rate=2e-3, 
     `seed` decides batches, noise and timesteps. `on_step(step, steps, loss)` may raise to stop.
     Raises ValueError for pictures or labels that are not the model's, or a loss that is not finite.
     """
-    images, labels = check_pictures(model, images), _check_labels(model, labels)
+    images, labels = denoiser_of(model).inputs(images).cpu(), denoiser_of(model).condition(labels).cpu()
     if len(images) != len(labels):
         raise ValueError(f"One label belongs to each picture; got {len(images)} pictures and {len(labels)} labels.")
     generator, schedule, device = torch.Generator().manual_seed(seed), model.scheduler, model.unet.device
@@ -91,7 +92,7 @@ def train_ddpm(model, images, labels, steps, batch_size=64, learning_rate=2e-3, 
 
 @torch.no_grad()
 def draw_ddpm(model, labels, seeds, steps=20, guidance=1.0, batch_size=64, on_step=None):
-    """Pictures of the classes `labels` (N,), one seed each: (N, C, side, side) in [-1, 1] on the CPU.
+    """Pictures of the classes `labels` (N,; None is any), one seed each: (N, C, side, side) in [-1, 1] on the CPU.
 
     DDIM (Song et al., arXiv 2010.02502) without noise of its own, so a picture follows from its label and seed alone.
     guidance above 1 exaggerates what sets the class apart from "any". `on_step()` may raise to stop.
@@ -99,7 +100,7 @@ def draw_ddpm(model, labels, seeds, steps=20, guidance=1.0, batch_size=64, on_st
     """
     from diffusers import DDIMScheduler
 
-    labels, seeds = _check_labels(model, labels), [int(seed) for seed in seeds]
+    labels, seeds = denoiser_of(model).condition(labels), [int(seed) for seed in seeds]
     if len(labels) != len(seeds) or not seeds:
         raise ValueError(f"Every label needs its own seed; got {len(labels)} labels and {len(seeds)} seeds.")
     sampler = DDIMScheduler.from_config(deepcopy(model.scheduler.config), timestep_spacing="trailing")
@@ -107,7 +108,7 @@ def draw_ddpm(model, labels, seeds, steps=20, guidance=1.0, batch_size=64, on_st
     config, device, pictures = model.unet.config, model.unet.device, []
     shape = (config.in_channels, config.sample_size, config.sample_size)
     for start in range(0, len(seeds), batch_size):
-        label = labels[start : start + batch_size].to(device)
+        label = labels[start : start + batch_size]
         noise = [
             torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds[start : start + batch_size]
         ]
@@ -129,25 +130,3 @@ def draw_ddpm(model, labels, seeds, steps=20, guidance=1.0, batch_size=64, on_st
 def any_class(model):
     """The label that means "any class": the one after the last."""
     return model.unet.config.num_class_embeds - 1
-
-
-def check_pictures(model, images):
-    """`images` as float in [-1, 1]. Raises ValueError unless they have the model's shape and are finite numbers."""
-    config = model.unet.config
-    shape = (config.in_channels, config.sample_size, config.sample_size)
-    if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != shape:
-        raise ValueError(f"This model's pictures are (N, {', '.join(map(str, shape))}); got {tuple(images.shape)}.")
-    images = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
-    if not torch.isfinite(images).all():
-        raise ValueError("There is NaN or infinity among the pictures; leave those out.")
-    return images
-
-
-def _check_labels(model, labels):
-    labels = torch.as_tensor(labels).long().flatten()
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) <= any_class(model):
-        raise ValueError(
-            f"labels must lie in 0..{any_class(model) - 1}, or be {any_class(model)} for any class; "
-            f"got values from {int(labels.min())} to {int(labels.max())}."
-        )
-    return labels

@@ -80,8 +80,8 @@ class Denoiser:
             return None
         null = self.pipeline.unet.config.num_class_embeds - 1  # as in memorization.ddpm
         labels = [null if label is None else label for label in conditions]
-        if odd := [label for label in labels if isinstance(label, str) or not 0 <= int(label) <= null]:
-            raise ValueError(f"This model wants labels from 0 to {null - 1}, or None for any; got {odd[0]!r}.")
+        if odd := [label for label in labels if isinstance(label, str) or not 0 <= label <= null]:
+            raise ValueError(f"This model wants labels from 0 to {null - 1}, or None for any; got {odd[0]}.")
         return torch.tensor([int(label) for label in labels], device=self.pipeline.unet.device)
 
 

@@ -156,7 +156,7 @@ def train_copying(copying, on_step=None, should_stop=None, private=None):
     return Trained(copying, private, model, losses)
 
 
-def draw_copies(trained, number=48, seed=0, rows=None, guidance=1.5, steps=20, on_step=None):
+def draw_copies(trained, number=48, seed=0, rows=None, guidance=1.25, steps=20, on_step=None):
     """Pictures drawn from the captions that the model was trained on: (M, 3, 32, 32) in [-1, 1], and rows (M,).
 
     rows: whose captions, as rows of `trained.private.pictures`; by default `number` of them in turn, half of duplicated

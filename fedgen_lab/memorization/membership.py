@@ -12,7 +12,7 @@ import torch
 from fedgen_lab.memorization.denoiser import denoiser_of
 from fedgen_lab.privacy.membership import judge_scores
 
-T_LOSS, T_PIA, T_SIMA = (100, 300, 500, 700), 300, 100  # of 1,000 timesteps
+T_LOSS, T_PIA, T_SIMA = (100, 300, 500, 700), 400, 200  # of 1,000 timesteps
 
 
 def noise_loss(pipeline, pictures, conditions=None, timesteps=T_LOSS, draws=2, seed=0, batch_size=32):

@@ -5,7 +5,7 @@ import torch
 from diffusers import DDPMPipeline
 from safetensors.torch import load_file
 
-from fedgen_lab.memorization.ddpm import any_class, draw_ddpm, load_weights, new_ddpm, train_ddpm, weights
+from fedgen_lab.memorization.ddpm import draw_ddpm, load_weights, new_ddpm, train_ddpm, weights
 
 LIGHT, DARK = 0, 1
 
@@ -34,7 +34,7 @@ def test_it_draws_what_the_label_says(trained):
 
 def test_without_a_label_it_draws_either(trained):
     model, _ = trained
-    means = draw_ddpm(model, [any_class(model)] * 12, range(12), steps=10).mean((1, 2, 3))
+    means = draw_ddpm(model, [None] * 12, range(12), steps=10).mean((1, 2, 3))
     assert (means > 0.5).any() and (means < -0.5).any()
 
 
@@ -100,7 +100,7 @@ def test_training_can_be_stopped():
         (lambda images, labels: (images.expand(-1, 3, -1, -1), labels), r"got \(16, 3, 8, 8\)"),
         (lambda images, labels: (images[:0], labels[:0]), r"got \(0, 1, 8, 8\)"),
         (lambda images, labels: (images * float("nan"), labels), "NaN"),
-        (lambda images, labels: (images, labels + 10), "labels must lie in 0..9"),
+        (lambda images, labels: (images, labels + 10), "labels from 0 to 9"),
         (lambda images, labels: (images, labels[:3]), "16 pictures and 3 labels"),
     ],
     ids=["side", "channels", "empty", "nan", "label", "lengths"],
@@ -114,7 +114,7 @@ def test_what_cannot_be_drawn_or_built_is_named(trained):
     model, _ = trained
     with pytest.raises(ValueError, match="2 labels and 1 seeds"):
         draw_ddpm(model, [0, 1], [0])
-    with pytest.raises(ValueError, match="labels must lie"):
+    with pytest.raises(ValueError, match="wants labels from 0 to 1"):
         draw_ddpm(model, [7], [0])
     with pytest.raises(ValueError, match="side must be even"):
         new_ddpm(side=30)
