@@ -22,8 +22,9 @@ def text_noise(pipeline, prompts, seeds=SEEDS, steps=20, guidance=2.0, batch_siz
     guidance 7.5; one step is nearly as good, if the model guesses noise. There is no absolute threshold: compare with
     prompts known to be innocent, of the same form. It only listens to the model while the pipeline draws, so it does
     for every diffusers pipeline that draws with and without prompt in one batch, of any size and with any sampler.
-    Misses: pictures that come back without any prompt, or when only a part of each is fixed; an innocent prompt with
-    rare words pulls hard too.
+    Misses: pictures that come back without any prompt, or when only a part of each is fixed; and a prompt whose words
+    mean much to the model pulls as hard as one learned by heart (in the tiny Stable Diffusion canaries stand out, and
+    duplicated pictures with everyday captions don't).
 
     Raises ValueError for no prompts, a guidance of 1 or less, or a pipeline that guides in another way or takes none.
     """
