@@ -156,7 +156,7 @@ class Flower:
         """Run one short `flwr` command."""
         command = [str(BIN / "flwr"), *arguments]
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=60, cwd=self.folder
+            command, env=self.environment, capture_output=True, text=True, timeout=300, cwd=self.folder
         )
         if done.returncode:
             raise RuntimeError(f"flwr {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}\n{self.logs()}")
