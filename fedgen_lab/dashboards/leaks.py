@@ -32,7 +32,7 @@ class LeaksPanel(Measuring):
         self.box = widgets.VBox(
             [
                 controls.style(), controls.grid([self.clip.box, self.noise.box]),
-                controls.grid([self.defence, self.secure]), self.buttons, self.status.widget, self.shown, self.table,
+                self.defence, self.secure, self.buttons, self.status.widget, self.shown, self.table,
             ],
             layout={"width": "100%"},
         )  # fmt: skip
