@@ -42,6 +42,8 @@ LABS = (
         "train GANs on devices of several domains, and say who learns with whom and which method wins where"),
     Lab("08_what_leaks", 60, "What leaks",
         "rebuild a picture from an update, test membership, stop a backdoor, and say what each protection costs"),
+    Lab("09_memorization", 60, "Memorization",
+        "tell a model that has learned from one that has copied, and say what each score can't see"),
 )
 
 

@@ -26,6 +26,7 @@ SWEEPS = {
     "smashed_data": "fedgen_lab.privacy.sweep_smashed",
     "huscf_gan": "fedgen_lab.split.sweep_gan",
     "what_leaks": "fedgen_lab.privacy.sweep_leaks",
+    "copying": "fedgen_lab.memorization.sweep_copying",
 }
 PACKAGES = ("torch", "diffusers", "peft", "flwr", "numpy")
 

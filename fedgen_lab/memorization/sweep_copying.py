@@ -29,7 +29,7 @@ POINTS = [
 ]  # fmt: skip
 WATCHED = 4  # pictures whose captions are drawn from, the repeated ones
 DRAWN = 24  # pictures drawn for them, and half as many for others
-COPY = 1 / 3  # the rule's share
+NUMBERS = ("captions", "copied", "others", "ratio", "auc", "tpr")  # of `Judged`, what is recorded
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def judge_copies(trained, number=DRAWN, should_stop=None):
     from fedgen_lab.memorization.distance import nearest
     from fedgen_lab.memorization.making import draw_copies
     from fedgen_lab.memorization.membership import membership
+    from fedgen_lab.memorization.ratio import THIRD
 
     def stop_if_asked():
         if should_stop is not None and should_stop():
@@ -76,7 +77,7 @@ def judge_copies(trained, number=DRAWN, should_stop=None):
     reference = torch.cat([private.pictures.images, private.held_out.images])
     two, first = nearest(drawn, reference, 2)
     ratios = two[:, 0] / np.maximum(two[:, 1], 1e-9)
-    copies = (ratios < COPY) & (first[:, 0] < size)
+    copies = (ratios < THIRD) & (first[:, 0] < size)
     _, rows = nearest(drawn, private.pictures.images)
     members = membership(trained.model, private.pictures, private.held_out, "PIA")
     return Judged(
@@ -93,12 +94,22 @@ def measure(point, seed):
     judged = judge_copies(train_copying(Copying(**point, seed=seed)))
     return {
         name: None if getattr(judged, name) is None else round(getattr(judged, name), 4)
-        for name in ("captions", "copied", "others", "ratio", "auc", "tpr")
+        for name in NUMBERS
     }
 
 
 def recorded_copying():
-    """The recorded runs as a data frame: a row for each, with its knobs, its seed and its numbers."""
+    """The recorded runs as a data frame: a row for each, with its knobs, its seed and its numbers.
+
+    `seen`: how often a watched picture was seen in training: steps x pictures a step x its share of the training set.
+    """
+    from fedgen_lab.memorization.making import BATCH
+
     file = shipped("sweeps") / "copying.json"
     points = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
-    return pd.DataFrame([entry["point"] | {"seed": entry["seed"]} | entry["result"] for entry in points])
+    frame = pd.DataFrame(
+        [entry["point"] | {"seed": entry["seed"]} | entry["result"] for entry in points],
+        columns=[*LESSON, "seed", *NUMBERS],
+    )
+    in_all = frame["pictures"] + WATCHED * (frame["times"] - 1)
+    return frame.assign(seen=BATCH * frame["steps"] * frame["times"] / in_all)

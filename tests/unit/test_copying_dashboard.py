@@ -1,5 +1,6 @@
 """The dashboard of lab 09: what it says of a run, what its chart shows, pictures beside their originals."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,7 +11,16 @@ import torch
 from fedgen_lab.dashboards import copying as dashboard
 from fedgen_lab.dashboards.copying import AXES, KINDS, CopyingDashboard, CopyingRun, copies_chart, originals_view
 from fedgen_lab.memorization.making import Copying
-from fedgen_lab.memorization.sweep_copying import DRAWN, LESSON, POINTS, SEEDS, Judged, judge_copies, recorded_copying
+from fedgen_lab.memorization.sweep_copying import (
+    DRAWN,
+    LESSON,
+    NUMBERS,
+    POINTS,
+    SEEDS,
+    Judged,
+    judge_copies,
+    recorded_copying,
+)
 from fedgen_lab.privacy.membership import judge_scores
 
 
@@ -151,6 +161,18 @@ def test_a_model_that_returns_the_watched_pictures_is_judged_a_copier():
         assert honest.copied == honest.others == 0
         other = judge(private.held_out.as_tensor(), patch)
         assert other.copied == other.others == 0, "a copy of a picture that was not trained on is none"
+
+
+def test_how_often_a_picture_was_seen_follows_from_the_knobs(monkeypatch, tmp_path):
+    from fedgen_lab.memorization import sweep_copying
+
+    entries = [{"point": point, "seed": 0, "result": dict.fromkeys(NUMBERS, 0.5)} for point in POINTS]
+    (tmp_path / "copying.json").write_text(json.dumps({"points": entries}))
+    monkeypatch.setattr(sweep_copying, "shipped", lambda name: tmp_path)
+    seen = recorded_copying()["seen"].round().tolist()
+    assert seen[0] == 974 and seen[1] == 175  # 350 x 16 pictures are shown, of 92 in all and of 32
+    (tmp_path / "copying.json").unlink()
+    assert recorded_copying().empty and "seen" in recorded_copying()
 
 
 def test_what_is_recorded_belongs_to_the_sweep_and_no_run_is_there_twice():
