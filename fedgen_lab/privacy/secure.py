@@ -23,6 +23,7 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedgen_lab.federation.exchange import ask
 from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.privacy.dp import check_noise, clipped, noise_like
 from fedgen_lab.privacy.masks import (
@@ -300,10 +301,9 @@ class SecureFedAvg(CheckedFedAvg):
             )
             for node, fields in told.items()
         }
-        replies = self._grid.send_and_receive(list(messages.values()), timeout=self.timeout)
-        replies, answers = {reply.metadata.reply_to_message_id: reply for reply in replies}, {}
-        for node, message in messages.items():
-            step, reply = told[node]["step"], replies.get(message.metadata.message_id)
+        replies, answers = ask(self._grid, messages, self.timeout), {}
+        for node in messages:
+            step, reply = told[node]["step"], replies.get(node)
             if reply is None:
                 self._silent.add(node)
                 why = f"did not answer in the step {step!r} in time and is not asked again"
