@@ -3,7 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler, UNet2DConditionModel
+from diffusers import DDPMScheduler
+from tiny_models import random_pictures, random_unet
 
 from fedgen_lab.lora.adapter import add_adapter
 from fedgen_lab.lora.local import target_of
@@ -16,17 +17,10 @@ TIMESTEPS = torch.tensor([900])
 @pytest.fixture(scope="module")
 def setting():
     """A tiny UNet with an adapter, its schedule, one secret picture, the noise the client drew, and a mean picture."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=8, norm_num_groups=4, attention_head_dim=4,
-        )  # fmt: skip
+    unet = random_unet()
     add_adapter(unet, rank=16)
     generator = torch.Generator().manual_seed(1)
-    secret = Encoded(torch.randn(1, 4, 4, 4, generator=generator), torch.randn(1, 3, 8, generator=generator))
+    secret = random_pictures(1, generator)
     noise = torch.randn(1, 4, 4, 4, generator=generator)
     return unet, DDPMScheduler(prediction_type="v_prediction"), secret, noise, torch.zeros(4, 4, 4)
 

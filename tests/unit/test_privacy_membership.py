@@ -3,32 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, UNet2DConditionModel
+from diffusers import DDIMScheduler, DDPMScheduler
 from sklearn.metrics import roc_auc_score
+from tiny_models import random_pictures, random_unet
 
 from fedgen_lab.lora.adapter import add_adapter
 from fedgen_lab.lora.local import train
-from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.privacy.membership import _ddim, attack, errors_of, judge_scores, losses, t_errors, without_adapter
 
 
 def encoded(number, seed):
-    generator = torch.Generator().manual_seed(seed)
-    latents = torch.randn(number, 4, 4, 4, generator=generator)
-    return Encoded(latents, torch.randn(number, 3, 8, generator=generator))
+    return random_pictures(number, torch.Generator().manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
 def trained():
     """A tiny random UNet, an adapter that has learned eight pictures by heart, those pictures and its schedule."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        unet = UNet2DConditionModel(
-            sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
-            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=8, norm_num_groups=4, attention_head_dim=4,
-        )  # fmt: skip
+    unet = random_unet()
     schedule = DDPMScheduler(prediction_type="v_prediction")
     add_adapter(unet, rank=16)
     members = encoded(8, seed=1)
