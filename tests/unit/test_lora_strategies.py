@@ -32,7 +32,7 @@ SERVED = [rule for rule in RULES if rule != "fedsa"]  # whose server has a whole
 
 @pytest.fixture(autouse=True, scope="module")
 def tiny():
-    """Devices with a random UNet of a few thousand weights, one attention, and random pictures: the rules don't care."""
+    """Devices with a random UNet of a few thousand weights, one attention, random pictures: the rules don't care."""
     torch.manual_seed(0)
     settings = {
         "sample_size": 8, "block_out_channels": (8,), "layers_per_block": 1, "cross_attention_dim": 8,
