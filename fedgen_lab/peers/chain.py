@@ -8,6 +8,7 @@ contract.vy; `fedgen_lab.peers.ledger` has the same methods on a hundred lines o
 
 import json
 import math
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +75,7 @@ class Chain:
     """
 
     def __init__(self, endpoint=None, contract=None, terms=None, keys=()):
+        limit = sys.getrecursionlimit()
         from web3 import EthereumTesterProvider, HTTPProvider, Web3
         from web3.middleware import SignAndSendRawMiddlewareBuilder
 
@@ -103,6 +105,8 @@ class Chain:
         self.terms = Terms(
             ask.deposit().call(), ask.reward().call(), ask.commit_blocks().call(), ask.budget_e6().call() / 1e6
         )
+        # py-evm lifted it to 100,000, for contracts that call each other as deeply: deep JSON would end the process
+        sys.setrecursionlimit(limit)
 
     # What an account can do
 
@@ -202,11 +206,15 @@ class Chain:
             raise Refused(self._reason(call, account, wei, receipt.blockNumber - 1))
 
     def _reason(self, call, account, wei, block):
-        """Run the call again without sending it, on the state before it, to hear why it was refused."""
-        try:
-            call.call({"from": account, "gas": GAS, "value": wei}, block_identifier=block)
-        except Exception as error:  # each kind of node raises its own
-            return str(error.args[0]).split("execution reverted: ")[-1]
+        """Run the call again without sending it, on the state before it, to hear why it was refused.
+
+        A reason that hangs on the number of the block is heard only on the state after it.
+        """
+        for state in (block, block + 1):
+            try:
+                call.call({"from": account, "gas": GAS, "value": wei}, block_identifier=state)
+            except Exception as error:  # each kind of node raises its own
+                return str(error.args[0]).split("execution reverted: ")[-1]
         return "the node gives no reason"
 
 

@@ -62,7 +62,7 @@ def read_manifest(data, submission):
 
     model = cid_of(submission.content)
     if len(data) > MOST_BYTES or data.count(b"[") + data.count(b"{") > MOST_BRACKETS:
-        # py-evm lifts Python's recursion limit, so JSON nested deeply enough would kill the process that reads it
+        # where a library has lifted Python's recursion limit, deeply nested JSON would end the process that reads it
         raise Unusable(f"The manifest of {model} is damaged: {len(data):,} bytes, or nested too deeply. Use another.")
     try:
         manifest = json.loads(data)

@@ -4,6 +4,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -104,6 +105,12 @@ def test_an_account_with_a_key_of_its_own_signs_here(anvil):
     assert rich.participant(key.address)["registered"]
     with pytest.raises(Refused, match="already registered"):
         chain.register(key.address)
+
+
+def test_the_embedded_machine_leaves_pythons_recursion_limit_as_it_was():
+    limit = sys.getrecursionlimit()
+    Chain(terms=TERMS)
+    assert sys.getrecursionlimit() == limit < 50_000  # far above it, deeply nested JSON ends the process
 
 
 def test_the_embedded_machine_also_takes_keys():
