@@ -48,13 +48,12 @@ def assert_equal_adapters(one, other):
 def test_flowers_simulation_gives_the_notebooks_adapter(adapter_of_the_notebook, tmp_path):
     path = tmp_path / "adapter.safetensors"
     for attempt in range(3):  # Ray gives itself half a minute to start, and a starved machine takes longer
-        try:
-            with Flower(tmp_path / f"flower{attempt}", simulation=True) as flower:
-                flower.run(ROOT, run_config(path), nodes=2)
+        with Flower(tmp_path / f"flower{attempt}", simulation=True) as flower:
+            flower.run(ROOT, run_config(path), nodes=2)
+            logs = flower.logs(lines=1000)
+        print(logs)  # `flwr run` ends well even where the simulation did not
+        if "timed out during startup" not in logs:
             break
-        except RuntimeError as error:
-            if "timed out during startup" not in str(error) or attempt == 2:
-                raise
     assert_equal_adapters(load_file(path), adapter_of_the_notebook)
 
 
