@@ -55,6 +55,7 @@ def scenario_of(settings):
 
 
 def main():
+    """The command line; see the module's docstring."""
     parser = argparse.ArgumentParser(prog="python -m fedgen_lab.peers.process", description=__doc__.split("\n")[0])
     parser.add_argument("number", type=int, help="which peer, from 0")
     parser.add_argument("--endpoint", required=True, help="the node's JSON-RPC address")
