@@ -225,9 +225,10 @@ def _names(runs):
     }
     values = [{knob: getattr(run.scenario, knob) for knob in knobs} for run in runs]
     differ = [knob for knob in knobs if len({value[knob] for value in values}) > 1]
+    told = [[knobs[knob].format(value[knob]) for knob in differ if value[knob] != ""] for value in values]
     return [
-        ", ".join(["live", *filter(None, [run.label]), *(knobs[knob].format(value[knob]) for knob in differ)])
-        for run, value in zip(runs, values, strict=True)
+        ", ".join(["live", *filter(None, [run.label]), *knobs_of_run])
+        for run, knobs_of_run in zip(runs, told, strict=True)
     ]
 
 
