@@ -3,7 +3,7 @@
 Lab 10; PDFed, arXiv 2409.18245, section 4.1, where a public Ethereum chain takes the server's place. `Chain()` starts
 an embedded machine (eth-tester with py-evm): offline, nothing to start, a new block for every transaction, and one
 miner, so it proves nothing to anybody. `Chain("http://127.0.0.1:8545")` speaks to any node instead. The rules stand in
-contract.vy; `fedgen_lab.peers.ledger` has the same methods on a hundred lines of Python, without money.
+contract.vy; `fedgen_lab.peers.ledger` has the same methods in plain Python, without money.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""The idea of a chain in a hundred lines: a list of blocks, each of which holds the hash of the one before it.
+"""The idea of a chain in plain Python: a list of blocks, each of which holds the hash of the one before it.
 
 Lab 10, before the real thing: `Ledger` has the methods of `fedgen_lab.peers.chain.Chain` and keeps the same rules, but
 there is no money in it, and nothing is signed. Whoever changes an old block must compute all later hashes anew; what

@@ -73,7 +73,8 @@ def test_peers_that_are_killed_at_random_submit_everything_once(node, tmp_path):
     end = time.monotonic() + 600
     try:
         while any(peer.poll() is None for peer in peers):
-            assert time.monotonic() < end, "the peers did not come to an end"
+            if time.monotonic() > end:  # a guard against hanging, no claim about speed
+                pytest.fail("the peers did not come to an end")
             time.sleep(rng.uniform(0.5, 1.5))
             number = rng.randrange(2)
             began = (tmp_path / f"peer{number}.log").stat().st_size > 0  # past its imports

@@ -1,4 +1,4 @@
-"""The chain behind one interface: the embedded machine, a real node as a process, and the ledger of a hundred lines."""
+"""The chain behind one interface: the embedded machine, a real node as a process, and the ledger in plain Python."""
 
 import os
 import shutil
