@@ -27,6 +27,7 @@ WORDS = {  # what each head of the judge chooses between: 24, 8, 8 and 11 words
     "style": STYLES + HELD_OUT_STYLES,
 }
 FEATURES = 128  # width of the feature space for KID and FID
+BATCH = 32  # pictures at a time: no slower than 256, and 80 MB less at the peak
 
 
 class Judge(nn.Module):
@@ -81,7 +82,7 @@ def load_judge(folder: str | Path | None = None) -> Judge:
 def judged(images: torch.Tensor, judge: Judge | None = None) -> pd.DataFrame:
     """What the judge sees in (N, 3, 32, 32) pictures (uint8, or float in [-1, 1]): a table of N rows."""
     judge = judge or load_judge()
-    logits = [judge(batch) for batch in _as_float(images).split(256)]
+    logits = [judge(batch) for batch in _as_float(images).split(BATCH)]
     return pd.DataFrame({name: [words[i] for i in torch.cat([out[name] for out in logits]).argmax(1).tolist()]
                          for name, words in WORDS.items()})
 
@@ -118,7 +119,7 @@ class FeatureSpace(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:  # (N, C, H, W) -> (N, 128), or the width of the judge
-        features = torch.cat([self.judge.features(batch) for batch in self.judge.read(images).split(256)])
+        features = torch.cat([self.judge.features(batch) for batch in self.judge.read(images).split(BATCH)])
         return F.normalize(features) * self.num_features**0.5  # mean square 1: KID's cubic kernel stays readable
 
 
