@@ -26,6 +26,7 @@ class Attack:
     vote: Callable | None = None
     withholds: bool = False  # submits digests of weights that it shows nobody
     hides_parents: bool = False  # submits as if it had begun from nothing
+    waits: bool = False  # where votes are open, votes only once there is one to read
 
 
 def attack_of(scenario, number):
@@ -71,10 +72,14 @@ def _for_our_own(peer, content, score):
 
 
 def _as_others(peer, content, score):
-    """What others have revealed about this model; before anything is revealed, what they said on average of any."""
-    seen = [vote for voter, vote in peer.votes.get(content, {}).items() if voter != peer.account]
-    seen = seen or [vote for votes in peer.votes.values() for vote in votes.values()]
-    return sum(seen) / len(seen) if seen else 0.0
+    """The mean of what others posted about this model, where votes are open; else of all they ever revealed of any.
+
+    What it once committed it also reveals: it must not change when more becomes known.
+    """
+    posted = peer.board.get(content, {})
+    revealed = [vote for votes in peer.votes.values() for voter, vote in votes.items() if voter != peer.account]
+    seen = list(posted.values()) or revealed
+    return peer.judged[content].setdefault("said", sum(seen) / len(seen) if seen else 0.0)
 
 
 ATTACKS = {
@@ -91,7 +96,7 @@ ATTACKS = {
             train=lambda peer, base, turn: _train_on(peer, base, turn, _flipped),
         ),
         Attack("sybils", "vote for each other and against everybody else", vote=_for_our_own),
-        Attack("vote-copier", "judges nothing and votes as others did", vote=_as_others),
+        Attack("vote-copier", "votes as others did, whatever it thinks itself", vote=_as_others, waits=True),
         Attack("withholder", "submits digests and keeps the weights to itself", withholds=True),
     )
 }  # fmt: skip

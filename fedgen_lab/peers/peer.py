@@ -56,15 +56,17 @@ class Peer:
 
     chain, store: where all meet. pace: a `Pace`. attack: what it does instead (see `fedgen_lab.peers.attackers`).
     folder: where it keeps its judgements over a crash; without one it judges again. samples: a dict, shared by the
-    peers of one process, of what was drawn from which model, since all draw the same.
+    peers of one process, of what was drawn from which model, since all draw the same. board: a dict, shared likewise,
+    where votes are posted that a scenario leaves open: content -> {account: vote}.
     """
 
-    def __init__(self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None):
+    def __init__(self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None, board=None):
         self.number, self.scenario, self.chain, self.store, self.pace = number, scenario, chain, store, pace
         self.account = chain.accounts[number + 1]  # account 0 deployed the contract
         self.key = new_key(scenario.seed_of(1, number))
         self.holding = deal(scenario)[number]
         self.attack, self.samples = attack, {} if samples is None else samples
+        self.board = {} if board is None else board
         self.model = start_model(scenario)  # weights are loaded into it and read from it
         self.start = weights(self.model)
         self.cursor = 0
@@ -216,10 +218,16 @@ class Peer:
         self._send("submit", digest_of(data), digest_of(manifest), parents)
 
     def promise(self, content):
-        """Commit a vote. The salt and the noise follow from the peer's secret, so a crash forgets nothing."""
+        """Commit a vote. The salt and the noise follow from the peer's secret, so a crash forgets nothing.
+
+        Where votes are open it is posted at once as well, beside the contract, so that commit and reveal hide nothing.
+        """
         epsilon = self.scenario.vote_epsilon or 1.0  # an exact vote is booked as one unit of the budget
-        if self._send("commit", content, self.vote_on(content), self._secret(content), epsilon=epsilon):
+        vote = self.vote_on(content)
+        if self._send("commit", content, vote, self._secret(content), epsilon=epsilon):
             self.promised.add(content)
+            if self.scenario.open_votes:
+                self.board.setdefault(content, {})[self.account] = vote
 
     def reveal(self):
         """Reveal the votes whose time has come."""
@@ -247,9 +255,10 @@ class Peer:
     def _may_vote(self, content):
         submission = self.models[content]
         still_open = self.chain.block() < submission.block + self.chain.terms.commit_blocks
+        waits = self.scenario.open_votes and self.attack and self.attack.waits and content not in self.board
         return (
             content in self.judged and still_open and submission.author != self.account
-            and content not in self.promised
+            and content not in self.promised and not waits
         )  # fmt: skip
 
     def _secret(self, content):

@@ -88,9 +88,9 @@ def run_peers(scenario, chain=None, store=None, on_moment=None, should_stop=None
     should_stop() turns true the run ends, and what is on the chain stays. The same scenario gives the same models.
     """
     chain = chain or Ledger(scenario.voters + 1, terms_of(scenario))
-    store, samples, moments = store or Shelf(), {}, []
+    store, samples, board, moments = store or Shelf(), {}, {}, []
     peers = tuple(
-        Peer(number, scenario, chain, store, pace, attack_of(scenario, number), samples=samples)
+        Peer(number, scenario, chain, store, pace, attack_of(scenario, number), samples=samples, board=board)
         for number, pace in enumerate(paces(scenario))
     )
 

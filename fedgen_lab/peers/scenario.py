@@ -57,6 +57,7 @@ class PeersScenario:
     soup_of: int = 3  # models in a soup, at most 4
     staleness: float = 0.7  # a model's weight in a soup, or in fedasync, for each model that came after it
     vote_epsilon: float = 0.0  # Laplace noise on votes, differential privacy at this epsilon; 0: exact votes
+    open_votes: bool = False  # True: who commits a vote also posts it for all to read; see `Peer.promise`
     late: int = 0  # so many peers, the last ones, join at half time
     leavers: int = 0  # so many peers, the first ones, leave at half time
     attack: str = ""  # what attackers do, see peers/attackers.py

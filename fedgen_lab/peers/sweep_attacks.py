@@ -1,0 +1,132 @@
+"""The recorded sweep of lab 10's attackers: what they get from honest peers under each rule for votes.
+
+PDFed (arXiv 2409.18245) says that bad models "will not be picked up", and tries no attack. Here one peer of four
+attacks, or two as sybils, in a small world (`SMALL`): peers train for a few steps and judge by the paper's Q-N. Where
+nobody attacks, the same numbers say what an honest peer in the attacker's place gets.
+"""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+
+from fedgen_lab.shipped import shipped
+
+SEEDS = (0, 1, 2)
+SMALL = {
+    "num_peers": 4, "validators": 1,  # so that a peer hears three others about a model that is not its own
+    "steps": 20, "samples": 64, "width": 8, "pictures_per_peer": 128, "objective": "qn",
+}  # fmt: skip
+PLAIN = {
+    "attack": "", "attackers": 1, "vote_rule": "mean", "open_votes": False, "seconds": 10.0,
+    "commit_blocks": 12,  # so short that votes are revealed while there is still something to choose
+}  # fmt: skip
+LONGER = {"attack": "vote-copier", "seconds": 20.0, "commit_blocks": 16}  # more votes to compare
+POINTS = [
+    PLAIN | changes
+    for changes in (
+        {}, {"attack": "sybils", "attackers": 2}, {"attack": "poisoner"}, {"attack": "free-rider"},
+        LONGER, LONGER | {"open_votes": True},
+        {"attack": "sybils", "attackers": 2, "vote_rule": "worst"}, {"attack": "copycat"}, {"attack": "evader"},
+        {"attack": "withholder"}, {"attack": "poisoner", "vote_rule": "worst"},
+        {"attack": "sybils", "attackers": 2, "vote_rule": "median"}, {"attack": "evader", "vote_rule": "worst"},
+        {"attack": "poisoner", "vote_rule": "median"}, {"attack": "evader", "vote_rule": "median"},
+        {"attack": "sybils", "attackers": 2, "vote_rule": "trimmed"}, {"attack": "poisoner", "vote_rule": "trimmed"},
+        {"attack": "evader", "vote_rule": "trimmed"},
+    )
+]  # fmt: skip
+MEASURED = 2  # so many of the last honest models
+
+
+def measure(point, seed):
+    """Run one point; returns numbers by peer (lists, the attackers last) and for the last honest models (means).
+
+    models: submitted, by author. went_on: row a, column b: models of a that go on from one of b. rewards: what the
+    contract pays, as `rewards_of` says. vote_gap, vote_correlation: as `agreement` says. kid, copied: as
+    `measure_model` says.
+    """
+    from fedgen_lab.memorization.ddpm import weights
+    from fedgen_lab.peers.measure import measure_model
+    from fedgen_lab.peers.peer import start_model
+    from fedgen_lab.peers.run import run_peers
+    from fedgen_lab.peers.scenario import PeersScenario
+    from fedgen_lab.peers.store import unpack_weights
+
+    attacked = point if point["attack"] else point | {"attackers": 0}
+    scenario = PeersScenario(**SMALL, **attacked, seed=seed)
+    outcome = run_peers(scenario)
+    models, honest = outcome.models(), scenario.num_peers - scenario.attackers
+    went_on = np.zeros((scenario.num_peers, scenario.num_peers), int)
+    for author, parents in zip(models["author"], models["parents"], strict=True):
+        for parent in parents:
+            went_on[author, models["author"][parent]] += 1
+    like, told = weights(start_model(scenario)), []
+    for cid in models["cid"][models["author"] < honest][-MEASURED:]:
+        told.append(measure_model(scenario, unpack_weights(cid, outcome.store.get(cid), like)))
+    liars = range(honest, scenario.num_peers)
+    near = np.array([agreement(outcome.votes(), peer, liars) for peer in range(scenario.num_peers)])
+    return {
+        "models": [int((models["author"] == peer).sum()) for peer in range(scenario.num_peers)],
+        "went_on": went_on.tolist(), "rewards": rewards_of(outcome).round(3).tolist(),
+        "vote_gap": _finite(near[:, 0]), "vote_correlation": _finite(near[:, 1]),
+        "kid": round(float(np.mean([one["kid"] for one in told])), 4),
+        "copied": round(float(np.mean([one["copied"] for one in told])), 4),
+    }  # fmt: skip
+
+
+def rewards_of(outcome):
+    """What the contract pays each peer of a `PeersOutcome`, (peers,), in rewards: contract.vy's rules, on any ledger.
+
+    A vote that is its voter's best so far earns the model one reward, as long as the pot lasts (here it does). Half
+    goes to the author, half to the parents, who share theirs in turn.
+    """
+    models, best = outcome.models(), {}
+    row = {content: number for number, content in enumerate(models["content"])}
+    credit, kept = np.zeros(len(models)), np.zeros(len(outcome.peers))
+    for event in (event for moment in outcome.moments for event in moment.events if event.kind == "Revealed"):
+        if event.values["score"] < best.get(event.account, math.inf):
+            best[event.account] = event.values["score"]
+            credit[row[event.values["content"]]] += 1
+    for number in reversed(range(len(models))):
+        parents = list(models["parents"][number])
+        kept[models["author"][number]] += credit[number] / (2 if parents else 1)
+        credit[parents] += credit[number] / 2 / max(1, len(parents))
+    return kept
+
+
+def agreement(votes, peer, liars=()):
+    """How near one peer's revealed votes come to the mean of the honest others': (gap, correlation).
+
+    votes: a table as of `PeersOutcome.votes`; liars: peers whose votes don't count. gap: mean of |vote - mean| / mean
+    over the models with votes of both; correlation: Pearson's over them, NaN where there are fewer than three.
+    """
+    others = votes.drop(columns=list({peer, *liars})).mean(axis=1)
+    both = pd.DataFrame({"own": votes[peer], "others": others}).dropna()
+    gap = ((both["own"] - both["others"]).abs() / both["others"].clip(lower=1e-9)).mean()
+    return float(gap), float(both["own"].corr(both["others"])) if len(both) > 2 else math.nan
+
+
+def recorded_attacks():
+    """The recorded runs as a data frame: a row a run, with its knobs, its seed and its numbers.
+
+    models: of all peers. built_on: share of the honest peers' steps from model to model that begin at an attacker's;
+    paid: share of the rewards that attackers get; vote_gap, vote_correlation: of the last peer; kid, copied: of the
+    last honest models. Where nobody attacks, the last peer stands in the attacker's place. NaN: there was nothing.
+    """
+    file = shipped("sweeps") / "peers_attacks.json"
+    entries = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
+    rows = []
+    for entry in entries:
+        result, honest = entry["result"], SMALL["num_peers"] - entry["point"]["attackers"]
+        steps, rewards = np.array(result["went_on"])[:honest], np.array(result["rewards"])
+        with np.errstate(invalid="ignore"):
+            built_on, paid = steps[:, honest:].sum() / steps.sum(), rewards[honest:].sum() / rewards.sum()
+        last = {name: result[name][-1] for name in ("vote_gap", "vote_correlation")}
+        told = {"models": sum(result["models"]), "built_on": built_on, "paid": paid}
+        rows.append(entry["point"] | {"seed": entry["seed"]} | told | last | {n: result[n] for n in ("kid", "copied")})
+    return pd.DataFrame(rows)
+
+
+def _finite(values):
+    return [round(float(value), 4) if math.isfinite(value) else None for value in values]
