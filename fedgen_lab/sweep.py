@@ -27,6 +27,7 @@ SWEEPS = {
     "huscf_gan": "fedgen_lab.split.sweep_gan",
     "what_leaks": "fedgen_lab.privacy.sweep_leaks",
     "copying": "fedgen_lab.memorization.sweep_copying",
+    "pdfed": "fedgen_lab.peers.sweep_pdfed",
     "peers_attacks": "fedgen_lab.peers.sweep_attacks",
 }
 PACKAGES = ("torch", "diffusers", "peft", "flwr", "numpy")

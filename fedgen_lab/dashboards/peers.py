@@ -14,10 +14,11 @@ from IPython.display import HTML, display
 from fedgen_lab.dashboards import charts, controls
 from fedgen_lab.dashboards.job import runs_inline
 from fedgen_lab.dashboards.panel import Panel
-from fedgen_lab.dashboards.peers_charts import pay, provenance_chart, rewards_chart, votes_chart
+from fedgen_lab.dashboards.peers_charts import COLOURS, pay, provenance_chart, rewards_chart, votes_chart
 
 LOG_LINES = 40  # newest first; the whole log is on the chain
 SHOWN = 10  # pictures of the chosen model
+BUTTONS = 48  # of the newest models, to click on; the list beside them has all
 POT_REWARDS = 1_000  # the pot holds so many rewards
 MACHINES = [("own ledger, no money", "ledger"), ("Ethereum machine", "evm")]
 
@@ -190,6 +191,7 @@ class PeersDashboard:
         self.provenance, self.votes, self.rewards = map(charts.LiveChart, ("provenance", "votes", "rewards"))
         self.chosen = controls.choice("Model", [("none yet", None)])
         self.chosen.observe(lambda _: self._show_chosen(), names="value")
+        self.clicks, self.buttons = controls.row([]), {}  # (row, author) -> its button, made once
         self.model = widgets.HTML(layout={"width": "100%"})
 
     def scenario(self):
@@ -211,11 +213,12 @@ class PeersDashboard:
             knobs = controls.grid([knob.box for knob in self.numbers.values()])
             menus = controls.row([*self.words.values(), self.machine])
             display(widgets.VBox([controls.style(), knobs, menus, self.panel.box], layout={"width": "100%"}))
-        for chart in (self.provenance, self.votes, self.rewards):
-            chart.show()
+        self.provenance.show()
         if live:
-            display(widgets.VBox([controls.row([self.chosen]), self.model], layout={"width": "100%"}))
-        else:
+            display(widgets.VBox([self.clicks, controls.row([self.chosen]), self.model], layout={"width": "100%"}))
+        for chart in (self.votes, self.rewards):
+            chart.show()
+        if not live:
             self.panel.start()
             words = html.escape(self.panel.status.sentence)
             log = self.panel.latest().strip() if self.panel.latest() else ""
@@ -232,10 +235,23 @@ class PeersDashboard:
         if options and tuple(options) != tuple(self.chosen.options):
             self.chosen.options = options
             self.chosen.value = kept if kept is not None and kept < len(options) else len(options) - 1
+            newest = list(enumerate(models["author"]))[-BUTTONS:]
+            self.clicks.children = [self._button(row, int(author)) for row, author in newest]
         self._show_chosen()
         if run.outcome is not None:
             self.rewards.update(*rewards_chart(outcome, run.rewards))
         self.votes.update(*votes_chart(outcome))
+
+    def _button(self, row, author):
+        """A model to click on, in its author's colour; who uses the keyboard takes the list of models."""
+        if (row, author) not in self.buttons:
+            button = self.buttons[row, author] = widgets.Button(
+                description=str(row), tooltip=f"model {row}, by peer {author}", tabbable=False,
+                layout={"width": "2.8em", "margin": "1px"},
+                style={"button_color": COLOURS[author % len(COLOURS)], "text_color": "black"},
+            )  # fmt: skip
+            button.on_click(lambda _: setattr(self.chosen, "value", row))
+        return self.buttons[row, author]
 
     def _new_run(self, scenario):
         return PeersRun(scenario, self.machine.value)

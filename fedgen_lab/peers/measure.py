@@ -17,11 +17,13 @@ from fedgen_lab.split.judges import judge_for
 
 COPY_BELOW = 1 / 3
 MEASURED_BY = b"measured"  # seeds of the pictures drawn here, other than those that peers judge by
-OUTSIDERS = 200
+ASKED_ABOUT = 200  # pictures a side, at most, that membership is guessed of
 
 
-def measure_model(scenario, state):
+def measure_model(scenario, state, drawn=None):
     """{"kid", "fid", "copied", "auc", "tpr"} of a model's weights.
+
+    drawn: (N, C, side, side) in [-1, 1], pictures of this model; by default `scenario.samples` are drawn.
 
     kid, fid: to pictures of nobody, in the judge's features; lower is better. copied: share of the drawn pictures whose
     nearest training picture, of any peer, is three times as near as the next. auc, tpr (at 1 % false positives): PIA
@@ -31,11 +33,12 @@ def measure_model(scenario, state):
     train = torch.cat([holding.train.images for holding in holdings])
     labels = torch.cat([holding.train.labels for holding in holdings])
     others = outsiders(scenario)
-    others = others.take(range(min(OUTSIDERS, len(others))))
+    others = others.take(range(min(ASKED_ABOUT, len(others))))
     model, judge = start_model(scenario), judge_for(others)
     load_weights(model, state)
-    drawn = draw_samples(scenario, model, MEASURED_BY)
-    leak = membership(model, train, others.images, "PIA", (labels, others.labels))
+    drawn = draw_samples(scenario, model, MEASURED_BY) if drawn is None else drawn
+    some = torch.linspace(0, len(train) - 1, min(ASKED_ABOUT, len(train))).long()  # of every peer
+    leak = membership(model, train[some], others.images, "PIA", (labels[some], others.labels))
     return {
         "kid": float(kid(others.as_tensor(), drawn, judge)), "fid": float(fid(others.as_tensor(), drawn, judge)),
         "copied": float((third_ratio(drawn, train) < COPY_BELOW).mean()), "auc": leak.auc, "tpr": leak.tpr,

@@ -44,6 +44,7 @@ class PeersScenario:
     pictures: str = "digits"  # any domain of ten classes, see pictures/domains.py
     side: int = SIDE
     pictures_per_peer: int = 160  # half of them are never trained on; FID needs 64 to compare with
+    train_pictures: int = 0  # so many are trained on instead of half, the rest is for judging; few make models copy
     width: int = 16  # of the UNet; 16 makes 0.17 million weights
     steps: int = 40  # training steps before a peer submits
     batch_size: int = 32
@@ -69,6 +70,7 @@ class PeersScenario:
     def __post_init__(self):
         for name, low, high in (
             ("num_peers", 1, 8), ("validators", 0, 8), ("side", 8, 64), ("pictures_per_peer", 30, 100_000),
+            ("train_pictures", 0, self.pictures_per_peer // HELD_BACK),
             ("width", 8, 256), ("steps", 1, 100_000), ("batch_size", 1, 4096), ("samples", 20, 100_000),
             ("soup_of", 1, 4), ("late", 0, self.num_peers - 1), ("leavers", 0, self.num_peers - 1),
             ("attackers", 0, self.num_peers - 1), ("commit_blocks", 0, 100_000), ("reward_wei", 0, 10**15),
@@ -116,12 +118,12 @@ class Holding:
 
 def deal(scenario):
     """The `Holding`s of all peers and then validators: a list of `scenario.voters`. The same seed deals the same."""
-    what = (scenario.pictures, scenario.side, scenario.pictures_per_peer, scenario.skew, scenario.voters, scenario.seed)
-    return list(_dealt(*what))
+    what = (scenario.pictures, scenario.side, scenario.pictures_per_peer, scenario.train_pictures)
+    return list(_dealt(*what, scenario.skew, scenario.voters, scenario.seed))
 
 
 @lru_cache(maxsize=4)
-def _dealt(pictures, side, per_peer, skew, voters, seed):
+def _dealt(pictures, side, per_peer, trained_on, skew, voters, seed):
     number = None if pictures == "digits" else per_peer * voters * 2
     pool = load_domain(pictures, number, side=side, seed=seed)
     table = pd.DataFrame({"label": pool.labels.numpy()})
@@ -130,6 +132,8 @@ def _dealt(pictures, side, per_peer, skew, voters, seed):
     for rows in by_skew(table, "label", voters, skew, per_peer, dealing):
         rows = rows[np.sort(np.unique(rows, return_index=True)[1])]  # a class that ran out was dealt again: not twice
         back = np.arange(len(rows)) % HELD_BACK == 0
+        if trained_on:
+            back[np.flatnonzero(~back)[trained_on:]] = True
         holdings.append(Holding(pool.take(rows[~back]), pool.take(rows[back])))
     return tuple(holdings)
 
