@@ -12,7 +12,7 @@ real ones: a model that draws only what is frequent, or blurs, comes nearer to t
 score is a ratio of two distances for that reason: a blurred picture comes nearer to all of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -137,9 +137,14 @@ def copied_fraction(generated, training, held_out, level=FRACTION_LEVEL, **setti
     draws nearer to the training set than chance without copying, it is too high.
     Raises ValueError as `calibrated_novelty` does.
     """
+    return without_false_alarms(calibrated_novelty(generated, training, held_out, level, **settings))
+
+
+def without_false_alarms(found):
+    """The share that `copied_fraction` gives, from a `Novelty` that is there already."""
     from scipy.stats import beta
 
-    found = calibrated_novelty(generated, training, held_out, level, **settings)
+    level = found.level
     allowed, number = int(level * (len(found.null) + 1) + 1e-9), len(found.null)
     share, tail = binomial_share(found.flagged, 1 - (1 - CONFIDENCE) / 2), (1 - CONFIDENCE) / 4
     fewest, most = beta.ppf([tail, 1 - tail], allowed, number + 1 - allowed)
@@ -158,6 +163,7 @@ class CalibratedScore:
     quality: float  # unbiased KID to the held-out pictures; lower is better, and it may come out a little below 0
     copied: Share
     advantage: float  # members found beyond the non-members that are taken for members
+    found: Novelty = field(repr=False)  # which pictures are copies, false alarms among them
 
     def total(self, novelty_weight=1.0, privacy_weight=1.0):
         """quality + novelty_weight * copied + privacy_weight * advantage; lower is better."""
@@ -176,9 +182,10 @@ def calibrated_score(generated, training, held_out, level=FRACTION_LEVEL, tpr=No
     """
     if tpr is not None and not 0 <= tpr <= 1:
         raise ValueError(f"tpr must lie in [0, 1], the true-positive rate at 1 % false positives; got {tpr!r}.")
-    copied = copied_fraction(generated, training, held_out, level, **settings)
+    found = calibrated_novelty(generated, training, held_out, level, **settings)
     quality = kid(torch.as_tensor(held_out), torch.as_tensor(generated), judge)
-    return CalibratedScore(quality, copied, 0.0 if tpr is None else max(0.0, (tpr - 0.01) / 0.99))
+    advantage = 0.0 if tpr is None else max(0.0, (tpr - 0.01) / 0.99)
+    return CalibratedScore(quality, without_false_alarms(found), advantage, found)
 
 
 def _named(images, name, *others):

@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 GAS = 600_000  # for every transaction alike; asking the machine for an estimate would run each one twice
-PAGE_BLOCKS = 8  # events are read so many blocks at a time: the embedded machine gets slow over long ranges
+PAGE_BLOCKS, NODE_PAGE_BLOCKS = 8, 500  # events are read so many at a time: the embedded machine gets slow over more
+BLOCK_SECONDS = 120.0  # for so long a node may make no block
 MOST_SCORE = 1e6
+TERMS_BYTES = 128  # at the end of a deployed contract's code, where Vyper puts what the constructor was told
 
 
 class Refused(Exception):
@@ -24,12 +26,19 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Terms:
-    """What everybody who takes part agrees to; fixed when the contract is deployed."""
+    """What everybody who takes part agrees to; fixed when the contract is deployed. ValueError for what can't be."""
 
     deposit_wei: int = 1_000
     reward_wei: int = 100  # for a model that is the best a voter has seen
     commit_blocks: int = 12  # for so many blocks after its submission a model takes votes
     budget: float = 100.0  # epsilon that a voter may spend in all
+
+    def __post_init__(self):
+        millionths(self.budget, "budget")
+        for name, least in (("deposit_wei", 0), ("reward_wei", 0), ("commit_blocks", 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**128:
+                raise ValueError(f"{name} must be a whole number from {least} to 2**128 - 1; got {value!r}.")
 
 
 @dataclass(frozen=True)
@@ -60,6 +69,15 @@ def millionths(value, name, most=MOST_SCORE):
     return round(value * 1e6)
 
 
+def check_digests(content, manifest, parents):
+    """Raises ValueError for what can't be a submission: each is 32 bytes, and parents are four at most."""
+    for name, digest in (("content", content), ("manifest", manifest), *(("parent", parent) for parent in parents)):
+        if not isinstance(digest, bytes) or len(digest) != 32:
+            raise ValueError(f"{name} must be a SHA-256 digest, 32 bytes; got {digest!r}. See store.digest_of.")
+    if len(parents) > 4:
+        raise ValueError(f"A model names at most 4 parents; got {len(parents)}. Leave out the least of them.")
+
+
 def compiled():
     """The contract's interface and bytecode, as Vyper compiled them (contract.json beside contract.vy)."""
     return json.loads(Path(__file__).with_name("contract.json").read_text(encoding="utf-8"))
@@ -76,13 +94,11 @@ class Chain:
 
     def __init__(self, endpoint=None, contract=None, terms=None, keys=()):
         limit = sys.getrecursionlimit()
-        from web3 import EthereumTesterProvider, HTTPProvider, Web3
+        from web3 import EthereumTesterProvider, Web3
         from web3.middleware import SignAndSendRawMiddlewareBuilder
 
         self.embedded = endpoint is None
-        self.w3 = Web3(EthereumTesterProvider() if self.embedded else HTTPProvider(endpoint))
-        if not self.w3.is_connected():
-            raise ConnectionError(f"No Ethereum node answers at {endpoint}. Start one, or leave the endpoint out.")
+        self.w3 = Web3(EthereumTesterProvider() if self.embedded else _node(endpoint))
         self.accounts = list(self.w3.eth.accounts)
         for key in keys:
             owner = self.w3.eth.account.from_key(key)
@@ -92,13 +108,19 @@ class Chain:
         if contract is None:
             terms = terms or Terms()
             budget = millionths(terms.budget, "budget")
+            if not self.accounts:
+                raise ValueError(f"The node at {endpoint} has no accounts. Give keys, of accounts with some money.")
             code = self.w3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])
             make = code.constructor(terms.deposit_wei, terms.reward_wei, terms.commit_blocks, budget)
             sent = make.transact({"from": self.accounts[0], "gas": 4_000_000})
-            contract = self.w3.eth.wait_for_transaction_receipt(sent, poll_latency=0.02).contractAddress
-        elif not self.w3.eth.get_code(contract):
-            raise ValueError(f"There is no contract at {contract} on this chain. Ask who deployed it for its address.")
-        self.address = contract
+            contract = self._receipt(sent).contractAddress
+        elif not Web3.is_address(contract):
+            raise ValueError(f"{contract!r} is no address: 0x and 40 hexadecimal digits. Ask who deployed it.")
+        self.address = contract = Web3.to_checksum_address(contract)
+        code = bytes(self.w3.eth.get_code(contract))
+        if not code or code[:-TERMS_BYTES] not in bytes.fromhex(artifact["bytecode"].removeprefix("0x")):
+            what = "another contract than ours" if code else "no contract"
+            raise ValueError(f"There is {what} at {contract} on this chain. Ask who deployed it for its address.")
         self.contract = self.w3.eth.contract(address=contract, abi=artifact["abi"])
         self._kinds = {event.topic: event for event in self.contract.events}
         ask = self.contract.functions
@@ -120,6 +142,7 @@ class Chain:
 
     def submit(self, account, content, manifest, parents=()):
         """Submit a model by the digests of its weights and manifest, 32 bytes each; parents: up to four contents."""
+        check_digests(content, manifest, parents)
         self._send(account, self.contract.functions.submit(content, manifest, list(parents)))
 
     def commit(self, account, content, score, salt, epsilon=1.0):
@@ -144,12 +167,32 @@ class Chain:
         self._send(account, self.contract.functions.withdraw(account))
 
     def wait_blocks(self, number):
-        """Wait until so many blocks have passed. The embedded machine makes them; on a node others do."""
-        last = self.block() + number
+        """Wait until so many blocks have passed. The embedded machine makes them; on a node others do.
+
+        Raises TimeoutError if none comes for two minutes.
+        """
         if self.embedded:
             self.w3.provider.ethereum_tester.mine_blocks(number)
-        while self.block() < last:
+            return
+        newest = self.block()
+        last, end = newest + number, time.monotonic() + BLOCK_SECONDS
+        while newest < last:
             time.sleep(0.2)
+            if self.block() > newest:
+                newest, end = self.block(), time.monotonic() + BLOCK_SECONDS
+            if time.monotonic() > end:
+                raise TimeoutError(f"No new block for {BLOCK_SECONDS:.0f} s. Let the node make some: --block-time 1.")
+
+    def wait_for_own(self, account):
+        """Wait until every transaction that this account has sent is in a block: one who crashed may have sent some.
+
+        Raises TimeoutError if none of them gets there in two minutes.
+        """
+        count, end = self.w3.eth.get_transaction_count, time.monotonic() + BLOCK_SECONDS
+        while count(account, "pending") > count(account, "latest"):
+            time.sleep(0.2)
+            if time.monotonic() > end:
+                raise TimeoutError(f"Transactions of {account} wait for a block for {BLOCK_SECONDS:.0f} s. Make some.")
 
     # What everybody can see
 
@@ -185,10 +228,10 @@ class Chain:
 
     def events(self, since=0):
         """What happened from block `since` on: a list of `Event`s, and the cursor to ask with next time."""
-        last, found = self.block(), []
-        for start in range(since, last + 1, PAGE_BLOCKS):
+        last, found, page = self.block(), [], PAGE_BLOCKS if self.embedded else NODE_PAGE_BLOCKS
+        for start in range(since, last + 1, page):
             logs = self.w3.eth.get_logs(
-                {"address": self.address, "fromBlock": start, "toBlock": min(start + PAGE_BLOCKS - 1, last)}
+                {"address": self.address, "fromBlock": start, "toBlock": min(start + page - 1, last)}
             )
             found.extend(self._read(log) for log in logs)
         return found, last + 1
@@ -200,10 +243,25 @@ class Chain:
         return Event(log["blockNumber"], event["event"], account, values)
 
     def _send(self, account, call, wei=0):
-        sent = call.transact({"from": account, "gas": GAS, "value": wei})
-        receipt = self.w3.eth.wait_for_transaction_receipt(sent, poll_latency=0.02)
+        from web3.exceptions import Web3RPCError
+
+        try:
+            sent = call.transact({"from": account, "gas": GAS, "value": wei})
+        except Web3RPCError as error:  # no money, a wrong nonce, an account that the node has no key for
+            why = (error.rpc_response or {}).get("error", {}).get("message", error)
+            raise ValueError(f"The node takes no transaction of {account}: {why}. See to its money and key.") from error
+        receipt = self._receipt(sent)
         if receipt.status == 0:  # it is in the block, it cost gas, and it changed nothing
             raise Refused(self._reason(call, account, wei, receipt.blockNumber - 1))
+
+    def _receipt(self, sent):
+        from web3.exceptions import TimeExhausted
+
+        try:
+            return self.w3.eth.wait_for_transaction_receipt(sent, BLOCK_SECONDS, poll_latency=0.02)
+        except TimeExhausted as error:
+            told = f"A transaction is in no block after {BLOCK_SECONDS:.0f} s. Let the node make some: --block-time 1."
+            raise TimeoutError(told) from error
 
     def _reason(self, call, account, wei, block):
         """Run the call again without sending it, on the state before it, to hear why it was refused.
@@ -216,6 +274,24 @@ class Chain:
             except Exception as error:  # each kind of node raises its own
                 return str(error.args[0]).split("execution reverted: ")[-1]
         return "the node gives no reason"
+
+
+def _node(endpoint):
+    """A way to a node that says in one sentence, as a ConnectionError, why there is no answer."""
+    from web3 import HTTPProvider
+
+    class Node(HTTPProvider):
+        def make_request(self, method, params):
+            try:
+                answer = super().make_request(method, params)
+                if not isinstance(answer, dict) or not {"result", "error"} & set(answer):
+                    raise ValueError(f"it says {str(answer)[:80]!r}")
+            except (OSError, ValueError) as error:  # all errors of requests are OSErrors; ValueErrors: no JSON
+                told = f"No Ethereum node answers at {endpoint} ({type(error).__name__}: {str(error)[:200]})."
+                raise ConnectionError(f"{told} Start one and try again, or leave the endpoint out.") from error
+            return answer
+
+    return Node(endpoint)
 
 
 def commitment(content, voter, score_e6, salt):

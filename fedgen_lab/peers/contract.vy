@@ -5,7 +5,9 @@
 @notice Keeps who takes part, which model came from which, and what voters think of it. Weights and manifests lie
         elsewhere, found by their digests. Lab 10; after PDFed, arXiv 2409.18245, section 4.1, whose contract was not
         published: deposits, commit and reveal, the privacy budget and the way of paying are this course's own.
-@dev Scores and epsilons are whole numbers of millionths. A lower score is a better model.
+@dev Scores and epsilons are whole numbers of millionths. A lower score is a better model. Nothing here stops one person
+     with many accounts, each of whose first votes pays a model of his, nor one who sees a submission before it is in a
+     block and submits its digests first: both take identities or secrets that this contract does not ask for.
 """
 
 struct Participant:
@@ -78,6 +80,7 @@ budget_e6: public(immutable(uint256))  # epsilon that a voter may spend in all
 
 participants: public(HashMap[address, Participant])
 models: HashMap[bytes32, Model]
+manifests: HashMap[bytes32, bool]  # which were submitted
 contents: public(DynArray[bytes32, 1_000_000])  # in the order of submission
 votes: public(HashMap[bytes32, HashMap[address, Vote]])
 ever_registered: HashMap[address, bool]
@@ -90,6 +93,8 @@ balances: public(HashMap[address, uint256])  # wei that an account may take
 
 @deploy
 def __init__(deposit_wei: uint256, reward_wei: uint256, blocks_to_commit: uint256, budget: uint256):
+    assert blocks_to_commit > 0, "a model must take votes for one block at least"
+    assert max(blocks_to_commit, max(deposit_wei, reward_wei)) < 2**128, "a term is too large"
     deposit = deposit_wei
     reward = reward_wei
     commit_blocks = blocks_to_commit
@@ -141,11 +146,13 @@ def submit(content: bytes32, manifest: bytes32, parents: DynArray[bytes32, 4]):
     assert content != empty(bytes32), "empty content"
     assert manifest != empty(bytes32), "empty manifest"
     assert self.models[content].author == empty(address), "this content was submitted before"
+    assert not self.manifests[manifest], "this manifest was submitted before"
     for i: uint256 in range(len(parents), bound=4):
         assert self.models[parents[i]].author != empty(address), "unknown parent"
         for j: uint256 in range(i, bound=4):
             assert parents[j] != parents[i], "a parent is named twice"
     self.models[content] = Model(author=msg.sender, manifest=manifest, block=block.number, parents=parents)
+    self.manifests[manifest] = True
     self.contents.append(content)
     log Submitted(content=content, author=msg.sender, manifest=manifest, parents=parents)
 

@@ -9,7 +9,7 @@ Cryptology 3 (1991).
 import hashlib
 import json
 
-from fedgen_lab.peers.chain import Event, Refused, Submission, Terms, commitment, millionths
+from fedgen_lab.peers.chain import Event, Refused, Submission, Terms, check_digests, commitment, millionths
 
 NOBODY = "0x" + 40 * "0"
 
@@ -53,6 +53,7 @@ class Ledger:
         self._append("Left", account, {})
 
     def submit(self, account, content, manifest, parents=()):
+        check_digests(content, manifest, parents)
         if self._member(account)["validator"]:
             raise Refused("validators do not submit")
         for name, digest in (("content", content), ("manifest", manifest)):
@@ -60,6 +61,8 @@ class Ledger:
                 raise Refused(f"empty {name}")
         if content in self._models:
             raise Refused("this content was submitted before")
+        if any(manifest == other.manifest for other in self._models.values()):
+            raise Refused("this manifest was submitted before")
         if any(parent not in self._models for parent in parents):
             raise Refused("unknown parent")
         if len(set(parents)) < len(parents):

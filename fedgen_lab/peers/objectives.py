@@ -7,7 +7,7 @@ also with de-duplication, which changes what is trained on and not the score. Th
 
 import numpy as np
 
-from fedgen_lab.memorization.calibrated import calibrated_novelty, calibrated_score
+from fedgen_lab.memorization.calibrated import calibrated_score
 from fedgen_lab.memorization.membership import membership
 from fedgen_lab.memorization.qn import NOVELTY_SCALE, RC_UNITS, confirmed, control_objective, quality_novelty
 from fedgen_lab.memorization.sets import fld
@@ -30,9 +30,8 @@ def judge_samples(scenario, model, drawn, holding):
     if scenario.objective == "calibrated":
         leak = membership(model, train, held_out, "SimA", (holding.train.labels, holding.held_out.labels))
         score = calibrated_score(drawn, train, held_out, LEVEL, leak.tpr, judge)
-        found = calibrated_novelty(drawn, train, held_out, LEVEL)
         told = (1 - weight) * max(0.0, score.quality) + weight * (score.copied.estimate + score.advantage)
-        return told, found.rows[found.flagged]
+        return told, score.found.rows[score.found.flagged]
     quality = fid(held_out, drawn, judge)
     if scenario.objective == "fld-fid":
         return max(0.0, control_objective(quality, fld(drawn, train, held_out, judge)["fld"])), np.zeros(0, int)

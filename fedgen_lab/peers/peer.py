@@ -17,6 +17,7 @@ import torch
 from fedgen_lab.memorization.ddpm import draw_ddpm, load_weights, new_ddpm, train_ddpm, weights
 from fedgen_lab.memorization.qn import keep_after
 from fedgen_lab.peers.chain import Refused, Submission
+from fedgen_lab.peers.manifest import MOST_BYTES as MANIFEST_BYTES
 from fedgen_lab.peers.manifest import new_key, read_manifest, write_manifest
 from fedgen_lab.peers.objectives import judge_samples, sensitivity_of
 from fedgen_lab.peers.scenario import deal, sample_labels
@@ -26,7 +27,6 @@ from fedgen_lab.pictures.domains import NUM_LABELS
 
 DRAW_STEPS = 10  # denoising steps of a picture that is drawn to be judged
 RECENT = 16  # so many of the newest models are looked at; who comes late need not judge all that ever was
-CACHE = "judged.json"
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,17 @@ class Peer:
     """Peer `number` of a scenario. Trainers have the numbers 0 to num_peers - 1, validators the numbers after.
 
     chain, store: where all meet. pace: a `Pace`. attack: what it does instead (see `fedgen_lab.peers.attackers`).
+    account: its address on the chain; the chain's account number + 1 unless given, as account 0 deployed the contract.
     folder: where it keeps its judgements over a crash; without one it judges again. samples: a dict, shared by the
     peers of one process, of what was drawn from which model, since all draw the same. board: a dict, shared likewise,
     where votes are posted that a scenario leaves open: content -> {account: vote}.
     """
 
-    def __init__(self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None, board=None):
+    def __init__(
+        self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None, board=None, account=None
+    ):  # fmt: skip
         self.number, self.scenario, self.chain, self.store, self.pace = number, scenario, chain, store, pace
-        self.account = chain.accounts[number + 1]  # account 0 deployed the contract
+        self.account = account or chain.accounts[number + 1]
         self.key = new_key(scenario.seed_of(1, number))
         self.holding = deal(scenario)[number]
         self.attack, self.samples = attack, {} if samples is None else samples
@@ -76,9 +79,11 @@ class Peer:
         self.judged = {}  # content -> {"score", "hits"}: this peer's own opinion
         self.refused = {}  # content -> why it can't be used
         self.log = []  # what the chain refused to this peer, in words
-        self.cache = Path(folder) / CACHE if folder else None
-        if self.cache and self.cache.exists():
-            self.judged = {bytes.fromhex(name): one for name, one in json.loads(self.cache.read_text()).items()}
+        self.cache = None
+        if folder:
+            whose = hashlib.sha256(f"{number} {scenario}".encode()).hexdigest()[:8]  # other knobs judge otherwise
+            self.cache = Path(folder) / f"judged-{whose}.json"
+            self.judged = self._remembered()
 
     @property
     def validator(self):
@@ -142,7 +147,7 @@ class Peer:
         Raises `Unusable`, naming the model and what is wrong with it.
         """
         submission = self.models[content]
-        read_manifest(self.store.get(cid_of(submission.manifest)), submission)
+        read_manifest(self.store.get(cid_of(submission.manifest), MANIFEST_BYTES), submission)
         data = self.store.get(cid_of(content))
         return unpack_weights(cid_of(content), data, like=self.start), len(data)
 
@@ -260,6 +265,13 @@ class Peer:
             content in self.judged and still_open and submission.author != self.account
             and content not in self.promised and not waits
         )  # fmt: skip
+
+    def _remembered(self):
+        """What was judged before a crash; nothing if the file is not there, or damaged: then it is judged again."""
+        try:
+            return {bytes.fromhex(name): one for name, one in json.loads(self.cache.read_text()).items()}
+        except (OSError, ValueError, AttributeError):
+            return {}
 
     def _secret(self, content):
         return hashlib.sha256(self.key.private_bytes_raw() + content).digest()

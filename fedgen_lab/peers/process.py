@@ -1,7 +1,8 @@
 """A peer as a process of its own, on any Ethereum node and any store that others can reach too.
 
 Lab 10. The peer is the very object that the event queue plays (`fedgen_lab.peers.peer.Peer`); only the clock is real.
-It may be killed at any moment and started again with the same command: what it had done stands on the chain.
+It may be killed at any moment and started again with the same command: what it had done stands on the chain. Its
+folder keeps what it judged and the key that it signs with, which unlike the simulation's nobody can guess.
 
     python -m fedgen_lab.peers.process 0 --endpoint http://127.0.0.1:8545 --contract 0x... --store models/ --turns 3
 
@@ -9,6 +10,7 @@ Deploy a contract with `Chain(endpoint, terms=...)`. Knobs of the scenario: --se
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from fedgen_lab.peers.run import paces
 from fedgen_lab.peers.scenario import PeersScenario
 from fedgen_lab.peers.store import Folder, Ipfs
 
+KEY_HELP = "private key of the peer's account if the node lacks it; better in the environment variable PEER_KEY"
 LOOK_SECONDS = 0.3  # between two looks at the chain, when there is nothing to do
 
 
@@ -50,28 +53,72 @@ def scenario_of(settings):
         name, _, value = setting.partition("=")
         if name not in known:
             raise ValueError(f"{name!r} is no knob; there are {', '.join(known)}.")
-        knobs[name] = known[name](value)
+        try:
+            knobs[name] = known[name](value)
+        except ValueError:
+            raise ValueError(f"{name} must be a {known[name].__name__}; got {value!r}.") from None
     return PeersScenario(**knobs)
 
 
+def own_key(folder):
+    """The Ed25519 key in a peer's folder, made at its first start: its manifests, salts and noise hang on it."""
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    path = folder / "key"
+    if not path.exists():
+        half = folder / "key.part"
+        half.unlink(missing_ok=True)
+        with open(half, "xb", opener=lambda name, how: os.open(name, how, 0o600)) as file:
+            file.write(os.urandom(32))
+        half.replace(path)
+    return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+
+
 def main():
-    """The command line; see the module's docstring."""
+    """The command line; see the module's docstring. Ends with one sentence where something is missing."""
+    from web3.exceptions import Web3Exception
+
+    asked = _asked()
+    try:
+        _start(asked)
+    except Web3Exception as error:
+        told = f"the node at {asked.endpoint} knows nothing of {asked.contract} any more ({type(error).__name__})."
+        raise SystemExit(f"peer {asked.number}: {told} Was it started anew? Deploy the contract again.") from None
+    except (OSError, ValueError) as error:  # a node or a store that is away or full, a knob that there is not
+        again = "" if isinstance(error, ValueError) else " What is on the chain stays: start this command again."
+        raise SystemExit(f"peer {asked.number}: {error}{again}") from None
+
+
+def _asked():
     parser = argparse.ArgumentParser(prog="python -m fedgen_lab.peers.process", description=__doc__.split("\n")[0])
     parser.add_argument("number", type=int, help="which peer, from 0")
     parser.add_argument("--endpoint", required=True, help="the node's JSON-RPC address")
     parser.add_argument("--contract", required=True, help="the contract's address")
     parser.add_argument("--store", required=True, help="a folder, or the address of an IPFS node's HTTP interface")
-    parser.add_argument("--key", action="append", default=[], help="private key of an account that the node lacks")
-    parser.add_argument("--folder", type=Path, help="where the peer keeps its judgements")
+    parser.add_argument("--key", default=os.environ.get("PEER_KEY"), help=KEY_HELP)
+    parser.add_argument("--folder", type=Path, help="where the peer keeps its judgements and its signing key")
     parser.add_argument("--turns", type=int, default=1, help="models to submit")
     parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", dest="settings")
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def _start(asked):
     scenario = scenario_of(asked.settings)
+    if not 0 <= asked.number < scenario.voters:
+        raise ValueError(f"number must lie in 0 to {scenario.voters - 1}, the peers there are; got {asked.number}.")
     store = Ipfs(asked.store) if asked.store.startswith("http") else Folder(asked.store)
-    chain = Chain(asked.endpoint, asked.contract, keys=asked.key)
+    chain = Chain(asked.endpoint, asked.contract, keys=[asked.key] if asked.key else [])
+    if asked.key is None and len(chain.accounts) < asked.number + 2:
+        raise ValueError(f"The node has {len(chain.accounts)} accounts, too few for peer {asked.number}. Use --key.")
+    account = chain.accounts[-1] if asked.key else None
     if asked.folder:
         asked.folder.mkdir(parents=True, exist_ok=True)
-    peer = Peer(asked.number, scenario, chain, store, paces(scenario)[asked.number], folder=asked.folder)
+    peer = Peer(
+        asked.number, scenario, chain, store, paces(scenario)[asked.number], folder=asked.folder, account=account
+    )
+    if asked.folder:
+        peer.key = own_key(asked.folder)
+    chain.wait_for_own(peer.account)  # who was killed while a submission was on its way must not make it again
     go_on(peer, asked.turns)
     print("\n".join(peer.log), flush=True)
 

@@ -9,6 +9,8 @@ itself cuts files above one mebibyte into pieces and gives the tree of pieces an
 import base64
 import hashlib
 import os
+import threading
+import time
 from pathlib import Path
 
 CID_PREFIX = bytes([0x01, 0x55, 0x12, 0x20])  # version 1, raw bytes, SHA-256, 32 bytes long
@@ -53,9 +55,14 @@ class Folder:
     def put(self, data):
         """Keep bytes; returns their content id."""
         cid = cid_of(digest_of(data))
-        half = self.path / f".{cid}.{os.getpid()}"
-        half.write_bytes(data)
-        half.replace(self.path / cid)  # in one move: a reader sees all of it or nothing
+        half = self.path / f".{cid}.{os.getpid()}.{threading.get_ident()}"
+        try:
+            half.write_bytes(data)
+            half.replace(self.path / cid)  # in one move: a reader sees all of it or nothing
+        except OSError as error:
+            half.unlink(missing_ok=True)
+            told = f"The store {self.path} did not keep {cid} ({error.strerror}). Make room there, then start again."
+            raise OSError(error.errno, told) from error
         return cid
 
     def get(self, cid, most_bytes=MOST_BYTES):
@@ -64,6 +71,8 @@ class Folder:
         """
         digest_in(cid)  # also keeps names such as "../x" out
         path = self.path / cid
+        if path.exists() and not path.is_file():  # a pipe, say: reading it might never end
+            raise Unusable(f"{cid} is withheld: what has its name in the store is no file. Use another.")
         try:
             with open(path, "rb") as file:
                 data = file.read(most_bytes + 1)
@@ -93,20 +102,29 @@ class Shelf:
 
 
 class Ipfs:
-    """The same store on an IPFS node's HTTP interface, such as http://127.0.0.1:5001."""
+    """The same store on an IPFS node's HTTP interface, such as http://127.0.0.1:5001.
+
+    seconds: how long to wait for a whole answer; a node looks for what it lacks until then. Calls raise ConnectionError
+    if no node is there. Endpoints: docs.ipfs.tech/reference/kubo/rpc, block/put and block/get.
+    """
 
     def __init__(self, endpoint, seconds=30):
         import httpx
 
-        self.http = httpx.Client(base_url=endpoint.rstrip("/") + "/api/v0", timeout=seconds)
+        if not str(endpoint).startswith(("http://", "https://")):
+            raise ValueError(f"The IPFS endpoint must begin with http:// or https://; got {endpoint!r}.")
+        self.seconds = seconds
+        plain = {"Accept-Encoding": "identity"}  # what is packed could unpack to more than most_bytes
+        self.http = httpx.Client(base_url=endpoint.rstrip("/") + "/api/v0", timeout=seconds, headers=plain)
 
     def put(self, data):
         """Keep bytes on the node, as one block; returns their content id. Raises ConnectionError if it does not."""
         cid = cid_of(digest_of(data))
         asked = {"cid-codec": "raw", "mhtype": "sha2-256", "allow-big-block": "true", "pin": "true"}
-        code, answer = self._ask("/block/put", asked, files={"data": data})
+        code, answer = self._ask("/block/put", asked, 10_000, files={"data": data})
         if code != 200 or cid.encode() not in answer:
-            raise ConnectionError(f"The IPFS node did not keep {cid}: it answers {code} {answer[:200]!r}.")
+            told = f"{code or ''} {answer[:200].decode(errors='replace')!r}"
+            raise ConnectionError(f"The IPFS node did not keep {cid}: it answers {told}. Is it an IPFS node?")
         return cid
 
     def get(self, cid, most_bytes=MOST_BYTES):
@@ -114,25 +132,32 @@ class Ipfs:
         digest_in(cid)
         code, data = self._ask("/block/get", {"arg": cid}, most_bytes)
         if code != 200:
-            raise Unusable(f"{cid} is withheld: the IPFS node answers {code}. Use another.")
+            raise Unusable(f"{cid} is withheld: the IPFS node answers {code or data.decode()}. Use another.")
         return checked(cid, data, most_bytes)
 
     def _ask(self, path, params, most_bytes=MOST_BYTES, **more):
-        """Status and content of the node's answer; reading ends soon after `most_bytes`."""
+        """Status and content of the node's answer; 0 and the reason if it breaks off or takes too long.
+
+        Redirects are not followed, and reading ends soon after `most_bytes`.
+        """
         import httpx
 
-        data = b""
+        data, end = bytearray(), time.monotonic() + self.seconds
         try:
             with self.http.stream("POST", path, params=params, **more) as answer:
-                for piece in answer.iter_bytes():
+                for piece in answer.iter_raw():
                     data += piece
                     if len(data) > most_bytes:
                         break
-        except httpx.HTTPError as error:
+                    if time.monotonic() > end:
+                        return 0, f"too slowly, not all within {self.seconds:g} s".encode()
+        except (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError) as error:  # it is there, and breaks off
+            return 0, f"with half a message or none ({type(error).__name__})".encode()
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ConnectionError(
                 f"No IPFS node answers at {self.http.base_url} ({error}). Start one, or use a Folder."
             ) from error
-        return answer.status_code, data
+        return answer.status_code, bytes(data)
 
 
 def checked(cid, data, most_bytes):
@@ -154,18 +179,21 @@ def pack_weights(state):
 def unpack_weights(cid, data, like):
     """The tensors in `data`, by name, if they have the names, shapes and types of `like` and are finite.
 
-    Raises `Unusable`, naming the model by `cid`, otherwise.
+    Raises `Unusable`, naming the model by `cid`, otherwise; also if `pack_weights` writes the same tensors in other
+    bytes, so that nobody gives a model a second name.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load
 
     try:
         state = load(data)
-    except SafetensorError as error:
+    except (SafetensorError, KeyError) as error:  # a KeyError: a type of numbers that PyTorch has not
         raise Unusable(f"{cid} is no safetensors file ({error}). Use another.") from error
     if {n: (t.shape, t.dtype) for n, t in state.items()} != {n: (t.shape, t.dtype) for n, t in like.items()}:
         raise Unusable(f"{cid} holds another kind of model: names, shapes or types differ from ours. Use another.")
     broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
     if broken:
         raise Unusable(f"{cid} holds numbers that are not finite, first in {broken[0]}. Use another.")
+    if pack_weights(state) != data:
+        raise Unusable(f"{cid} is not in the form that we write: other bytes say the same. Use another.")
     return state
