@@ -129,11 +129,11 @@ def _dealt(pictures, side, per_peer, trained_on, skew, voters, seed):
     table = pd.DataFrame({"label": pool.labels.numpy()})
     dealing = int(np.random.SeedSequence(seed, spawn_key=(DEAL_KEY,)).generate_state(1)[0])
     holdings = []
-    for rows in by_skew(table, "label", voters, skew, per_peer, dealing):
+    for voter, rows in enumerate(by_skew(table, "label", voters, skew, per_peer, dealing)):
         rows = rows[np.sort(np.unique(rows, return_index=True)[1])]  # a class that ran out was dealt again: not twice
         back = np.arange(len(rows)) % HELD_BACK == 0
-        if trained_on:
-            back[np.flatnonzero(~back)[trained_on:]] = True
+        if trained_on:  # any classes, and others for every peer
+            back[np.random.default_rng((dealing, voter)).permutation(np.flatnonzero(~back))[trained_on:]] = True
         holdings.append(Holding(pool.take(rows[~back]), pool.take(rows[back])))
     return tuple(holdings)
 
