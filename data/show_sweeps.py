@@ -65,4 +65,7 @@ if __name__ == "__main__":
     if (SWEEPS / "what_leaks.json").exists():
         told = ["loss", "fidelity", "server's auc", "server's tpr", "auc", "backdoor", "loss before"]
         print(markdown(table("what_leaks", told)), end="\n\n")
+    if (SWEEPS / "pdfed.json").exists():
+        told = ["qn", "fid", "kid", "rc", "copied", "auc", "tpr", "authpct", "ct", "fld"]
+        print(markdown(table("pdfed", told)), end="\n\n")
     print(markdown(gan_table(["image_score", "kid", "precision", "recall", "accuracy"])))
