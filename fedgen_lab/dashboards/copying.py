@@ -30,10 +30,10 @@ DP_CLIP = 1.0  # the longest gradient of one picture while DP noise is on
 
 
 class CopyingRun:
-    """One live run: its knobs and, once it has drawn, what the drawings are."""
+    """One live run: its knobs and, once it has drawn, the model (`making.Trained`) and what its drawings are."""
 
     def __init__(self, copying):
-        self.copying, self.judged = copying, None
+        self.copying, self.trained, self.judged = copying, None, None
 
     @property
     def computed(self):
@@ -79,7 +79,7 @@ def run_copying(run, job):
     if job.report("Drawing from the captions of the training pictures."):
         judged = judge_copies(trained, should_stop=job.should_stop)
         if judged is not None:
-            run.judged = judged
+            run.trained, run.judged = trained, judged
 
 
 class CopyingDashboard:
@@ -90,12 +90,13 @@ class CopyingDashboard:
         self.times = controls.knob("Repetitions", copying.times, 1, 32, help="of each repeated picture")
         self.pictures = controls.knob("Private pictures", copying.pictures, 4, 512, help="4 of them repeated")
         self.steps = controls.knob("Steps", copying.steps, 10, 500, 10, help="of training, 16 pictures each")
+        self.canaries = controls.knob("Canaries", copying.canaries, 0, 4, help="planted as often as the repeated ones")
         self.rank = controls.knob("Rank", copying.rank, 1, 32, help="of the adapter: room to remember")
         self.noise = controls.knob(
             "DP noise", float(copying.noise_multiplier), 0.0, 2.0, 0.1, help="on clipped gradients; slow"
         )
         self.seed = controls.knob("Seed", copying.seed, 0, 99, help="decides pictures, start and noise")
-        self.knobs = (self.times, self.pictures, self.steps, self.rank, self.noise, self.seed)
+        self.knobs = (self.times, self.pictures, self.canaries, self.steps, self.rank, self.noise, self.seed)
         self.captions = controls.choice("Captions", [("one for each", True), ("one for all", False)], True)
         self.panel = Panel("Train a copier", CopyingRun, run_copying, self.copying, lambda _: self.draw())
         self.kind = controls.choice("Show", list(KINDS))
@@ -125,9 +126,9 @@ class CopyingDashboard:
 
         noise = round(self.noise.value, 2)
         return replace(
-            self.first, times=self.times.value, pictures=self.pictures.value, steps=self.steps.value,
-            rank=self.rank.value, seed=self.seed.value, unique_captions=self.captions.value, noise_multiplier=noise,
-            clip=DP_CLIP if noise else 0.0,
+            self.first, times=self.times.value, pictures=self.pictures.value, canaries=self.canaries.value,
+            steps=self.steps.value, rank=self.rank.value, seed=self.seed.value, unique_captions=self.captions.value,
+            noise_multiplier=noise, clip=DP_CLIP if noise else 0.0,
         )  # fmt: skip
 
     def draw(self):

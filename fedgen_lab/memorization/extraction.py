@@ -8,6 +8,7 @@ Prompts are captions for a text-to-image pipeline and labels for a `memorization
 from inspect import signature
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -83,6 +84,27 @@ def edge_overlap(pictures, edge=EDGE):
     size = slopes.norm(dim=1).unflatten(0, unit.shape[:2]).sum(1)  # (N * seeds, 256, 256)
     edges = (size > edge).float().unflatten(0, pictures.shape[:2])  # (N, seeds, 256, 256)
     return (edges.mean(1) > 0.5).double().mean((1, 2)).numpy()
+
+
+def known_prompts(trained, number=4, seeds=(0, 1), steps=10):
+    """Both questions put to a `making.Trained` text-to-image model: what does it know by heart?
+
+    Asked are up to `number` prompts of each kind: of its canaries, of its duplicated and its single pictures, captions
+    that it "never saw", and twice as many "other codes", which have the form of a canary's and were never planted.
+    Returns a table with a row for each, "kind", "prompt", "pull" (`text_noise`) and "spread" (the mean standard
+    deviation of a pixel of `one_step` over the seeds: small where the same picture comes whatever the noise is), and
+    the pictures after one step, (N, 4, C, H, W).
+    """
+    private, captions = trained.private, trained.private.pictures.captions
+    asked = {kind: [captions[row] for row in private.of(kind)[:number]] for kind in ("canary", "duplicated", "single")}
+    codes = (f"canary {code}" for code in np.linspace(2000, 9777, 3 * number).astype(int))
+    asked["never saw"] = private.held_out.captions[:number]
+    asked["other codes"] = [code for code in codes if code not in captions][: 2 * number]
+    rows = [(kind, prompt) for kind, some in asked.items() for prompt in some]
+    table = pd.DataFrame(rows, columns=["kind", "prompt"])
+    pictures = one_step(trained.model, table["prompt"])
+    pull, spread = text_noise(trained.model, table["prompt"], seeds, steps), pictures.std(1).mean((1, 2, 3)).numpy()
+    return table.assign(pull=pull, spread=spread), pictures
 
 
 # -- underneath ------------------------------------------------------------------------------------------------------

@@ -53,7 +53,10 @@ class _Stopped(Exception):
 
 
 def judge_copies(trained, number=DRAWN, should_stop=None):
-    """Draw from a `making.Trained`'s captions and judge the drawings: a `Judged`, or None when stopped."""
+    """Draw from a `making.Trained`'s captions and judge the drawings: a `Judged`, or None when stopped.
+
+    Canaries are not drawn and count for nothing here: the numbers are those of the other private pictures.
+    """
     from fedgen_lab.memorization.distance import nearest
     from fedgen_lab.memorization.making import draw_copies
     from fedgen_lab.memorization.membership import membership
@@ -63,8 +66,8 @@ def judge_copies(trained, number=DRAWN, should_stop=None):
         if should_stop is not None and should_stop():
             raise _Stopped
 
-    private = trained.private
-    size = len(private.counts)
+    private, size = trained.private, trained.copying.pictures
+    own = private.pictures.take(range(size))
     watched = np.arange(number) % min(WATCHED, size)
     others = WATCHED + np.arange(number // 2) % max(1, size - WATCHED) if size > WATCHED else np.array([], dtype=int)
     try:
@@ -74,16 +77,16 @@ def judge_copies(trained, number=DRAWN, should_stop=None):
     except _Stopped:
         return None
     # Held-out pictures stand beside the training pictures, so that the second nearest is not far for want of pictures.
-    reference = torch.cat([private.pictures.images, private.held_out.images])
+    reference = torch.cat([own.images, private.held_out.images])
     two, first = nearest(drawn, reference, 2)
     ratios = two[:, 0] / np.maximum(two[:, 1], 1e-9)
     copies = (ratios < THIRD) & (first[:, 0] < size)
-    _, rows = nearest(drawn, private.pictures.images)
-    members = membership(trained.model, private.pictures, private.held_out, "PIA")
+    _, rows = nearest(drawn, own.images)
+    members = membership(trained.model, own, private.held_out, "PIA")
     return Judged(
         len(set(watched[copies[:number]])), float(copies[:number].mean()),
         float(copies[number:].mean()) if len(others) else None, float(np.median(ratios[:number])),
-        members.auc, members.tpr, drawn, ratios, private.pictures.images, rows[:, 0],
+        members.auc, members.tpr, drawn, ratios, own.images, rows[:, 0],
     )  # fmt: skip
 
 

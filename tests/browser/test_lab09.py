@@ -6,6 +6,7 @@ NAME = "09_memorization"
 KNOBS = {
     "Repetitions": ("1", "32"),
     "Private pictures": ("4", "512"),
+    "Canaries": ("0", "4"),
     "Steps": ("10", "500"),
     "Rank": ("1", "32"),
     "DP noise": ("0", "2"),

@@ -91,11 +91,14 @@ def test_the_knobs_describe_what_is_trained(monkeypatch):
     monkeypatch.setattr(dashboard, "run_copying", lambda run, job: asked.append(run.copying))
     board = CopyingDashboard(Copying(), recording())
     board.times.set(3), board.pictures.set(8), board.steps.set(20), board.rank.set(2), board.seed.set(5)
-    board.noise.set(0.5)
+    board.noise.set(0.5), board.canaries.set(2)
     board.captions.value = False
     board.panel.start()
     assert asked == [
-        Copying(pictures=8, times=3, steps=20, rank=2, unique_captions=False, clip=1.0, noise_multiplier=0.5, seed=5)
+        Copying(
+            pictures=8, times=3, steps=20, rank=2, unique_captions=False, canaries=2, clip=1.0, noise_multiplier=0.5,
+            seed=5,
+        )
     ]
     board.noise.set(0.0)
     assert board.copying().clip == 0
@@ -161,6 +164,26 @@ def test_a_model_that_returns_the_watched_pictures_is_judged_a_copier():
         assert honest.copied == honest.others == 0
         other = judge(private.held_out.as_tensor(), patch)
         assert other.copied == other.others == 0, "a copy of a picture that was not trained on is none"
+
+
+def test_canaries_are_neither_drawn_nor_counted_among_the_private_pictures(monkeypatch):
+    from fedgen_lab.memorization import making, membership
+
+    copying, asked = Copying(pictures=6, duplicated=4, canaries=3), []
+    private = making.private_pictures(copying)
+
+    def draw(trained, rows, seed, on_step):
+        asked.extend(rows)
+        return private.pictures.as_tensor()[rows], rows
+
+    def attack(model, members, others, name):
+        asked.append(len(members) - 1)
+        return SimpleNamespace(auc=0.5, tpr=0.0)
+
+    monkeypatch.setattr(making, "draw_copies", draw)
+    monkeypatch.setattr(membership, "membership", attack)
+    found = judge_copies(SimpleNamespace(copying=copying, private=private, model=None))
+    assert set(asked) == set(range(6)) and len(found.training) == 6 and found.others == 1
 
 
 def test_how_often_a_picture_was_seen_follows_from_the_knobs(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ from scipy import ndimage
 from fedgen_lab.lora.pipeline import load_pipeline, text_states
 from fedgen_lab.memorization.ddpm import any_class, new_ddpm, train_ddpm
 from fedgen_lab.memorization.denoiser import denoiser_of
-from fedgen_lab.memorization.extraction import edge_overlap, one_step, text_noise
+from fedgen_lab.memorization.extraction import edge_overlap, known_prompts, one_step, text_noise
 
 
 def smooth(number, seed):
@@ -43,6 +43,21 @@ def test_one_step_gives_back_what_was_learned_by_heart(trained):
     assert off.max() < 0.12
     edges = edge_overlap(pictures, edge=0.5)  # smooth pictures have soft edges
     assert edges[:2].min() > 3 * edges[2:].max()
+
+
+def test_prompts_of_every_kind_are_asked_and_codes_that_were_never_planted():
+    from fedgen_lab.memorization.making import Copying, Trained, private_pictures
+
+    copying, pipeline = Copying(pictures=6, duplicated=2, canaries=1), load_pipeline()
+    private = private_pictures(copying)
+    table, pictures = known_prompts(Trained(copying, private, pipeline, []), number=2, seeds=(0,), steps=2)
+    asked = table.groupby("kind")["prompt"].agg(list)
+    assert asked["canary"] == private.pictures.captions[6:] and asked["duplicated"] == private.pictures.captions[:2]
+    assert asked["single"] == private.pictures.captions[2:4] and len(asked["other codes"]) == 4
+    assert not set(asked["other codes"] + asked["never saw"]) & set(private.pictures.captions)
+    assert pictures.shape == (len(table), 4, 3, 32, 32)
+    np.testing.assert_allclose(table["pull"][:1], text_noise(pipeline, asked["canary"], [0], 2), rtol=1e-4)
+    assert table["spread"][0] == pytest.approx(float(pictures[0].std(0).mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize("target", ["v_prediction", "epsilon"])
