@@ -26,11 +26,12 @@ from fedgen_lab.shipped import shipped
 from fedgen_lab.split.judges import judge_for
 
 SEEDS = (0, 1, 2)
-PICTURES = 32  # that all peers together train on, as in the paper's split: so few that models begin to copy them
+PICTURES = 64  # that all peers together train on, as the paper's share one set: so few that models begin to copy them
 HELD_OUT = 80  # pictures of each peer to judge with
-MODELS = 16  # submissions, then the run ends; as many trainings of a client in FedAvg
+EPOCHS = {2: 50, 4: 75, 6: 75, 8: 100}  # of a peer's pictures before it submits, as in the paper
+MODELS = {2: 12, 4: 16, 6: 20, 8: 24}  # submissions, then the run ends: some 1,200 training steps in all
 LAST = 3  # models that are measured, the paper's last ten
-LAB = {"steps": 80, "batch_size": 16, "samples": 100, "seconds": 1e5}
+LAB = {"batch_size": 16, "samples": 100, "seconds": 1e5}
 PAPERS = ("fld-fid", "qn", "qn-dedup")  # the columns of the paper's Table 1
 METHODS = {  # what a method changes of a scenario
     **{name: {"objective": name} for name in (*PAPERS, "calibrated")},
@@ -41,8 +42,11 @@ METHODS = {  # what a method changes of a scenario
 MEASURES = (
     "kid", "fid", "copied", "auc", "tpr", "authpct", "ct", "fld", "rc", "qn", "models", "crossed", "seconds"
 )  # fmt: skip
-POINTS = [{"peers": 4, "method": method} for method in METHODS]
-POINTS += [{"peers": peers, "method": method} for peers in (2, 8, 6) for method in (*PAPERS, "calibrated")]
+POINTS = [{"peers": 4, "method": method} for method in (*PAPERS, "calibrated", "fedavg")]
+POINTS += [{"peers": peers, "method": method} for peers in (2, 8) for method in PAPERS]
+POINTS += [{"peers": 4, "method": method} for method in ("soup", "fedasync")]
+POINTS += [{"peers": peers, "method": "calibrated"} for peers in (2, 8)]
+POINTS += [{"peers": 6, "method": method} for method in (*PAPERS, "calibrated")]
 
 
 def scenario_of(point, seed):
@@ -50,7 +54,7 @@ def scenario_of(point, seed):
     own = PICTURES // point["peers"]
     return PeersScenario(
         num_peers=point["peers"], pictures_per_peer=own + HELD_OUT, train_pictures=own, seed=seed,
-        **METHODS[point["method"]], **LAB,
+        steps=EPOCHS[point["peers"]] * own // LAB["batch_size"], **METHODS[point["method"]], **LAB,
     )  # fmt: skip
 
 
@@ -64,7 +68,7 @@ def measure(point, seed):
     """
     scenario = scenario_of(point, seed)
     if point["method"] == "fedavg":
-        rounds, states = MODELS // scenario.num_peers, []
+        rounds, states = MODELS[scenario.num_peers] // scenario.num_peers, []
         run_fedavg(scenario, lambda: len(states) >= rounds, lambda number, of, state: states.append(state))
         told = {"models": scenario.num_peers * len(states)}
         states = states[-1:]  # the server keeps one
@@ -82,7 +86,7 @@ def _last_of_peers(scenario):
         nonlocal submitted
         submitted += sum(event.kind == "Submitted" for event in moment.events)
 
-    outcome = run_peers(scenario, on_moment=count, should_stop=lambda: submitted >= MODELS)
+    outcome = run_peers(scenario, on_moment=count, should_stop=lambda: submitted >= MODELS[scenario.num_peers])
     models, like = outcome.models(), outcome.peers[0].start
     crossed = [
         any(models["author"][parent] != author for parent in parents)

@@ -152,6 +152,10 @@ def test_a_finished_run_fills_the_page(monkeypatch, paid):
     board.chosen.value = 0
     assert "Model 0 draws" in board.model.value and "<img" in board.model.value
     assert board.panel.status.sentence.startswith("Done: ")
+    colours = {button.style.button_color for button in board.clicks.children}
+    assert len(board.clicks.children) == len(board.chosen.options) and len(colours) == 2
+    board.clicks.children[1].click()
+    assert board.chosen.value == 1 and "Model 1 draws" in board.model.value
     for chart in (board.provenance, board.votes, board.rewards):
         assert chart.sentence and isinstance(chart.sentence, str)
 

@@ -51,7 +51,7 @@ def test_a_peer_trains_on_as_many_pictures_as_asked_and_keeps_the_rest_to_judge_
 
 @pytest.mark.parametrize("method", ["qn", "fedavg"])
 def test_a_point_is_measured_by_scores_that_no_peer_went_by(method, monkeypatch):
-    monkeypatch.setattr(sweep_pdfed, "MODELS", 4)
+    monkeypatch.setitem(sweep_pdfed.MODELS, 2, 4)
     monkeypatch.setattr(sweep_pdfed, "LAST", 1)
     small = replace(scenario_of({"peers": 2, "method": method}, 0), steps=2, samples=64, width=8)
     monkeypatch.setattr(sweep_pdfed, "scenario_of", lambda point, seed: small)
