@@ -1,7 +1,11 @@
 """A job can be watched, stopped and started again, and never gets in another one's way."""
 
+import platform
+import re
+import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -179,3 +183,20 @@ def test_start_of_a_running_job_does_nothing():
     assert job.start() is True
     assert job.start() is False
     assert job.state == "running"
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not platform.libc_ver()[0], reason="only glibc can be asked for it")
+def test_memory_that_a_run_has_freed_goes_back_to_the_system(monkeypatch):
+    monkeypatch.setenv("FEDGEN_RUN", "inline")
+    told = {}
+
+    def megabytes():
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+    def work(job):
+        blocks = [bytes(4000) for _ in range(50_000)]
+        told["full"] = megabytes()
+        return blocks[::1000]  # a few stay, so that the heap doesn't shrink by itself
+
+    Job(work).start()
+    assert megabytes() < told["full"] - 100
