@@ -11,10 +11,14 @@ import pandas as pd
 import torch
 
 from fedgen_lab.memorization.calibrated import calibrated_score
-from fedgen_lab.peers.objectives import LEVEL, judge_samples, sensitivity_of
+from fedgen_lab.memorization.fingerprint import load_fingerprinter
+from fedgen_lab.memorization.qn import NEAREST, _matched, quality_novelty
+from fedgen_lab.memorization.verifier import CONFIRMED, described, load_verifier
+from fedgen_lab.peers.objectives import LEVEL, RC_UNIT, _merged, judge_samples, sensitivity_of
 from fedgen_lab.peers.scenario import deal, outsiders
 from fedgen_lab.peers.votes import noisy_vote
 from fedgen_lab.privacy.membership import judge_scores
+from fedgen_lab.scores import fid
 from fedgen_lab.split.judges import judge_for
 
 STEPS = (1.0, 10.0, 50.0)  # what votes are rounded to
@@ -30,14 +34,40 @@ def ask_oracle(scenario, victim, candidates, times=1):
     pictures: `times` times the candidate, and for the rest the same pictures of noise, which copy nothing. The score is
     the peers' own (`objectives.judge_samples`), for "calibrated" without the membership advantage: that hangs on the
     weights, which stay the same. In Q-N a training picture counts once, and times=1 is enough; the calibrated score
-    takes 5 % false alarms off, so that fewer copies than that don't show. Raises ValueError for an unknown victim.
+    takes 5 % false alarms off, so that fewer copies than that don't show.
+    Raises ValueError for an unknown victim, or `times` outside 1..samples.
     """
     if not 0 <= victim < scenario.voters:
         raise ValueError(f"victim must be the number of a voter, 0 to {scenario.voters - 1}; got {victim!r}.")
-    holding, fillers = deal(scenario)[victim], noise_pictures(scenario)
-    fillers = fillers[: scenario.samples - times]
-    drawn = (torch.cat([one.expand(times, -1, -1, -1), fillers]) for one in candidates)
-    return np.array([_score(scenario, each, holding) for each in drawn])
+    if not 1 <= times <= scenario.samples:
+        raise ValueError(f"times must lie in 1..{scenario.samples}, the pictures a model draws; got {times!r}.")
+    holding, fillers = deal(scenario)[victim], noise_pictures(scenario)[times:]
+    models = [torch.cat([one.expand(times, -1, -1, -1), fillers]) for one in candidates]
+    if scenario.objective in ("qn", "qn-dedup"):
+        return _qn_scores(scenario, holding, candidates, fillers, models)
+    if scenario.objective == "fld-fid":
+        return np.array([judge_samples(scenario, None, drawn, holding)[0] for drawn in models])
+    train, held_out, weight = holding.train.as_tensor(), holding.held_out.as_tensor(), scenario.novelty_weight
+    judge = judge_for(holding.train)
+    scores = [calibrated_score(drawn, train, held_out, LEVEL, None, judge) for drawn in models]
+    return np.array([(1 - weight) * max(0.0, one.quality) + weight * one.copied.estimate for one in scores])
+
+
+def _qn_scores(scenario, holding, candidates, fillers, models):
+    """Q-N as `judge_samples` computes it, with the two nets run once over what is the same for all models."""
+    nets, judge, held_out = (load_fingerprinter(), load_verifier()), judge_for(holding.train), holding.held_out
+    private, asked, noise = (described(part, *nets) for part in (holding.train.as_tensor(), candidates, fillers))
+    labels, scores = _merged(holding.train.labels.numpy()), []
+    for row, drawn in enumerate(models):
+        times = len(drawn) - len(fillers)
+        pool = [
+            torch.cat([of[row : row + 1].expand(times, *of.shape[1:]), rest])
+            for of, rest in zip(asked, noise, strict=True)
+        ]
+        matches = _matched(pool, private, labels, NEAREST, CONFIRMED, nets[1])
+        quality = fid(held_out.as_tensor(), drawn, judge)
+        scores.append(max(0.0, quality_novelty(quality, matches, RC_UNIT, scenario.novelty_weight)))
+    return np.array(scores)
 
 
 def noise_pictures(scenario):
@@ -45,14 +75,6 @@ def noise_pictures(scenario):
     generator = torch.Generator().manual_seed(scenario.seed_of(ORACLE_KEY))
     shape = scenario.samples, *deal(scenario)[0].train.as_tensor().shape[1:]
     return torch.rand(shape, generator=generator) * 2 - 1
-
-
-def _score(scenario, drawn, holding):
-    if scenario.objective != "calibrated":
-        return judge_samples(scenario, None, drawn, holding)[0]
-    train, held_out, weight = holding.train.as_tensor(), holding.held_out.as_tensor(), scenario.novelty_weight
-    score = calibrated_score(drawn, train, held_out, LEVEL, None, judge_for(holding.train))
-    return (1 - weight) * max(0.0, score.quality) + weight * score.copied.estimate
 
 
 def oracle_table(scenario, victim=0, number=50, times=1, steps=STEPS, epsilons=EPSILONS):

@@ -58,18 +58,20 @@ class Peer:
     account: its address on the chain; the chain's account number + 1 unless given, as account 0 deployed the contract.
     folder: where it keeps its judgements over a crash; without one it judges again. samples: a dict, shared by the
     peers of one process, of what was drawn from which model, since all draw the same. board: a dict, shared likewise,
-    where votes are posted that a scenario leaves open: content -> {account: vote}.
+    where votes are posted that a scenario leaves open: content -> {account: vote}. known: a dict, shared with runs that
+    differ in rules, times and attackers alone: what peers trained and judged there need not be computed again.
     """
 
     def __init__(
-        self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None, board=None, account=None
+        self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None, board=None, account=None,
+        known=None,
     ):  # fmt: skip
         self.number, self.scenario, self.chain, self.store, self.pace = number, scenario, chain, store, pace
         self.account = account or chain.accounts[number + 1]
         self.key = new_key(scenario.seed_of(1, number))
         self.holding = deal(scenario)[number]
         self.attack, self.samples = attack, {} if samples is None else samples
-        self.board = {} if board is None else board
+        self.board, self.known = {} if board is None else board, {} if known is None else known
         self.model = start_model(scenario)  # weights are loaded into it and read from it
         self.start = weights(self.model)
         self.cursor = 0
@@ -155,12 +157,17 @@ class Peer:
         """This peer's own score of a model, from pictures drawn with it and the peer's own pictures."""
         load_weights(self.model, state)
         if content not in self.samples:
-            self.samples[content] = draw_samples(self.scenario, self.model, content)
+            if content not in self.known:
+                self.known[content] = draw_samples(self.scenario, self.model, content)
+            self.samples[content] = self.known[content]
         drawn = self.samples[content]
         if not torch.isfinite(drawn).all():
             self.refused[content] = f"{cid_of(content)} draws pictures that are not finite. Use another."
             return
-        score, copied = judge_samples(self.scenario, self.model, drawn, self.holding)
+        known = self.scenario.seed, self.number, content
+        if known not in self.known:
+            self.known[known] = judge_samples(self.scenario, self.model, drawn, self.holding)
+        score, copied = self.known[known]
         self.judged[content] = {"score": score, "hits": [int(row) for row in copied]}
         if self.cache:
             half = self.cache.with_suffix(".part")
@@ -203,12 +210,17 @@ class Peer:
                 np.add.at(counts, one["hits"], 1)
             kept = torch.from_numpy(keep_after(counts))
             images, labels = images[kept], labels[kept]
+        seen = pack_weights(base) + images.numpy().tobytes() + labels.numpy().tobytes()
+        known = self.scenario.seed, self.number, turn, digest_of(seen)
+        if known in self.known:
+            return self.known[known]
         with torch.enable_grad():
             train_ddpm(
                 model, images, labels, self.scenario.steps, self.scenario.batch_size, self.scenario.learning_rate,
                 seed=self.scenario.seed_of(2, self.number, turn), on_step=on_step,
             )  # fmt: skip
-        return weights(model)
+        self.known[known] = weights(model)
+        return self.known[known]
 
     def submit(self, data, parents, turn):
         """Store the weights and a signed manifest, and submit both digests."""

@@ -80,17 +80,18 @@ class PeersOutcome:
         return table
 
 
-def run_peers(scenario, chain=None, store=None, on_moment=None, should_stop=None):
+def run_peers(scenario, chain=None, store=None, on_moment=None, should_stop=None, known=None):
     """Play `scenario` and return its `PeersOutcome`.
 
     chain: where the peers meet, a `Chain` or a `Ledger` with an account for each; None makes a `Ledger`. store: a
     `Folder` or `Ipfs`; None keeps models in memory. on_moment(moment) is called after everything a peer does; when
     should_stop() turns true the run ends, and what is on the chain stays. The same scenario gives the same models.
+    known: a dict, as of `Peer`, that spares runs what others computed.
     """
     chain = chain or Ledger(scenario.voters + 1, terms_of(scenario))
     store, samples, board, moments = store or Shelf(), {}, {}, []
     peers = tuple(
-        Peer(number, scenario, chain, store, pace, attack_of(scenario, number), samples=samples, board=board)
+        Peer(number, scenario, chain, store, pace, attack_of(scenario, number), None, samples, board, known=known)
         for number, pace in enumerate(paces(scenario))
     )
 
