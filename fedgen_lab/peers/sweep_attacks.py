@@ -11,6 +11,7 @@ import math
 import numpy as np
 import pandas as pd
 
+from fedgen_lab.peers.tally import agreement, rewards_of
 from fedgen_lab.shipped import shipped
 
 SEEDS = (0, 1, 2)
@@ -75,38 +76,6 @@ def measure(point, seed):
         "kid": round(float(np.mean([one["kid"] for one in told])), 4),
         "copied": round(float(np.mean([one["copied"] for one in told])), 4),
     }  # fmt: skip
-
-
-def rewards_of(outcome):
-    """What the contract pays each peer of a `PeersOutcome`, (peers,), in rewards: contract.vy's rules, on any ledger.
-
-    A vote that is its voter's best so far earns the model one reward, as long as the pot lasts (here it does). Half
-    goes to the author, half to the parents, who share theirs in turn.
-    """
-    models, best = outcome.models(), {}
-    row = {content: number for number, content in enumerate(models["content"])}
-    credit, kept = np.zeros(len(models)), np.zeros(len(outcome.peers))
-    for event in (event for moment in outcome.moments for event in moment.events if event.kind == "Revealed"):
-        if event.values["score"] < best.get(event.account, math.inf):
-            best[event.account] = event.values["score"]
-            credit[row[event.values["content"]]] += 1
-    for number in reversed(range(len(models))):
-        parents = list(models["parents"][number])
-        kept[models["author"][number]] += credit[number] / (2 if parents else 1)
-        credit[parents] += credit[number] / 2 / max(1, len(parents))
-    return kept
-
-
-def agreement(votes, peer, liars=()):
-    """How near one peer's revealed votes come to the mean of the honest others': (gap, correlation).
-
-    votes: a table as of `PeersOutcome.votes`; liars: peers whose votes don't count. gap: mean of |vote - mean| / mean
-    over the models with votes of both; correlation: Pearson's over them, NaN where there are fewer than three.
-    """
-    others = votes.drop(columns=list({peer, *liars})).mean(axis=1)
-    both = pd.DataFrame({"own": votes[peer], "others": others}).dropna()
-    gap = ((both["own"] - both["others"]).abs() / both["others"].clip(lower=1e-9)).mean()
-    return float(gap), float(both["own"].corr(both["others"])) if len(both) > 2 else math.nan
 
 
 def recorded_attacks():

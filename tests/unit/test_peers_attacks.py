@@ -10,7 +10,8 @@ from fedgen_lab.peers import peer as peer_room
 from fedgen_lab.peers.chain import Chain
 from fedgen_lab.peers.run import run_peers, terms_of
 from fedgen_lab.peers.scenario import PeersScenario
-from fedgen_lab.peers.sweep_attacks import POINTS, SEEDS, SMALL, agreement, recorded_attacks, rewards_of
+from fedgen_lab.peers.sweep_attacks import POINTS, SEEDS, SMALL, recorded_attacks
+from fedgen_lab.peers.tally import agreement, best_chosen, rewards_of
 
 QUICK = PeersScenario(**SMALL, seconds=6, commit_blocks=6, seed=1, attackers=1)
 
@@ -88,3 +89,12 @@ def test_recorded_points_are_of_the_grid_and_shares_are_shares():
     for share in ("built_on", "paid", "copied"):
         assert table[share].dropna().between(0, 1).all()
     assert (table["built_on"][table["attack"] == "withholder"].fillna(0) == 0).all()
+
+
+def test_noise_hides_the_best_model_only_where_it_is_wider_than_the_gap():
+    scores, quality = [[10.0, 11.0], [20.0, 21.0], [30.0, 31.0]], [0.1, 0.2, 0.5]
+    table = best_chosen(scores, quality, sensitivity=1.0, epsilons=(10.0, 0.001)).set_index("epsilon")
+    assert table["chosen"][np.inf] == table["chosen"][10.0] == 1 and table["loses"][np.inf] == 0
+    assert table["chosen"][0.001] < 0.7 and 0 < table["loses"][0.001] < 0.4
+    worst_first = best_chosen(scores, quality[::-1], sensitivity=1.0, epsilons=())
+    assert worst_first["chosen"][0] == 0 and worst_first["loses"][0] == pytest.approx(0.4)
