@@ -6,8 +6,8 @@ from fedgen_lab.peers.scenario import PeersScenario
 
 def test_peers_with_sprites_submit_judge_and_vote():
     scenario = PeersScenario(
-        num_peers=2, pictures="sprites:solid", side=32, pictures_per_peer=256, samples=128, width=8, steps=2, seconds=30,
-        objective="qn",
+        num_peers=2, pictures="sprites:solid", side=32, pictures_per_peer=256, samples=128, width=8, steps=2,
+        seconds=30, objective="qn",
     )  # fmt: skip
     outcome = run_peers(scenario)
     votes, models = outcome.votes(), outcome.models()
