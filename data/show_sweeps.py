@@ -62,6 +62,7 @@ if __name__ == "__main__":
     print(markdown(table("federated_lora", lora)), end="\n\n")
     print(markdown(table("own_pictures", ["loss", "base loss"])), end="\n\n")
     print(markdown(table("smashed_data", leak)), end="\n\n")
+    print(markdown(table("copying", ["captions", "copied", "others", "ratio", "auc", "tpr"])), end="\n\n")
     if (SWEEPS / "what_leaks.json").exists():
         told = ["loss", "fidelity", "server's auc", "server's tpr", "auc", "backdoor", "loss before"]
         print(markdown(table("what_leaks", told)), end="\n\n")

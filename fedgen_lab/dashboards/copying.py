@@ -174,7 +174,7 @@ def copies_chart(recorded, runs, kind="copies", axis="repetitions"):
             line={"color": charts.PALETTE["adapter"], "dash": charts.DASHES["adapter"]},
             marker={"color": charts.PALETTE["adapter"], "symbol": charts.MARKERS["adapter"], "size": 9},
         )  # fmt: skip
-        told = [f"{named(x) if knob == 'unique_captions' else f'{x:g}'}: {y:.2f}" for x, y in mean["mean"].items()]
+        told = [f"{y:.2f} at {named(x) if knob == 'unique_captions' else f'{x:g}'}" for x, y in mean["mean"].items()]
     for run in live:
         chart.add_scatter(
             x=[named(getattr(run.copying, knob))], y=[getattr(run.judged, column)], mode="markers", name="live",

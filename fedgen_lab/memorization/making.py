@@ -33,7 +33,7 @@ class Copying:
     duplicated: int = 4  # of them, the first so many are there `times` times
     times: int = 16
     steps: int = 350
-    rank: int = 16  # of the adapter, for model "lora"; rank 4 is too little room
+    rank: int = 16  # of the adapter, for model "lora"; at rank 4 half as many drawings are copies
     unique_captions: bool = True  # False: the same caption for all but the canaries
     canaries: int = 0  # pictures that nobody would draw, planted `times` times each
     clip: float = 0.0  # DP-SGD's largest norm of one picture's gradient; 0: no DP-SGD

@@ -205,3 +205,19 @@ def test_what_is_recorded_belongs_to_the_sweep_and_no_run_is_there_twice():
     knobs = [*LESSON, "seed"]
     assert not recorded.duplicated(knobs).any()
     assert all(row in POINTS for row in recorded[list(LESSON)].to_dict("records"))
+
+
+def test_what_was_recorded_bears_out_the_lab():
+    recorded = recorded_copying()
+
+    def mean(**changes):
+        rows = recorded[np.logical_and.reduce([recorded[name] == value for name, value in (LESSON | changes).items()])]
+        return rows[["copied", "others", "auc"]].astype(float).mean()
+
+    lesson, once, many, few = mean(), mean(times=1), mean(times=1, pictures=512), mean(times=1, pictures=8)
+    assert lesson["copied"] > 0.9 and lesson["others"] == 0, "the repeated pictures come back, no others"
+    assert once["copied"] == 0 and few["copied"] == 1, "few pictures need no repetition"
+    assert once["auc"] > 0.9, "no copies is not no leakage"
+    assert many["copied"] == 0 and many["auc"] < 0.6, "among many pictures there is nothing to tell"
+    assert mean(steps=100)["copied"] < 0.1 < mean(times=4)["copied"] < 0.5 < lesson["copied"]
+    assert mean(rank=4)["copied"] < lesson["copied"]
