@@ -118,7 +118,7 @@ class Chain:
             raise ValueError(f"{contract!r} is no address: 0x and 40 hexadecimal digits. Ask who deployed it.")
         self.address = contract = Web3.to_checksum_address(contract)
         code = bytes(self.w3.eth.get_code(contract))
-        if not code or code[:-TERMS_BYTES] not in bytes.fromhex(artifact["bytecode"].removeprefix("0x")):
+        if not code or code[:-TERMS_BYTES] != bytes.fromhex(artifact["runtime"].removeprefix("0x")):
             what = "another contract than ours" if code else "no contract"
             raise ValueError(f"There is {what} at {contract} on this chain. Ask who deployed it for its address.")
         self.contract = self.w3.eth.contract(address=contract, abi=artifact["abi"])

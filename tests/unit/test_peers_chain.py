@@ -1,11 +1,9 @@
 """The chain behind one interface: the embedded machine, a real node as a process, and the ledger in plain Python."""
 
+import http.server
 import os
-import shutil
-import socket
-import subprocess
 import sys
-import time
+import threading
 
 import pytest
 
@@ -16,34 +14,9 @@ TERMS = Terms(commit_blocks=3)
 
 
 @pytest.fixture(scope="session")
-def anvil(tmp_path_factory):
-    """Address of a node: anvil from the PATH, or fetched by npm into a folder of the test's own."""
-    program = shutil.which("anvil")
-    if program is None:
-        if shutil.which("npm") is None:
-            pytest.skip("no anvil and no npm to fetch it with")
-        folder = tmp_path_factory.mktemp("anvil")
-        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
-        try:
-            subprocess.run([*command, "@foundry-rs/anvil@1.7.1"], check=True, timeout=120, capture_output=True)
-        except (subprocess.SubprocessError, OSError) as error:
-            pytest.skip(f"npm could not fetch anvil: {error}")
-        program = str(folder / "node_modules" / ".bin" / "anvil")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    node = subprocess.Popen([program, "--port", str(port), "--silent"], stdout=subprocess.DEVNULL)
-    try:
-        end = time.monotonic() + 30
-        while time.monotonic() < end and node.poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        node.terminate()
-        node.wait(10)
+def anvil(start_anvil):
+    """Address of a node that makes a block for every transaction."""
+    return start_anvil()
 
 
 @pytest.fixture(params=["embedded", "node", "ledger"])
@@ -129,6 +102,96 @@ def test_a_missing_node_or_contract_is_named():
         Chain("http://127.0.0.1:9")
     with pytest.raises(ValueError, match="There is no contract at 0x00"):
         Chain(contract="0x" + "00" * 20)
+
+
+NO_NODES = {
+    "no JSON": b"<html>hi</html>", "a list": b"[]", "a number": b"7", "nothing": b"", "half": b'{"jsonrpc":"2.0","re',
+    "no result": b'{"jsonrpc":"2.0","id":0}', "no text": b"\xff\xfe",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("answer", NO_NODES.values(), ids=NO_NODES)
+def test_what_is_no_node_is_told_in_a_sentence(answer):
+    class Other(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    with pytest.raises(ConnectionError, match=f"No Ethereum node answers at {address} .*Start one and try again"):
+        Chain(address)
+    server.shutdown()
+
+
+def test_another_contract_is_not_taken_for_ours():
+    chain = Chain(terms=TERMS)
+    kept = bytes.fromhex("602a60005260206000f3")  # answers 42 to whatever it is asked
+    code = bytes.fromhex("600a600c600039600a6000f3") + kept
+    sent = chain.w3.eth.send_transaction({"from": chain.accounts[0], "data": code, "gas": 200_000})
+    other = chain.w3.eth.get_transaction_receipt(sent).contractAddress
+    assert bytes(chain.w3.eth.get_code(other)) == kept
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("web3.EthereumTesterProvider", lambda: chain.w3.provider)  # the same machine, joined again
+        assert Chain(contract=chain.address.lower()).terms == TERMS
+        with pytest.raises(ValueError, match=f"There is another contract than ours at {other}"):
+            Chain(contract=other)
+        with pytest.raises(ValueError, match="'0x12' is no address"):
+            Chain(contract="0x12")
+
+
+NO_TERMS = {
+    "deposit_wei": -1, "reward_wei": 2**128, "commit_blocks": 0, "budget": float("nan"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("term", "value"), NO_TERMS.items(), ids=NO_TERMS)
+def test_terms_that_can_not_be_are_named(term, value):
+    with pytest.raises(ValueError, match=f"^{term} must be a"):
+        Terms(**{term: value})
+
+
+@pytest.mark.parametrize("kind", ["embedded", "ledger"])
+def test_what_is_no_digest_does_not_reach_the_chain(kind):
+    chain = Ledger(terms=TERMS) if kind == "ledger" else Chain(terms=TERMS)
+    one, block = chain.accounts[1], chain.block()
+    for content, manifest in ((b"c" * 31, b"m" * 32), (b"c" * 32, "m" * 32), (None, b"m" * 32)):
+        with pytest.raises(ValueError, match="must be a SHA-256 digest, 32 bytes"):
+            chain.submit(one, content, manifest)
+    with pytest.raises(ValueError, match="at most 4 parents; got 5"):
+        chain.submit(one, b"c" * 32, b"m" * 32, [bytes([number]) * 32 for number in range(5)])
+    assert chain.block() == block
+
+
+def test_who_has_no_money_is_told(anvil):
+    from eth_account import Account
+
+    poor = Account.from_key("0x" + "33" * 32)
+    chain = Chain(anvil, contract=Chain(anvil, terms=TERMS).address, keys=[poor.key])
+    with pytest.raises(ValueError, match=f"takes no transaction of {poor.address}: .*See to its money"):
+        chain.register(poor.address)
+
+
+def test_a_node_without_blocks_is_told(start_anvil, monkeypatch):
+    chain = Chain(start_anvil(), terms=TERMS)
+    monkeypatch.setattr("fedgen_lab.peers.chain.BLOCK_SECONDS", 0.5)
+    with pytest.raises(TimeoutError, match="No new block"):
+        chain.wait_blocks(1)
+    chain.w3.provider.make_request("evm_setAutomine", [False])
+    with pytest.raises(TimeoutError, match="in no block"):
+        chain.register(chain.accounts[1])
+    with pytest.raises(TimeoutError, match="wait for a block"):
+        chain.wait_for_own(chain.accounts[1])
+    chain.w3.provider.make_request("evm_mine", [])
+    chain.wait_for_own(chain.accounts[1])
+    assert chain.participant(chain.accounts[1])["registered"]
 
 
 def test_a_ledger_shows_which_block_was_tampered_with():

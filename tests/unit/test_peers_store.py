@@ -1,7 +1,12 @@
 """Models by content: what comes out of a store is what its name says, or it is refused by name."""
 
+import gzip
 import http.server
+import itertools
+import os
+import socket
 import threading
+import time
 from email.parser import BytesParser
 from urllib.parse import parse_qs, urlparse
 
@@ -120,7 +125,23 @@ def other(**changed):
     return pack_weights(STATE | changed)
 
 
+def header(text, body=b""):
+    """A safetensors file with this header."""
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def other_header(change):
+    data = pack_weights(STATE)
+    end = 8 + int.from_bytes(data[:8], "little")
+    return header(change(data[8:end]), data[end:])
+
+
 MODELS = {
+    "metadata": (other_header(lambda text: text.replace(b"{", b'{"__metadata__":{"by":"me"},', 1)), "not in the form"),
+    "a space": (other_header(lambda text: text + b" " * 8), "not in the form"),
+    "a tensor twice": (other_header(lambda text: b'{"layer.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+                                    + text.lstrip(b"{")), "Use another"),
+    "numbers unknown": (header(b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}', b"0"), "is no safetensors"),
     "pickle": (b"\x80\x04.", "is no safetensors file"),
     "empty": (b"", "is no safetensors file"),
     "endless header": (b"\xff" * 8 + b"{}", "is no safetensors file"),
@@ -128,7 +149,7 @@ MODELS = {
     "another shape": (other(**{"layer.bias": torch.ones(3)}), "another kind of model"),
     "another type": (other(**{"layer.bias": torch.ones(2, dtype=torch.float64)}), "another kind of model"),
     "nan": (other(**{"layer.bias": torch.tensor([1.0, float("nan")])}), "not finite, first in layer.bias"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("data", "reason"), MODELS.values(), ids=MODELS)
@@ -146,3 +167,105 @@ def test_an_ipfs_node_that_is_not_there_is_named():
     for ask in (lambda node: node.put(b"x"), lambda node: node.get(cid_of(digest_of(b"x")))):
         with pytest.raises(ConnectionError, match="No IPFS node answers"):
             ask(Ipfs("http://127.0.0.1:9"))
+
+
+class Odd:
+    """A server that answers every request with these bytes, piece by piece, and closes."""
+
+    def __init__(self, pieces, pause=0.0):
+        self.pieces, self.pause, self.sent, self.asked = pieces, pause, 0, 0
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.endpoint = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        threading.Thread(target=self.serve, daemon=True).start()
+
+    def serve(self):
+        while True:
+            with self.listener.accept()[0] as client:
+                self.asked += 1
+                client.recv(65536)
+                try:
+                    for piece in self.pieces():
+                        client.sendall(piece)
+                        self.sent += len(piece)
+                        time.sleep(self.pause)
+                except OSError:  # it has stopped reading
+                    pass
+
+
+WANTED = b"wanted"
+CID = cid_of(digest_of(WANTED))
+
+
+def answered(status, length, data, *more):
+    head = [f"HTTP/1.1 {status} Said", f"Content-Length: {length}", *more, "", ""]
+    return "\r\n".join(head).encode() + data
+
+
+ANSWERS = {
+    "status 201": (answered(201, 6, WANTED), "withheld: the IPFS node answers 201"),
+    "status 206": (answered(206, 6, WANTED), "withheld: the IPFS node answers 206"),
+    "status 404": (answered(404, 6, WANTED), "withheld: the IPFS node answers 404"),
+    "cut off": (answered(200, 7, WANTED), "withheld"),
+    "no HTTP": (b"\x00\x01\r\n\r\n", "withheld"),
+    "nothing": (b"", "withheld"),
+    "packed": (answered(200, len(gzip.compress(WANTED)), gzip.compress(WANTED), "Content-Encoding: gzip"), "damaged"),
+    "more": (answered(200, 7, WANTED + b"!"), "damaged"),
+}
+
+
+@pytest.mark.parametrize(("data", "reason"), ANSWERS.values(), ids=ANSWERS)
+def test_a_bad_answer_costs_one_model(data, reason):
+    node = Ipfs(Odd(lambda: [data]).endpoint, seconds=5)
+    with pytest.raises(Unusable, match=f"{CID} is {reason}"):
+        node.get(CID)
+    with pytest.raises(ConnectionError, match=f"did not keep {CID}"):
+        node.put(WANTED)
+
+
+@pytest.mark.parametrize("code", [301, 302, 303, 307, 308])
+def test_redirects_are_not_followed(code):
+    elsewhere = Odd(lambda: [answered(200, 6, WANTED)])
+    node = Odd(lambda: [answered(code, 0, b"", f"Location: {elsewhere.endpoint}/api/v0/block/get")])
+    with pytest.raises(Unusable, match=f"{CID} is withheld: the IPFS node answers {code}"):
+        Ipfs(node.endpoint).get(CID)
+    assert node.asked == 1 and elsewhere.asked == 0
+    assert Ipfs(elsewhere.endpoint).get(CID) == WANTED
+
+
+def test_reading_stops_at_the_limit_and_at_the_time():
+    endless = Odd(lambda: itertools.chain([answered(200, 10**12, b"")], itertools.repeat(bytes(65536))))
+    with pytest.raises(Unusable, match=f"{CID} is oversized: more than 1,000 bytes"):
+        Ipfs(endless.endpoint).get(CID, most_bytes=1_000)
+    assert endless.sent < 10**9
+    slow = Odd(lambda: itertools.chain([answered(200, 10**6, b"")], itertools.repeat(b".")), pause=0.05)
+    with pytest.raises(Unusable, match=f"{CID} is withheld: the IPFS node answers too slowly, not all within 0.5 s"):
+        Ipfs(slow.endpoint, seconds=0.5).get(CID)
+    silent = Odd(lambda: itertools.repeat(b""), pause=0.05)
+    with pytest.raises(Unusable, match=f"{CID} is withheld"):  # a node looks for what it lacks and says nothing
+        Ipfs(silent.endpoint, seconds=0.5).get(CID)
+
+
+def test_what_is_no_web_address_is_named():
+    with pytest.raises(ValueError, match="must begin with http:// or https://; got 'localhost:5001'"):
+        Ipfs("localhost:5001")
+
+
+def test_a_full_disk_is_named_and_nothing_half_stays(tmp_path):
+    resource = pytest.importorskip("resource", reason="needs limits of POSIX")
+    store, data = Folder(tmp_path), bytes(100_000)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=f"did not keep {cid_of(digest_of(data))} .* Make room there"):
+            store.put(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / cid_of(digest_of(data))).write_bytes(data[:10])  # as a copy that broke off
+    assert store.get(store.put(data)) == data
+
+
+def test_a_pipe_in_the_store_does_not_stop_a_reader(tmp_path):
+    os.mkfifo(tmp_path / CID)
+    with pytest.raises(Unusable, match=f"{CID} is withheld: .* no file"):
+        Folder(tmp_path).get(CID)

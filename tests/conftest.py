@@ -1,0 +1,43 @@
+"""What tests of several folders share: a real Ethereum node."""
+
+import shutil
+import socket
+import subprocess
+import time
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def start_anvil(tmp_path_factory):
+    """A function that starts a node with options and returns its address: anvil, from the PATH or fetched by npm."""
+    program = shutil.which("anvil")
+    if program is None:
+        if shutil.which("npm") is None:
+            pytest.skip("no anvil and no npm to fetch it with")
+        folder = tmp_path_factory.mktemp("anvil")
+        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
+        try:
+            subprocess.run([*command, "@foundry-rs/anvil@1.7.1"], check=True, timeout=120, capture_output=True)
+        except (subprocess.SubprocessError, OSError) as error:
+            pytest.skip(f"npm could not fetch anvil: {error}")
+        program = str(folder / "node_modules" / ".bin" / "anvil")
+    nodes = []
+
+    def start(*options):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = listener.getsockname()[1]
+        nodes.append(subprocess.Popen([program, "--port", str(port), "--silent", *options], stdout=subprocess.DEVNULL))
+        end = time.monotonic() + 30
+        while time.monotonic() < end and nodes[-1].poll() is None:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        return f"http://127.0.0.1:{port}"
+
+    yield start
+    for node in nodes:
+        node.terminate()
+        node.wait(10)
