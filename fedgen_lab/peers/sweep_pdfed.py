@@ -42,11 +42,9 @@ METHODS = {  # what a method changes of a scenario
 MEASURES = (
     "kid", "fid", "copied", "auc", "tpr", "authpct", "ct", "fld", "rc", "qn", "models", "crossed", "seconds"
 )  # fmt: skip
-POINTS = [{"peers": 4, "method": method} for method in (*PAPERS, "calibrated", "fedavg")]
-POINTS += [{"peers": peers, "method": method} for peers in (2, 8) for method in PAPERS]
-POINTS += [{"peers": 4, "method": method} for method in ("soup", "fedasync")]
-POINTS += [{"peers": peers, "method": "calibrated"} for peers in (2, 8)]
-POINTS += [{"peers": 6, "method": method} for method in (*PAPERS, "calibrated")]
+POINTS = [{"peers": peers, "method": method} for peers in (4, 2, 8, 6) for method in PAPERS]
+POINTS += [{"peers": 4, "method": method} for method in ("calibrated", "fedavg", "soup", "fedasync")]
+POINTS += [{"peers": peers, "method": "calibrated"} for peers in (2, 8, 6)]
 
 
 def scenario_of(point, seed):
