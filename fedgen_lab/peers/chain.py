@@ -11,6 +11,7 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 
 GAS = 600_000  # for every transaction alike; asking the machine for an estimate would run each one twice
@@ -37,7 +38,7 @@ class Terms:
         millionths(self.budget, "budget")
         for name, least in (("deposit_wei", 0), ("reward_wei", 0), ("commit_blocks", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**128:
+            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**128:
                 raise ValueError(f"{name} must be a whole number from {least} to 2**128 - 1; got {value!r}.")
 
 
