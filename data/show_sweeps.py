@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from fedgen_lab.dashboards.huscf_recorded import recorded_gans
+from fedgen_lab.peers.sweep_attacks import recorded_attacks
 
 SWEEPS = Path(__file__).parent / "sweeps"
 
@@ -50,6 +51,17 @@ def gan_table(measures):
     return text.join(recorded["seeds"])
 
 
+def attacks_table(measures):
+    """One row for each point of sweep peers_attacks: means over seeds, without those where there was nothing."""
+    points = recorded_attacks().groupby(["attack", "attackers", "vote_rule", "open_votes", "seconds"], sort=False)
+    spread = points[measures].agg(["mean", "min", "max"])
+    text = pd.DataFrame({
+        measure: [f"{row['mean']:.2f} ({row['min']:.2f}-{row['max']:.2f})" for _, row in spread[measure].iterrows()]
+        for measure in measures
+    }, index=spread.index)  # fmt: skip
+    return text.join(points.size().rename("seeds")).reset_index()
+
+
 def markdown(rows):
     """A data frame as a Markdown table."""
     lines = [list(rows.columns), ["---"] * rows.shape[1], *rows.astype(str).to_numpy().tolist()]
@@ -69,4 +81,7 @@ if __name__ == "__main__":
     if (SWEEPS / "pdfed.json").exists():
         told = ["qn", "fid", "kid", "rc", "copied", "auc", "tpr", "authpct", "ct", "fld"]
         print(markdown(table("pdfed", told)), end="\n\n")
+    if (SWEEPS / "peers_attacks.json").exists():
+        told = ["models", "steps", "built_on", "paid", "fair", "vote_gap", "vote_correlation", "kid", "copied"]
+        print(markdown(attacks_table(told)), end="\n\n")
     print(markdown(gan_table(["image_score", "kid", "precision", "recall", "accuracy"])))

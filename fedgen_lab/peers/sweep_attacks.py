@@ -81,22 +81,30 @@ def measure(point, seed):
 def recorded_attacks():
     """The recorded runs as a data frame: a row a run, with its knobs, its seed and its numbers.
 
-    models: of all peers. built_on: share of the honest peers' steps from model to model that begin at an attacker's;
-    paid: share of the rewards that attackers get; vote_gap, vote_correlation: of the last peer; kid, copied: of the
-    last honest models. Where nobody attacks, the last peer stands in the attacker's place. NaN: there was nothing.
+    models: of all peers. steps: of honest peers, from a model to the next. built_on: share of them that begin at an
+    attacker's. paid: share of the rewards that attackers get; fair: that the same peers get where nobody attacks.
+    vote_gap, vote_correlation: of the last peer. kid, copied: of the last honest models; they compare between runs with
+    as many attackers, since slow peers' last models are worse. Where nobody attacks, the last peer stands in the
+    attacker's place. NaN: there was nothing.
     """
     file = shipped("sweeps") / "peers_attacks.json"
     entries = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
+    peace = {entry["seed"]: entry["result"]["rewards"] for entry in entries if entry["point"] == PLAIN}
     rows = []
     for entry in entries:
-        result, honest = entry["result"], SMALL["num_peers"] - entry["point"]["attackers"]
-        steps, rewards = np.array(result["went_on"])[:honest], np.array(result["rewards"])
-        with np.errstate(invalid="ignore"):
-            built_on, paid = steps[:, honest:].sum() / steps.sum(), rewards[honest:].sum() / rewards.sum()
-        last = {name: result[name][-1] for name in ("vote_gap", "vote_correlation")}
-        told = {"models": sum(result["models"]), "built_on": built_on, "paid": paid}
-        rows.append(entry["point"] | {"seed": entry["seed"]} | told | last | {n: result[n] for n in ("kid", "copied")})
+        point, result, first = entry["point"], entry["result"], SMALL["num_peers"] - entry["point"]["attackers"]
+        fair = peace.get(entry["seed"]) if point["seconds"] == PLAIN["seconds"] else None
+        steps = np.array(result["went_on"])[:first]
+        told = {"models": sum(result["models"]), "steps": int(steps.sum())}
+        told["built_on"] = steps[:, first:].sum() / steps.sum() if steps.any() else math.nan
+        told |= {"paid": _share(result["rewards"], first), "fair": _share(fair, first) if fair else math.nan}
+        told |= {name: result[name][-1] for name in ("vote_gap", "vote_correlation")}
+        rows.append(point | {"seed": entry["seed"]} | told | {name: result[name] for name in ("kid", "copied")})
     return pd.DataFrame(rows)
+
+
+def _share(rewards, first):
+    return sum(rewards[first : SMALL["num_peers"]]) / sum(rewards)
 
 
 def _finite(values):
