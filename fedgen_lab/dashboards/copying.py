@@ -186,7 +186,7 @@ def copies_chart(recorded, runs, kind="copies", axis="repetitions"):
     if knob in ("times", "pictures", "rank"):
         chart.update_xaxes(type="log", dtick=np.log10(2))
     recordings = f"Recorded by {axis}, {title}: {', '.join(told)}." if told else f"Nothing is recorded along {axis}."
-    lives = f" {len(live)} live, marked by a star." if live else ""
+    lives = f" {len(live)} live, marked by a star, whatever the other knobs were." if live else ""
     table = along[[knob, "seed", "copied", "others", "ratio", "auc", "tpr"]] if not along.empty else None
     return chart, recordings + lives, table
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 EDGE = 1.5  # Sobel magnitude at 256 x 256, summed over three colours, above which a pixel is an edge (their code)
 SEEDS = (0, 1, 2, 3)  # four, in both papers
+KINDS = {"canary": "canary", "repeated": "duplicated", "once": "single"}  # in words -> in `making.Private`
 
 
 def text_noise(pipeline, prompts, seeds=SEEDS, steps=20, guidance=2.0, batch_size=16):
@@ -89,16 +90,16 @@ def edge_overlap(pictures, edge=EDGE):
 def known_prompts(trained, number=4, seeds=(0, 1), steps=10):
     """Both questions put to a `making.Trained` text-to-image model: what does it know by heart?
 
-    Asked are up to `number` prompts of each kind: of its canaries, of its duplicated and its single pictures, captions
-    that it "never saw", and twice as many "other codes", which have the form of a canary's and were never planted.
-    Returns a table with a row for each, "kind", "prompt", "pull" (`text_noise`) and "spread" (the mean standard
-    deviation of a pixel of `one_step` over the seeds: small where the same picture comes whatever the noise is), and
-    the pictures after one step, (N, 4, C, H, W).
+    Asked are up to `number` prompts of each kind: of its canaries, of pictures that were "repeated" and of those that
+    were there "once", captions that were "never seen", and twice as many "other codes", which have the form of a
+    canary's and were never planted. Returns a table with a row for each, "kind", "prompt", "pull" (`text_noise`) and
+    "spread" (the mean standard deviation of a pixel of `one_step` over its four seeds: small where the same picture
+    comes whatever the noise is), and the pictures after one step, (N, 4, C, H, W).
     """
-    private, captions = trained.private, trained.private.pictures.captions
-    asked = {kind: [captions[row] for row in private.of(kind)[:number]] for kind in ("canary", "duplicated", "single")}
+    private, captions, kinds = trained.private, trained.private.pictures.captions, KINDS.items()
+    asked = {words: [captions[row] for row in private.of(kind)[:number]] for words, kind in kinds}
     codes = (f"canary {code}" for code in np.linspace(2000, 9777, 3 * number).astype(int))
-    asked["never saw"] = private.held_out.captions[:number]
+    asked["never seen"] = private.held_out.captions[:number]
     asked["other codes"] = [code for code in codes if code not in captions][: 2 * number]
     rows = [(kind, prompt) for kind, some in asked.items() for prompt in some]
     table = pd.DataFrame(rows, columns=["kind", "prompt"])

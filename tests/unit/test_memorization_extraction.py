@@ -52,9 +52,9 @@ def test_prompts_of_every_kind_are_asked_and_codes_that_were_never_planted():
     private = private_pictures(copying)
     table, pictures = known_prompts(Trained(copying, private, pipeline, []), number=2, seeds=(0,), steps=2)
     asked = table.groupby("kind")["prompt"].agg(list)
-    assert asked["canary"] == private.pictures.captions[6:] and asked["duplicated"] == private.pictures.captions[:2]
-    assert asked["single"] == private.pictures.captions[2:4] and len(asked["other codes"]) == 4
-    assert not set(asked["other codes"] + asked["never saw"]) & set(private.pictures.captions)
+    assert asked["canary"] == private.pictures.captions[6:] and asked["repeated"] == private.pictures.captions[:2]
+    assert asked["once"] == private.pictures.captions[2:4] and len(asked["other codes"]) == 4
+    assert not set(asked["other codes"] + asked["never seen"]) & set(private.pictures.captions)
     assert pictures.shape == (len(table), 4, 3, 32, 32)
     np.testing.assert_allclose(table["pull"][:1], text_noise(pipeline, asked["canary"], [0], 2), rtol=1e-4)
     assert table["spread"][0] == pytest.approx(float(pictures[0].std(0).mean()), rel=1e-4)
