@@ -44,6 +44,8 @@ LABS = (
         "rebuild a picture from an update, test membership, stop a backdoor, and say what each protection costs"),
     Lab("09_memorization", 60, "Memorization",
         "tell a model that has learned from one that has copied, and say what each score can't see"),
+    Lab("10_pdfed", 60, "PDFed",
+        "keep a ledger that shows every forgery, train without a server, and say which voter sees a leak"),
 )
 
 
