@@ -17,6 +17,7 @@ from pathlib import Path
 GAS = 600_000  # for every transaction alike; asking the machine for an estimate would run each one twice
 PAGE_BLOCKS, NODE_PAGE_BLOCKS = 8, 500  # events are read so many at a time: the embedded machine gets slow over more
 BLOCK_SECONDS = 120.0  # for so long a node may make no block
+NODE_SECONDS = 10.0  # for so long it may be silent; what only reads is asked five times
 MOST_SCORE = 1e6
 TERMS_BYTES = 128  # at the end of a deployed contract's code, where Vyper puts what the constructor was told
 
@@ -292,7 +293,7 @@ def _node(endpoint):
                 raise ConnectionError(f"{told} Start one and try again, or leave the endpoint out.") from error
             return answer
 
-    return Node(endpoint)
+    return Node(endpoint, request_kwargs={"timeout": NODE_SECONDS})
 
 
 def commitment(content, voter, score_e6, salt):
