@@ -104,8 +104,8 @@ def known_prompts(trained, number=4, seeds=(0, 1), steps=10):
     rows = [(kind, prompt) for kind, some in asked.items() for prompt in some]
     table = pd.DataFrame(rows, columns=["kind", "prompt"])
     pictures = one_step(trained.model, table["prompt"])
-    pull, spread = text_noise(trained.model, table["prompt"], seeds, steps), pictures.std(1).mean((1, 2, 3)).numpy()
-    return table.assign(pull=pull, spread=spread), pictures
+    pull = text_noise(trained.model, table["prompt"], seeds, steps, batch_size=8)  # few at a time, for memory's sake
+    return table.assign(pull=pull, spread=pictures.std(1).mean((1, 2, 3)).numpy()), pictures
 
 
 # -- underneath ------------------------------------------------------------------------------------------------------
