@@ -56,7 +56,7 @@ def scenario_of(settings):
         try:
             knobs[name] = known[name](value)
         except ValueError:
-            raise ValueError(f"{name} must be a {known[name].__name__}; got {value!r}.") from None
+            raise ValueError(f"{name} must be of the kind {known[name].__name__}; got {value!r}.") from None
     return PeersScenario(**knobs)
 
 

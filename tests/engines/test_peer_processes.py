@@ -1,7 +1,6 @@
 """Peers as processes on a real Ethereum node: killed again and again, they lose nothing and submit nothing twice."""
 
 import random
-import shutil
 import subprocess
 import sys
 import time
@@ -22,42 +21,13 @@ KNOBS = {
 
 
 @pytest.fixture
-def node(tmp_path):
+def node(start_anvil):
     """Address of an anvil that makes a block a second."""
-    program = shutil.which("anvil")
-    if program is None:
-        if shutil.which("npm") is None:
-            pytest.skip("no anvil and no npm to fetch it with")
-        command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(tmp_path / "npm")]
-        try:
-            subprocess.run([*command, "@foundry-rs/anvil@1.7.1"], check=True, timeout=120, capture_output=True)
-        except (subprocess.SubprocessError, OSError) as error:
-            pytest.skip(f"npm could not fetch anvil: {error}")
-        program = str(tmp_path / "npm" / "node_modules" / ".bin" / "anvil")
-    from flower import free_port
-
-    port = free_port()
-    process = subprocess.Popen(
-        [program, "--port", str(port), "--silent", "--block-time", "1"], stdout=subprocess.DEVNULL
-    )
-    yield f"http://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(10)
-
-
-def connected(endpoint):
-    end = time.monotonic() + 30
-    while True:
-        try:
-            return Chain(endpoint, terms=Terms(commit_blocks=8))
-        except ConnectionError:
-            if time.monotonic() > end:
-                raise
-            time.sleep(0.2)
+    return start_anvil("--block-time", "1")
 
 
 def test_peers_that_are_killed_at_random_submit_everything_once(node, tmp_path):
-    chain, store = connected(node), Folder(tmp_path / "store")
+    chain, store = Chain(node, terms=Terms(commit_blocks=8)), Folder(tmp_path / "store")
     settings = [part for knob, value in KNOBS.items() for part in ("--set", f"{knob}={value}")]
 
     def start(number):
