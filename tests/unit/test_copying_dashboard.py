@@ -221,3 +221,5 @@ def test_what_was_recorded_bears_out_the_lab():
     assert many["copied"] == 0 and many["auc"] < 0.6, "among many pictures there is nothing to tell"
     assert mean(steps=100)["copied"] < 0.1 < mean(times=4)["copied"] < 0.5 < lesson["copied"]
     assert mean(rank=4)["copied"] < lesson["copied"]
+    private = mean(clip=1.0, noise_multiplier=0.5)
+    assert private["copied"] == 0 and private["auc"] < 0.65, "DP noise stops copies and the attack"
