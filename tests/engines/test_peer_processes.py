@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from fedgen_lab.memorization.ddpm import weights
 from fedgen_lab.peers.chain import Chain, Terms
 from fedgen_lab.peers.manifest import read_manifest
-from fedgen_lab.peers.peer import start_model
+from fedgen_lab.peers.peer import Pace, Peer, start_model
+from fedgen_lab.peers.process import main
 from fedgen_lab.peers.scenario import PeersScenario
 from fedgen_lab.peers.store import Folder, cid_of, unpack_weights
 
@@ -68,3 +70,45 @@ def test_peers_that_are_killed_at_random_submit_everything_once(node, tmp_path):
         unpack_weights(cid_of(content), store.get(cid_of(content)), like)
     registered = [event.account for event in chain.events()[0] if event.kind == "Registered"]
     assert sorted(registered) == sorted(chain.accounts[1:3])
+
+
+def test_who_was_killed_while_a_submission_was_on_its_way_does_not_make_it_again(start_anvil, tmp_path, monkeypatch):
+    """The peer's transaction is known to the node and in no block yet when the peer starts again."""
+    node = start_anvil("--block-time", "1")
+    chain, scenario = Chain(node, terms=Terms(commit_blocks=8)), PeersScenario(**KNOBS | {"num_peers": 1})
+    store, rpc = Folder(tmp_path / "store"), chain.w3.provider.make_request
+    first = Peer(0, scenario, chain, store, Pace(0, 0, 0, 0))
+    chain.register(first.account)
+    rpc("evm_setIntervalMining", [0])
+    monkeypatch.setattr(chain, "_receipt", lambda sent: (_ for _ in ()).throw(KeyboardInterrupt))  # killed there
+    with pytest.raises(KeyboardInterrupt):
+        for _ in first.life(until=1):
+            pass
+    assert chain.models() == []
+    settings = [part for knob in KNOBS for part in ("--set", f"{knob}={getattr(scenario, knob)}")]
+    command = ["0", "--endpoint", node, "--contract", chain.address, "--store", str(store.path), *settings]
+    monkeypatch.setattr(sys, "argv", ["process", *command])
+    wait_for_own = Chain.wait_for_own
+
+    def waited(chain, account):  # blocks are made again while it waits
+        threading.Timer(1.0, rpc, ("evm_setIntervalMining", [1])).start()
+        wait_for_own(chain, account)
+
+    monkeypatch.setattr(Chain, "wait_for_own", waited)
+    main()
+    assert [chain.model(content).author for content in chain.models()] == [first.account]
+
+
+def test_what_is_missing_is_told_in_a_sentence(start_anvil, tmp_path, monkeypatch):
+    chain = Chain(start_anvil(), terms=Terms())
+    there = ["--endpoint", chain.w3.provider.endpoint_uri, "--contract", chain.address, "--store", str(tmp_path)]
+    for arguments, reason in (
+        (["0", "--endpoint", "http://127.0.0.1:9", *there[2:]], "peer 0: No Ethereum node answers at http://127.0.0"),
+        (["0", *there[:2], "--contract", "0x" + 40 * "1", *there[4:]], "peer 0: There is no contract at 0x1111"),
+        (["7", *there, "--set", "num_peers=2"], "peer 7: number must lie in 0 to 1"),
+        (["0", *there, "--set", "steps=many"], "peer 0: steps must be of the kind int; got 'many'"),
+        (["0", *there, "--set", "speed=9"], "peer 0: 'speed' is no knob"),
+    ):
+        monkeypatch.setattr(sys, "argv", ["process", *arguments])
+        with pytest.raises(SystemExit, match=reason):
+            main()
