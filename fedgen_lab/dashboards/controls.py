@@ -163,6 +163,7 @@ STYLE = """<style>
 .fedgen-table td:first-child { min-width: 130px; }
 .fedgen-table th, .fedgen-table td { padding: 2px 10px; text-align: right;
   border-bottom: 1px solid var(--jp-border-color2, #ccc); }
+.fedgen-facts .fedgen-table td { text-align: left; overflow-wrap: anywhere; }
 .fedgen-pictures { display: flex; flex-wrap: wrap; gap: 4px; }
 .fedgen-pictures img, .fedgen-strip img { image-rendering: pixelated; display: block; }
 .fedgen-strip { overflow-x: auto; color: var(--jp-ui-font-color1, #222); }

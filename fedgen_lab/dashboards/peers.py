@@ -169,7 +169,7 @@ class PeersDashboard:
             "num_peers": knob("Peers", scenario.num_peers, 1, 8, help="who train, submit and vote"),
             "validators": knob("Validators", min(scenario.validators, 4), 0, 4, help="who only vote"),
             "skew": knob("Skew", float(scenario.skew), 0.0, 1.0, 0.1, help="0: all classes; 1: one class each"),
-            "bandwidth_hz": controls.log_knob("Bandwidth (Hz)", scenario.bandwidth_hz, 1e4, 1e8, "shared by all"),
+            "bandwidth_hz": controls.log_knob("Bandwidth (MHz)", scenario.bandwidth_hz / 1e6, 0.01, 100, "shared"),
             "seconds": knob("Seconds", float(scenario.seconds), 10.0, 600.0, 5.0, help="simulated, until the end"),
             "novelty_weight": knob("Novelty weight", float(scenario.novelty_weight), 0.0, 1.0, 0.1, help="of a score"),
             "own_weight": knob("Own weight", float(scenario.own_weight), 0.0, 1.0, 0.1, help="against others' votes"),
@@ -204,6 +204,7 @@ class PeersDashboard:
             named["attackers"] = 0
         for name in ("skew", "novelty_weight", "own_weight", "staleness"):
             named[name] = round(named[name], 2)
+        named["bandwidth_hz"] *= 1e6
         return replace(self.first, **named)
 
     def show(self):
@@ -245,10 +246,11 @@ class PeersDashboard:
     def _button(self, row, author):
         """A model to click on, in its author's colour; who uses the keyboard takes the list of models."""
         if (row, author) not in self.buttons:
+            colour = COLOURS[author % len(COLOURS)]
             button = self.buttons[row, author] = widgets.Button(
                 description=str(row), tooltip=f"model {row}, by peer {author}", tabbable=False,
                 layout={"width": "2.8em", "margin": "1px"},
-                style={"button_color": COLOURS[author % len(COLOURS)], "text_color": "black"},
+                style={"button_color": colour, "text_color": "white" if colour == COLOURS[0] else "black"},
             )  # fmt: skip
             button.on_click(lambda _: setattr(self.chosen, "value", row))
         return self.buttons[row, author]
@@ -270,13 +272,13 @@ class PeersDashboard:
 def model_html(outcome, row):
     """Pictures that a model drew, and all that is known of it, as HTML."""
     drawn = outcome.samples.get(outcome.models()["content"][row])
-    pictures = "<p>Its pictures are shown when the run has ended; a withheld model has none.</p>"
+    pictures = '<p class="fedgen-note">Its pictures are shown when the run has ended; a withheld model has none.</p>'
     if drawn is not None:
         alts = [f"model {row}, class {label % 10}" for label in range(min(SHOWN, len(drawn)))]
         pictures = charts.pictures_html(drawn[:SHOWN].numpy(), alts, columns=SHOWN)
     with pd.option_context("display.max_colwidth", None):  # a content id is 59 letters long
         facts = charts.table_html(facts_of(outcome, row))
-    return f"<p>Model {row} draws:</p>{pictures}{facts}"
+    return f'<p>Model {row} draws:</p>{pictures}<div class="fedgen-facts">{facts}</div>'
 
 
 def peers_dashboard(**changes):

@@ -60,12 +60,14 @@ def table_chart(recorded, score="Q-N (lower is better)"):
     grouped = recorded.groupby(["method", "peers"], sort=False)[key].agg(["mean", "min", "max", "size"]).reset_index()
     chart = charts.figure("peers", score, height=380)
     looks = list(zip(charts.PALETTE.values(), charts.DASHES.values(), charts.MARKERS.values(), strict=True))
+    drawn = [method for method in NAMES if method in set(grouped["method"])]
     for place, (method, name) in enumerate(NAMES.items()):
         rows = grouped[grouped["method"] == method].sort_values("peers")
         if len(rows):
+            aside = 0.12 * (drawn.index(method) - (len(drawn) - 1) / 2)  # bars must not lie on each other
             colour, dash, shape = looks[place % len(looks)]
             chart.add_scatter(
-                x=(rows["peers"] + 0.12 * (place - 3)).tolist(), y=rows["mean"].tolist(), name=name,
+                x=(rows["peers"] + aside).tolist(), y=rows["mean"].tolist(), name=name,
                 mode="lines+markers" if len(rows) > 1 else "markers", line={"color": colour, "dash": dash, "width": 2},
                 marker={"color": colour, "symbol": shape + ("-open" if place >= len(looks) else ""), "size": 10},
                 error_y={

@@ -127,7 +127,7 @@ def test_the_knobs_describe_what_is_played(monkeypatch):
     asked = []
     monkeypatch.setattr(dashboard, "play", lambda run, job: asked.append((run.scenario, run.machine)))
     board = PeersDashboard(TINY)
-    for name, value in {"num_peers": 3, "skew": 0.3, "attackers": 1, "staleness": 0.2, "bandwidth_hz": 1e6}.items():
+    for name, value in {"num_peers": 3, "skew": 0.3, "attackers": 1, "staleness": 0.2, "bandwidth_hz": 1.0}.items():
         board.numbers[name].set(value)
     board.words["attack"].value, board.words["vote_rule"].value = "sybils", "median"
     board.machine.value = "ledger"
