@@ -97,10 +97,12 @@ def test_the_view_redraws_for_another_score(monkeypatch):
 
 
 def test_what_lab_10_says_of_the_recorded_sweep():
-    of = recorded_pdfed().groupby(["method", "peers"])[["qn", "auc", "crossed", "copied", "fid"]]
+    of = recorded_pdfed().groupby(["method", "peers"])[["qn", "auc", "crossed", "fid", "kid"]]
     mean, low, high = of.mean(), of.min(), of.max()
     plain, novelty = ("fld-fid", 4), ("qn", 4)
     assert high.loc[novelty, "qn"] < low.loc[plain, "qn"] and mean.loc[novelty, "fid"] < mean.loc[plain, "fid"]
     assert mean.loc[plain, "crossed"] == 0 < 0.3 < low.loc[novelty, "crossed"]
-    assert mean.loc[("fld-fid", 2), "qn"] < mean.loc[plain, "qn"]  # more peers, more copies
-    assert low.loc[("fld-fid", 2), "auc"] > high.loc[plain, "auc"]  # more peers, fewer members found
+    two, four, eight = (mean.loc[("fld-fid", peers)] for peers in (2, 4, 8))
+    assert max(two["qn"], eight["qn"]) < four["qn"]  # few pictures each; then too little training
+    assert two["kid"] < four["kid"] < eight["kid"] / 2
+    assert two["auc"] > four["auc"] > eight["auc"]
