@@ -60,7 +60,7 @@ test: lint
 	$(PLAIN) -n $(WORKERS) --dist loadfile tests/unit tests/labs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env labs
 	$(PLAIN) -n $(ENGINES) --dist loadfile tests/engines
-	$(BIN)/pytest -q tests/browser
+	$(BIN)/pytest -q -n $(ENGINES) --dist loadfile tests/browser
 
 lint: $(VENV)/test-installed
 	$(BIN)/ruff check fedgen_lab labs tests data conftest.py install_torch.py
