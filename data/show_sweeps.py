@@ -24,9 +24,17 @@ def table(name, measures):
             result["base loss"] = result["loss"][0]
         rows.append({**entry["point"], **{measure: after_last_round(result[measure]) for measure in measures}})
     points = pd.DataFrame(rows).groupby(list(entries[0]["point"]), sort=False)
+    return with_spread(points, measures, ".3g")
+
+
+def with_spread(points, measures, digits):
+    """Grouped runs as a table of texts, "mean (lowest-highest)", with the number of seeds."""
     spread = points[measures].agg(["mean", "min", "max"])
     text = pd.DataFrame({
-        measure: [f"{row['mean']:.3g} ({row['min']:.3g}-{row['max']:.3g})" for _, row in spread[measure].iterrows()]
+        measure: [
+            f"{row['mean']:{digits}} ({row['min']:{digits}}-{row['max']:{digits}})"
+            for _, row in spread[measure].iterrows()
+        ]
         for measure in measures
     }, index=spread.index)  # fmt: skip
     return text.join(points.size().rename("seeds")).reset_index()
@@ -54,12 +62,7 @@ def gan_table(measures):
 def attacks_table(measures):
     """One row for each point of sweep peers_attacks: means over seeds, without those where there was nothing."""
     points = recorded_attacks().groupby(["attack", "attackers", "vote_rule", "open_votes", "seconds"], sort=False)
-    spread = points[measures].agg(["mean", "min", "max"])
-    text = pd.DataFrame({
-        measure: [f"{row['mean']:.2f} ({row['min']:.2f}-{row['max']:.2f})" for _, row in spread[measure].iterrows()]
-        for measure in measures
-    }, index=spread.index)  # fmt: skip
-    return text.join(points.size().rename("seeds")).reset_index()
+    return with_spread(points, measures, ".2f")
 
 
 def markdown(rows):
