@@ -146,11 +146,22 @@ def error_sentence(error):
     return f"The run failed ({detail}). Start it again; if that fails too, restart the kernel and run all cells anew."
 
 
-def _give_memory_back():
-    """What a run has freed and the C library keeps for itself goes back to the system: 100 MB after training."""
+def _give_memory_back(*_):
+    """What was freed and the C library keeps for itself goes back to the system: 100 to 200 MB in a lab that trains."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc; musl has none
         trim(0)
+
+
+def _give_memory_back_after_every_cell():
+    """In a notebook also cells without a job free tensors; on Binder that decides whether the kernel is killed."""
+    try:
+        from IPython import get_ipython
+    except ImportError:  # a node without notebooks
+        return
+    shell = get_ipython()
+    if shell is not None:
+        shell.events.register("post_run_cell", _give_memory_back)
 
 
 def _here():
@@ -162,6 +173,9 @@ def _here():
         return header["metadata"].get("cellId", ""), header["header"].get("msg_id", "")
     except (ImportError, AttributeError, KeyError, TypeError):
         return "", ""
+
+
+_give_memory_back_after_every_cell()
 
 
 @atexit.register

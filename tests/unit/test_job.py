@@ -2,6 +2,7 @@
 
 import platform
 import re
+import subprocess
 import sys
 import threading
 import time
@@ -200,3 +201,28 @@ def test_memory_that_a_run_has_freed_goes_back_to_the_system(monkeypatch):
 
     Job(work).start()
     assert megabytes() < told["full"] - 100
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not platform.libc_ver()[0], reason="only glibc can be asked for it")
+def test_memory_that_a_cell_has_freed_goes_back_once_a_dashboard_is_imported():
+    # In a process of its own: the hook belongs to the kernel.
+    cells = """
+import re
+import subprocess
+from pathlib import Path
+from IPython.core.interactiveshell import InteractiveShell
+
+shell = InteractiveShell.instance()
+shell.run_cell("import fedgen_lab.dashboards.job")
+
+def megabytes():
+    return int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+shell.user_ns["megabytes"] = megabytes
+shell.run_cell("blocks = [bytes(4000) for _ in range(50_000)]; full = megabytes()")
+shell.run_cell("blocks = blocks[::1000]; held = megabytes()")
+print(shell.user_ns["held"] - megabytes(), shell.user_ns["full"] - megabytes())
+"""
+    done = subprocess.run([sys.executable, "-c", cells], capture_output=True, text=True, check=True)
+    by_the_hook, freed = map(float, done.stdout.split()[-2:])
+    assert by_the_hook > 100 and freed > 100
