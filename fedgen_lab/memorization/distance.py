@@ -17,10 +17,13 @@ MATCHES = ("plain", "tiled", "robust")
 TILES = 4  # per side: the 16 tiles of Carlini et al.
 SHIFT = 2  # pixels, either way
 CONTRAST = 1.5  # the factor by which robust matching lets contrasts differ: beyond it a flat picture would match all
-COEFFICIENTS = 96  # of a picture in the lower bound
+FEW, COEFFICIENTS = 32, 192  # of a picture in the first and in the second lower bound
+GROUP = 16  # generated pictures that are looked at more closely together
+LIKELY = 32  # training pictures that the first bound proposes
 SHIFTS = [(dy, dx) for dy in range(-SHIFT, SHIFT + 1) for dx in range(-SHIFT, SHIFT + 1)]
-CACHED = 64  # generated pictures at a time, so that what is made of them stays in the cache
+BLOCK = 256  # generated pictures in one matrix product: more do not fit into the cache
 _SLACK = 1e-5  # of squared distances: what float32 may lose in the bound
+_LOST = 1e-8  # of squared lengths: what it may lose in the difference of two
 
 
 def as_unit(images, name="pictures"):
@@ -35,7 +38,7 @@ def as_unit(images, name="pictures"):
             f"{name} must have shape (N, C, H, W) with at least one picture and C = 1 or 3; got {tuple(images.shape)}."
         )
     if images.dtype == torch.uint8:
-        return images.float() / 255
+        return images.float().div_(255)
     if not images.is_floating_point():
         raise ValueError(f"{name} must be uint8 or float in [-1, 1]; got {images.dtype}. Convert them.")
     images = images.float()
@@ -141,11 +144,11 @@ def _by_tiles(generated, training, k, tiles, megabytes):
         largest = torch.zeros(len(part), len(training))  # (B, M) squared
         for y, x in boxes:
             one, other = part[..., y, x].flatten(1), training[..., y, x].flatten(1)
-            length, size = other.square().sum(1), other.shape[1]
-            for so_far, few in zip(largest.split(CACHED), one.split(CACHED), strict=True):
-                squared = torch.addmm(length, few, other.T, alpha=-2).add_(few.square().sum(1, keepdim=True))
-                torch.maximum(so_far, squared.div_(size), out=so_far)
-        for so_far, few in zip(largest.split(CACHED), part.split(CACHED), strict=True):
+            length, size = other.square().mean(1), other.shape[1]
+            for so_far, few in zip(largest.split(BLOCK), one.split(BLOCK), strict=True):
+                squared = torch.addmm(length, few, other.T, alpha=-2 / size).add_(few.square().mean(1, keepdim=True))
+                torch.maximum(so_far, squared, out=so_far)
+        for so_far, few in zip(largest.split(BLOCK), part.split(BLOCK), strict=True):
             found = so_far.topk(best, largest=False).indices  # (b, k + 4)
             apart = [(few - training[column]).square() for column in found.T]  # once more, from differences
             exact = [torch.stack([each[..., y, x].mean((1, 2, 3)) for y, x in boxes]).amax(0) for each in apart]
@@ -166,20 +169,25 @@ def _robust(generated, training, k, megabytes):
 
     Both pictures have lost their mean within the window where they overlap. With standard deviations s and u and
     covariance c, their squared distance is a s^2 + u^2 / a - 2 c, a = u / s, so at least 2 s u - 2 c, if a is limited.
-    Any orthonormal projection P bounds c by <Px, Py> + |x - Px| |y - Py|: one matrix product of short vectors.
+    Any orthonormal projection P bounds c by <Px, Py> + |x - Px| |y - Py|: a product of short vectors. Very short ones
+    for all training pictures, longer ones for those that are left, and the pictures themselves for the last few.
     """
     for images in (generated, training):
         images -= images.mean((1, 2, 3), keepdim=True)  # both are this module's own copies
-    short = _Short(training)
-    chunk = max(1, min(len(generated), int(megabytes * 2**20 / (8 * len(training)))))
+    short, pixels = _Short(training), training[0].numel()
+    each = 8 * len(training) + 16 * pixels + 400 * sum(short.basis.shape)  # bytes that a generated picture takes
+    chunk = max(1, min(BLOCK, int(megabytes * 2**20 / each)))
+    group = max(1, min(GROUP, int(megabytes * 2**20 / (8 * 2 * len(SHIFTS) * pixels))))  # in all their views
+    at_once = max(1, int(megabytes * 2**20 / (8 * pixels + 2000)))  # training pictures
     distances, rows = [], []
     for part in generated.split(chunk):
-        sides = [(images, *_window_moments(images)) for images in (part, part.flip(-1))]
-        for i, lower in enumerate(short.bound(sides)):  # (M,) squared
-            both = [images[i] for images, _, _ in sides]
-            moments = [torch.cat([side[n][:, i].flip(0) for side in sides])[:, None] for n in (1, 2)]  # (50, 1)
-            exact, found = _look_closer(_shifted(torch.stack(both)), *moments, training, short, lower, k, megabytes)
-            _keep(exact[None], found[None], k, distances, rows)
+        sides = torch.stack([part, part.flip(-1)], 1)  # (B, 2, C, H, W): as they are, and mirrored
+        ours = short.views(sides.flatten(0, 1))
+        lower = short.bound(*ours)  # (B, M) squared
+        for some in torch.arange(len(part)).split(group):
+            of_some = [of[some] for of in ours]
+            exact, found = _look_closer(sides[some], of_some, training, short, lower[some], k, at_once)
+            _keep(exact, found, k, distances, rows)
     return np.concatenate(distances), np.concatenate(rows)
 
 
@@ -190,79 +198,122 @@ class _Short:
     """
 
     def __init__(self, training):
-        self.block = -(-min(training.shape[-2:]) // 16)
-        self.means, self.deviations = _window_moments(training)  # (25, M)
-        self.windows = _shifted(torch.ones_like(training[:1])).repeat(2, 1)  # (50, D), 1 where two pictures overlap
-        self.sizes = self.windows.sum(1, keepdim=True)  # (50, 1)
-        blocks = self._blocks(training, 0, 0)
+        self.windows = _shifted(torch.ones_like(training[:1]))  # (25, D), 1 where two pictures overlap
+        self.sizes = self.windows.sum(1)  # (25,)
+        block = -(-min(training.shape[-2:]) // 16)
+        self.down, self.across = (_averaging(side, block) for side in training.shape[-2:])
+        blocks = torch.cat([self._blocks(part, slice(SHIFT, SHIFT + 1))[:, 0] for part in training.split(500)])
         centred = (blocks - blocks.mean(0)).double()
-        self.basis = torch.linalg.eigh(centred.T @ centred).eigenvectors[:, -COEFFICIENTS:].float()  # (blocks, K)
-        self.ones = self.block * self.basis.sum(0)  # the coefficients of a picture that is 1 everywhere
-        self.coefficients = blocks @ self.basis  # (M, K)
+        self.basis = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :COEFFICIENTS].float()
+        self.ones = block * self.basis.sum(0)  # the coefficients of a picture that is 1 everywhere
+        self.coefficients = blocks @ self.basis  # (M, K), the leading ones first
+        means, deviations = _window_moments(training)  # (M, 25)
+        few, rests = torch.empty_like(means), torch.empty_like(means)
+        for window, mean in enumerate(means.T):
+            seen = self.coefficients - mean[:, None] * self.ones
+            few[:, window], rests[:, window] = self._rests(seen, deviations[:, window], self.sizes[window])
+        self.few = torch.stack([means, -few, deviations]).permute(2, 0, 1).contiguous()  # (25, 3, M)
+        self.moments = torch.stack([means, deviations, rests], 1)  # (M, 3, 25)
 
-    def _blocks(self, images, dy, dx):
-        """Block means of the interior, moved: (N, blocks), scaled so that lengths are those of the pixels."""
-        height, width = images.shape[-2:]
-        interior = images[..., SHIFT + dy : height - SHIFT + dy, SHIFT + dx : width - SHIFT + dx]
-        return self.block * F.avg_pool2d(interior, self.block).flatten(1)
+    def _blocks(self, images, shifts=slice(None)):
+        """Block means of the interior, moved by `shifts` either way: (N, shifts^2, blocks), as long as its pixels."""
+        means = torch.einsum("syh,nchw,txw->nstcyx", self.down[shifts], images, self.across[shifts])
+        return means.flatten(3).flatten(1, 2)
 
-    def _vectors(self, coefficients, means, deviations, size):
-        """(N, K + 2): the part of a window's centred picture that P sees, the length of the rest, the deviation."""
-        seen = (coefficients - means[:, None] * self.ones) / size**0.5
-        rest = (deviations.square() - seen.square().sum(1)).clamp_min(0).sqrt()
-        return torch.cat([seen, rest[:, None], deviations[:, None]], 1)
+    def _rests(self, seen, deviations, sizes):
+        """Length of what the first few coefficients don't see of a window, and of what all of them don't."""
+        squares = (seen[..., :count].square().sum(-1) / sizes for count in (FEW, COEFFICIENTS))
+        return [((deviations.square() - square).clamp_min(0) + _LOST).sqrt() for square in squares]
 
-    def bound(self, sides):
-        """Squared distances that no shift, mirror image or contrast falls below: (B, M).
+    def views(self, images):
+        """Of generated pictures as they are and mirrored (B * 2, C, H, W): seen (B, 2, 25, K) and four of (B, 2, 25).
 
-        sides: pictures (B, C, H, W) as they are and mirrored, each with its window moments.
+        In window (dy, dx) the pixel (y, x) of a training picture meets (y + dy, x + dx) of a generated one.
         """
-        part = sides[0][0]
-        lower = torch.full((len(part), self.means.shape[1]), torch.inf)
-        for window, (dy, dx) in enumerate(SHIFTS):
-            size = part[0, :, abs(dy) :, abs(dx) :].numel()
-            theirs = self._vectors(self.coefficients, self.means[window], self.deviations[window], size)
-            theirs[:, :-1] *= -1
-            theirs = (2 * theirs).T.contiguous()  # (K + 2, M)
-            for images, means, deviations in sides:
-                ours = self._blocks(images, dy, dx) @ self.basis
-                opposite = -1 - window  # (y, x) of a training picture meets (y + dy, x + dx) of a generated one
-                ours = self._vectors(ours, means[opposite], deviations[opposite], size)
-                for some, of_some in zip(lower.split(CACHED), ours.split(CACHED), strict=True):
-                    torch.minimum(some, of_some @ theirs, out=some)
-        return lower
+        means, deviations = (of.flip(1) for of in _window_moments(images))  # (B * 2, 25)
+        seen = self._blocks(images) @ self.basis - means[..., None] * self.ones  # (B * 2, 25, K)
+        few, rests = self._rests(seen, deviations, self.sizes)
+        return [of.unflatten(0, (-1, 2)) for of in (seen / self.sizes[:, None], few, means, deviations, rests)]
+
+    def bound(self, seen, few, _, deviations, __):
+        """Squared distances that no shift, mirror image or contrast falls below, by very short vectors: (B, M)."""
+        seen = seen[..., :FEW]
+        ours = torch.cat([seen, *(of[..., None] for of in (seen @ self.ones[:FEW], few, deviations))], -1)
+        theirs = torch.cat([-self.coefficients[:, :FEW].T, self.few[0]])  # (FEW + 3, M)
+        lower = torch.full((len(seen), theirs.shape[1]), torch.inf)
+        for window, moments in enumerate(self.few):
+            theirs[-3:] = moments
+            for side in (0, 1):
+                torch.minimum(lower, ours[:, side, window] @ theirs, out=lower)
+        return lower.mul_(2)
+
+    def closer_bound(self, rows, seen, _, __, deviations, rests):
+        """The same by all coefficients, for a few training pictures `rows` (B, m) of each generated one: (B, m)."""
+        their_means, their_deviations, their_rests = self.moments[rows][:, :, None].unbind(3)  # (B, m, 1, 25)
+        products = (self.coefficients[rows] @ seen.flatten(1, 2).mT).unflatten(2, (2, -1))  # (B, m, 2, 25)
+        covariance = products - (seen @ self.ones)[:, None] * their_means + rests[:, None] * their_rests  # at most this
+        return 2 * (deviations[:, None] * their_deviations - covariance).amin((2, 3))
 
 
-def _look_closer(views, our_means, our_deviations, training, short, lower, k, megabytes):
-    """The k + 4 nearest that the lower bound doesn't exclude: distances and rows, (m,) each, in no order.
+def _look_closer(sides, ours, training, short, lower, k, at_once):
+    """The k + 4 nearest that the bounds don't exclude, of each generated picture: distances and rows, (B, k + 4) each.
 
-    views: one picture in its 50 views, (50, D); its moments in their windows: (50, 1) each; lower: (M,).
+    sides, ours: the pictures as they are and mirrored (B, 2, C, H, W) and what `_Short.views` says of them; lower: the
+    first bound, (B, M).
     """
-
-    def squared(rows):  # (m,) -> (m,) and in which view
-        means, deviations, factor = paired(rows)
-        covariance = views @ training[rows].flatten(1).T / short.sizes - our_means * means  # (50, m)
-        return (factor * our_deviations.square() + deviations.square() / factor - 2 * covariance).min(0)
-
-    def paired(rows):
-        means, deviations = (of[:, rows].repeat(2, 1) for of in (short.means, short.deviations))  # (50, m)
-        return means, deviations, (deviations / our_deviations.clamp_min(1e-12)).clamp(1 / CONTRAST, CONTRAST)
-
-    first = lower.topk(min(k + 7, len(lower)), largest=False).indices
-    found = [squared(first)]
-    others = lower <= found[0].values.sort().values[k - 1] + _SLACK
-    others[first] = False
-    others = others.nonzero()[:, 0]
-    at_once = max(1, int(megabytes * 2**20 / (8 * views.shape[1])))
-    found += [squared(rows) for rows in others.split(at_once) if len(rows)]
-    rows, view = torch.cat([first, others]), torch.cat([of.indices for of in found])
-    best = torch.cat([of.values for of in found]).topk(min(k + 4, len(rows)), largest=False).indices
-    rows, view = rows[best], view[best]
+    views = _shifted(sides.flatten(0, 1)).unflatten(0, (len(sides), -1))  # (B, 50, D)
+    likely = lower.topk(min(k + LIKELY, lower.shape[1]), largest=False).indices
+    first = short.closer_bound(likely, *ours).topk(min(k + 7, likely.shape[1]), largest=False).indices
+    rows = likely.gather(1, first)
+    squared, view = _squared(rows, views, ours, training, short).min(2)  # (B, k + 7)
+    limits = squared.kthvalue(k).values + _SLACK
+    possible = (lower <= limits[:, None]).scatter(1, rows, False)
+    best = squared.topk(min(k + 4, rows.shape[1]), largest=False).indices
+    squared, view, rows = (of.gather(1, best) for of in (squared, view, rows))
+    for i in possible.any(1).nonzero()[:, 0]:
+        one = [of[i : i + 1] for of in ours]
+        for some in possible[i].nonzero()[:, 0].split(at_once):
+            some = some[short.closer_bound(some[None], *one)[0] <= limits[i]]
+            if len(some) == 0:
+                continue
+            more = _squared(some[None], views[i : i + 1], one, training, short)[0].min(1)
+            nearer = torch.cat([squared[i], more.values]).topk(squared.shape[1], largest=False)
+            squared[i] = nearer.values
+            rows[i], view[i] = (
+                torch.cat(pair)[nearer.indices] for pair in ((rows[i], some), (view[i], more.indices))
+            )
     # Once more, from differences: near 0 those are exact.
-    means, _, factor = (of[view, torch.arange(len(rows))][:, None] for of in paired(rows))
-    ours, theirs = views[view] - our_means[view], training[rows].flatten(1) - means
-    apart = (factor.sqrt() * ours - theirs / factor.sqrt()) * short.windows[view]  # (m, D)
-    return (apart.square().sum(1) / short.sizes[view, 0]).sqrt(), rows
+    window, picture = view % len(SHIFTS), torch.arange(len(rows))[:, None]
+    our_mean, our_deviation = (of.flatten(1).gather(1, view)[..., None] for of in ours[2:4])
+    mean, deviation = (short.moments[rows, n, window][..., None] for n in (0, 1))
+    factor = _contrast(deviation, our_deviation).sqrt()
+    apart = factor * (views[picture, view] - our_mean) - (training[rows].flatten(2) - mean) / factor  # (B, k + 4, D)
+    return ((apart * short.windows[window]).square().sum(2) / short.sizes[window]).sqrt(), rows
+
+
+def _squared(rows, views, ours, training, short):
+    """Squared robust distances of generated pictures to some training pictures each, in every view: (B, m, 50)."""
+    our_means, our_deviations = (of[:, None] for of in ours[2:4])  # (B, 1, 2, 25)
+    means, deviations, _ = short.moments[rows][:, :, None].unbind(3)  # (B, m, 1, 25)
+    products = (training[rows].flatten(2) @ views.mT).unflatten(2, (2, -1))  # (B, m, 2, 25)
+    covariance = products / short.sizes - our_means * means
+    factor = _contrast(deviations, our_deviations)
+    return (factor * our_deviations.square() + deviations.square() / factor - 2 * covariance).flatten(2)
+
+
+def _contrast(deviations, our_deviations):
+    """The factor a of the definition."""
+    return (deviations / our_deviations.clamp_min(1e-12)).clamp(1 / CONTRAST, CONTRAST)
+
+
+def _averaging(side, block):
+    """Matrices that average blocks of the interior of a line of `side` pixels, moved by -2..2: (5, n, side)."""
+    count = (side - 2 * SHIFT) // block
+    matrices = torch.zeros(2 * SHIFT + 1, count, side)
+    for shift, matrix in enumerate(matrices):
+        for i, row in enumerate(matrix):
+            row[shift + i * block : shift + (i + 1) * block] = block**-0.5
+    return matrices
 
 
 def _shifted(images):
@@ -273,22 +324,19 @@ def _shifted(images):
 
 
 def _window_moments(images):
-    """Mean and standard deviation of pictures (N, C, H, W) in the window of each shift: (25, N) each.
+    """Mean and standard deviation of pictures (N, C, H, W) in the window of each shift: (N, 25) each.
 
     The window of shift (dy, dx) holds the pixels (y, x) for which (y + dy, x + dx) lies in the picture too.
     """
-    height, width = images.shape[-2:]
+    down, across = (  # (5, side), 1 for rows or columns in the window
+        torch.stack([((there := torch.arange(side) + by) >= 0) & (there < side) for by in range(-SHIFT, SHIFT + 1)])
+        for side in images.shape[-2:]
+    )
+    down, across = down.double(), across.double().T
+    sizes = images.shape[1] * (down.sum(1)[:, None] * across.sum(0)).flatten()  # (25,)
     means, deviations = [], []
     for part in images.split(500):
-        sums = [F.pad(power.double().sum(1), (1, 0, 1, 0)).cumsum(1).cumsum(2) for power in (part, part.square())]
-        for dy, dx in SHIFTS:
-            top, bottom, left, right = max(0, -dy), height - max(0, dy), max(0, -dx), width - max(0, dx)
-            size = part.shape[1] * (bottom - top) * (right - left)
-            mean, square = (
-                (s[:, bottom, right] - s[:, top, right] - s[:, bottom, left] + s[:, top, left]) / size for s in sums
-            )
-            means.append(mean.float())
-            deviations.append((square - mean.square()).clamp_min(0).sqrt().float())
-    return tuple(
-        torch.cat([torch.stack(of[i : i + 25]) for i in range(0, len(of), 25)], 1) for of in (means, deviations)
-    )
+        first, second = ((down @ power.double().sum(1) @ across).flatten(1) / sizes for power in (part, part.square()))
+        means.append(first.float())
+        deviations.append((second - first.square()).clamp_min(0).sqrt().float())
+    return torch.cat(means), torch.cat(deviations)
