@@ -1,6 +1,8 @@
 """What tests of several folders share: a real Ethereum node."""
 
+import os
 import shutil
+import signal
 import socket
 import subprocess
 import time
@@ -10,7 +12,10 @@ import pytest
 
 @pytest.fixture(scope="session")
 def start_anvil(tmp_path_factory):
-    """A function that starts a node with options and returns its address: anvil, from the PATH or fetched by npm."""
+    """A function that starts a node with options and returns its address: anvil, from the PATH or fetched by npm.
+
+    Its attribute `stop`, called with a signal, ends the node that was started last; port: where the next one listens.
+    """
     program = shutil.which("anvil")
     if program is None:
         if shutil.which("npm") is None:
@@ -24,11 +29,12 @@ def start_anvil(tmp_path_factory):
         program = str(folder / "node_modules" / ".bin" / "anvil")
     nodes = []
 
-    def start(*options):
+    def start(*options, port=None):
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        nodes.append(subprocess.Popen([program, "--port", str(port), "--silent", *options], stdout=subprocess.DEVNULL))
+            port = port or listener.getsockname()[1]
+        command = [program, "--port", str(port), "--silent", *options]
+        nodes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True))
         end = time.monotonic() + 30
         while time.monotonic() < end and nodes[-1].poll() is None:
             with socket.socket() as probe:
@@ -37,7 +43,15 @@ def start_anvil(tmp_path_factory):
             time.sleep(0.1)
         return f"http://127.0.0.1:{port}"
 
+    def stop(how=signal.SIGTERM, node=None):
+        node = node or nodes.pop()
+        try:
+            os.killpg(node.pid, how)  # npm's anvil is a script that starts the node
+        except ProcessLookupError:
+            pass
+        node.wait(10)
+
+    start.stop = stop
     yield start
     for node in nodes:
-        node.terminate()
-        node.wait(10)
+        stop(node=node)

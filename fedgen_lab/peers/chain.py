@@ -19,6 +19,7 @@ PAGE_BLOCKS, NODE_PAGE_BLOCKS = 8, 500  # events are read so many at a time: the
 BLOCK_SECONDS = 120.0  # for so long a node may make no block
 NODE_SECONDS = 10.0  # for so long it may be silent; what only reads is asked five times
 MOST_SCORE = 1e6
+STATE_HELP = "A node that was started anew needs the state it had: start anvil with --state FILE, each time."
 TERMS_BYTES = 128  # at the end of a deployed contract's code, where Vyper puts what the constructor was told
 
 
@@ -99,7 +100,7 @@ class Chain:
         from web3 import EthereumTesterProvider, Web3
         from web3.middleware import SignAndSendRawMiddlewareBuilder
 
-        self.embedded = endpoint is None
+        self.embedded, self.endpoint, self._read_to = endpoint is None, endpoint, None
         self.w3 = Web3(EthereumTesterProvider() if self.embedded else _node(endpoint))
         self.accounts = list(self.w3.eth.accounts)
         for key in keys:
@@ -122,7 +123,9 @@ class Chain:
         code = bytes(self.w3.eth.get_code(contract))
         if not code or code[:-TERMS_BYTES] != bytes.fromhex(artifact["runtime"].removeprefix("0x")):
             what = "another contract than ours" if code else "no contract"
-            raise ValueError(f"There is {what} at {contract} on this chain. Ask who deployed it for its address.")
+            where = "this chain" if self.embedded else f"the chain of {endpoint}"
+            told = f"There is {what} at {contract} on {where}. Ask who deployed it for its address."
+            raise ValueError(told if self.embedded else f"{told} {STATE_HELP}")
         self.contract = self.w3.eth.contract(address=contract, abi=artifact["abi"])
         self._kinds = {event.topic: event for event in self.contract.events}
         ask = self.contract.functions
@@ -229,14 +232,31 @@ class Chain:
         return self.contract.functions.balances(account).call()
 
     def events(self, since=0):
-        """What happened from block `since` on: a list of `Event`s, and the cursor to ask with next time."""
+        """What happened from block `since` on: a list of `Event`s, and the cursor to ask with next time.
+
+        Raises ConnectionError if the node no longer has a block that was read: what it had told is no longer so.
+        """
         last, found, page = self.block(), [], PAGE_BLOCKS if self.embedded else NODE_PAGE_BLOCKS
+        if self._read_to and self._hash(self._read_to[0]) != self._read_to[1]:
+            told = f"The chain of {self.endpoint} lost blocks that were read: its node forgot its last state."
+            raise ConnectionError(f"{told} Start anew from what it has now. {STATE_HELP}")
         for start in range(since, last + 1, page):
             logs = self.w3.eth.get_logs(
                 {"address": self.address, "fromBlock": start, "toBlock": min(start + page - 1, last)}
             )
             found.extend(self._read(log) for log in logs)
+        if not self.embedded:
+            self._read_to = last, self._hash(last)
         return found, last + 1
+
+    def _hash(self, number):
+        """The hash of a block; None if there is none."""
+        from web3.exceptions import BlockNotFound
+
+        try:
+            return self.w3.eth.get_block(number).hash
+        except BlockNotFound:
+            return None
 
     def _read(self, log):
         event = self._kinds["0x" + bytes(log["topics"][0]).hex()]().process_log(log)

@@ -14,7 +14,7 @@ import os
 import time
 from pathlib import Path
 
-from fedgen_lab.peers.chain import Chain
+from fedgen_lab.peers.chain import STATE_HELP, Chain
 from fedgen_lab.peers.peer import Peer
 from fedgen_lab.peers.run import paces
 from fedgen_lab.peers.scenario import PeersScenario
@@ -83,7 +83,7 @@ def main():
         _start(asked)
     except Web3Exception as error:
         told = f"the node at {asked.endpoint} knows nothing of {asked.contract} any more ({type(error).__name__})."
-        raise SystemExit(f"peer {asked.number}: {told} Was it started anew? Deploy the contract again.") from None
+        raise SystemExit(f"peer {asked.number}: {told} {STATE_HELP} Or deploy the contract again.") from None
     except (OSError, ValueError) as error:  # a node or a store that is away or full, a knob that there is not
         again = "" if isinstance(error, ValueError) else " What is on the chain stays: start this command again."
         raise SystemExit(f"peer {asked.number}: {error}{again}") from None

@@ -1,6 +1,7 @@
 """Peers as processes on a real Ethereum node: killed again and again, they lose nothing and submit nothing twice."""
 
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -112,3 +113,55 @@ def test_what_is_missing_is_told_in_a_sentence(start_anvil, tmp_path, monkeypatc
         monkeypatch.setattr(sys, "argv", ["process", *arguments])
         with pytest.raises(SystemExit, match=reason):
             main()
+
+
+def test_a_node_that_ends_and_comes_back_with_its_state_costs_nothing(start_anvil, tmp_path, monkeypatch):
+    """The node is away when the peer wants to submit; once it is there again the peer makes its model, once."""
+    kept = ("--state", str(tmp_path / "state.json"))
+    node = start_anvil(*kept)
+    port, scenario = int(node.rsplit(":", 1)[1]), PeersScenario(**KNOBS | {"num_peers": 1})
+    chain = Chain(node, terms=Terms(commit_blocks=8))
+    settings = [part for knob in KNOBS for part in ("--set", f"{knob}={getattr(scenario, knob)}")]
+    there = ["--endpoint", node, "--contract", chain.address, "--store", str(tmp_path / "store")]
+    monkeypatch.setattr(sys, "argv", ["process", "0", *there, "--folder", str(tmp_path / "peer"), *settings])
+    with monkeypatch.context() as patch:
+        put = Folder.put
+        stops = iter([start_anvil.stop])  # as it puts its weights, the first thing
+        patch.setattr(Folder, "put", lambda store, data: (next(stops, int)(), put(store, data))[1])
+        with pytest.raises(SystemExit, match=f"No Ethereum node answers at {node} .*start this command again"):
+            main()
+    start_anvil(*kept, port=port)
+    before = chain.events()[0]
+    assert [event.kind for event in before] == ["Registered"]
+    main()
+    events = chain.events()[0]
+    assert events[:1] == before and [event.kind for event in events[1:]] == ["Submitted"]
+    main()  # there is nothing left to do
+    assert chain.events()[0] == events
+
+
+def test_a_node_that_forgot_is_told_in_a_sentence(start_anvil, tmp_path, monkeypatch):
+    kept = ("--state", str(tmp_path / "state.json"))
+    node = start_anvil(*kept)
+    port, chain = int(node.rsplit(":", 1)[1]), Chain(node, terms=Terms())
+    one = chain.accounts[1]
+    chain.register(one)
+    start_anvil.stop()
+    start_anvil(*kept, port=port)
+    chain.submit(one, b"c" * 32, b"m" * 32)
+    assert len(chain.events()[0]) == 2
+    start_anvil.stop(signal.SIGKILL)
+    start_anvil(*kept, port=port)
+    chain.submit(one, b"d" * 32, b"n" * 32)  # it has as many blocks as before, and others
+    with pytest.raises(ConnectionError, match=f"The chain of {node} lost blocks that were read.* with --state FILE"):
+        chain.events(1)
+    again = Chain(node, contract=chain.address)
+    assert again.models() == [b"d" * 32] and len(again.events()[0]) == 2
+    start_anvil.stop()
+    start_anvil(port=port)
+    there = ["--endpoint", node, "--contract", chain.address, "--store", str(tmp_path / "store")]
+    monkeypatch.setattr(sys, "argv", ["process", "0", *there, "--folder", str(tmp_path / "peer")])
+    with pytest.raises(SystemExit, match=f"There is no contract at {chain.address} on the chain of {node}.*--state"):
+        main()
+    with pytest.raises(ConnectionError, match=f"The chain of {node} lost blocks"):
+        again.events()
