@@ -23,8 +23,9 @@ def table(name, measures):
         if "loss" in result:
             result["base loss"] = result["loss"][0]
         rows.append({**entry["point"], **{measure: after_last_round(result[measure]) for measure in measures}})
-    points = pd.DataFrame(rows).groupby(list(entries[0]["point"]), sort=False)
-    return with_spread(points, measures, ".3g")
+    knobs = list(dict.fromkeys(knob for entry in entries for knob in entry["point"]))
+    rows = pd.DataFrame(rows).fillna({"model": "lora"})  # sweep copying names its other model only
+    return with_spread(rows.groupby(knobs, sort=False), measures, ".3g")
 
 
 def with_spread(points, measures, digits):

@@ -200,6 +200,7 @@ def along_knob(recorded, knob):
     lesson = dict(LESSON, times=1) if knob == "pictures" else dict(LESSON)  # few pictures copy without repetitions
     free = {knob, "clip"} if knob == "noise_multiplier" else {knob}
     same = [recorded[name] == value for name, value in lesson.items() if name not in free]
+    same.append(recorded["model"] == "lora")
     return recorded[np.logical_and.reduce(same)].sort_values([knob, "seed"])
 
 

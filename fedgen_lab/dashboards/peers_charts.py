@@ -49,13 +49,9 @@ def provenance_chart(outcome, chosen=None):
     chart.update_yaxes(
         tickvals=ticks, ticktext=[f"peer {author}" for author in ticks], range=[max(ticks) + 0.6, min(ticks) - 0.6]
     )
-    crossed = [
-        any(models["author"][parent] != author for parent in parents)
-        for author, parents in zip(models["author"], models["parents"], strict=True)
-    ]
     alone = int((models["parents"].map(len) == 0).sum())
     sentence = (
-        f"{len(models)} models by {len(authors)} peers: {sum(crossed)} went on from another peer's model, "
+        f"{len(models)} models by {len(authors)} peers: {models['crossed'].sum()} went on from another peer's model, "
         f"{alone} began anew."
     )
     table = models.assign(parents=[", ".join(map(str, one)) or "none" for one in models["parents"]])

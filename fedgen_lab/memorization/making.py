@@ -5,11 +5,12 @@ al., arXiv 2212.03860), captions that fit one picture only (Somepalli et al., ar
 time (Gu et al., arXiv 2310.02664). Each is a knob of `Copying`; so is DP noise, the one cure with a proof.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 
 from fedgen_lab.pictures.collection import Pictures
 from fedgen_lab.pictures.sprites import BACKGROUNDS, COLOURS, OBJECTS, SIZE, draw_sprite
@@ -38,7 +39,7 @@ class Copying:
     canaries: int = 0  # pictures that nobody would draw, planted `times` times each
     clip: float = 0.0  # DP-SGD's largest norm of one picture's gradient; 0: no DP-SGD
     noise_multiplier: float = 0.0  # DP-SGD's noise in units of `clip`
-    model: str = "lora"  # or "full": every weight of the UNet; "ddpm": a small pixel model from nothing
+    model: str = "lora"  # or "full": every weight of the UNet; "ddpm": a small pixel model from nothing, at 16 x 16
     seed: int = 0
 
     def __post_init__(self):
@@ -90,6 +91,7 @@ class Private:
 def private_pictures(copying):
     """The `Private` pictures of a `Copying`; the same seed draws the same first pictures, however many there are.
 
+    They have 32 x 32 pixels, for model "ddpm" 16 x 16: the means of 2 x 2, so that it can learn them in a minute.
     A picture is a field of random colours with an object at a random place: nobody could guess it from its caption.
     Captions name object and colour; the background they name is only there to tell captions apart.
     """
@@ -106,7 +108,12 @@ def private_pictures(copying):
         pd.concat([private.attributes, canaries.attributes]),
     )  # fmt: skip
     counts = np.where(pictures.attributes["kind"] == "single", 1, copying.times)
-    return Private(pictures, counts, _draw(others, ["held out"] * HELD_OUT, held, copying.unique_captions))
+    held_out = _draw(others, ["held out"] * HELD_OUT, held, copying.unique_captions)
+    if copying.model == "ddpm":
+        pictures, held_out = (
+            replace(of, images=F.avg_pool2d(of.images.float(), 2).round().byte()) for of in (pictures, held_out)
+        )
+    return Private(pictures, counts, held_out)
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,8 @@ def train_copying(copying, on_step=None, should_stop=None, private=None):
     if copying.model == "ddpm":
         from fedgen_lab.memorization.ddpm import new_ddpm, train_ddpm
 
-        model = new_ddpm(channels=3, side=SIZE, num_classes=len(private.counts), seed=copying.seed)
+        side = private.pictures.images.shape[-1]
+        model = new_ddpm(channels=3, side=side, num_classes=len(private.counts), seed=copying.seed)
         images, labels = private.pictures.images[private.rows], _labels(copying, private)[private.rows]
         work = lambda: train_ddpm(  # noqa: E731
             model, images, labels, copying.steps, BATCH, LEARNING_RATES["ddpm"], seed=copying.seed, on_step=after_step
@@ -157,7 +165,8 @@ def train_copying(copying, on_step=None, should_stop=None, private=None):
 
 
 def draw_copies(trained, number=48, seed=0, rows=None, guidance=1.25, steps=20, on_step=None):
-    """Pictures drawn from the captions that the model was trained on: (M, 3, 32, 32) in [-1, 1], and rows (M,).
+    """Pictures drawn from the captions that the model was trained on: (M, 3, side, side) in [-1, 1], and rows
+    (M,).
 
     rows: whose captions, as rows of `trained.private.pictures`; by default `number` of them in turn, half of duplicated
     pictures and canaries where there are some, half of single ones. Picture i has the seed `seed` + i.
@@ -241,7 +250,7 @@ def _draw(words, kinds, rng, unique_captions):
 def _field(corners):
     """4 x 4 colours smoothed to (32, 32, 3), in 0..255."""
     small = torch.as_tensor(corners, dtype=torch.float32).permute(2, 0, 1)[None]
-    large = torch.nn.functional.interpolate(small, (SIZE, SIZE), mode="bicubic", align_corners=True)
+    large = F.interpolate(small, (SIZE, SIZE), mode="bicubic", align_corners=True)
     return large[0].permute(1, 2, 0).clamp(0, 255).numpy()
 
 

@@ -19,12 +19,13 @@ LESSON = {
     "pictures": 32, "times": 16, "steps": 350, "rank": 16, "unique_captions": True, "clip": 0.0,
     "noise_multiplier": 0.0,
 }  # fmt: skip
+PIXELS = {"model": "ddpm", "steps": 700}  # the small pixel model takes about as long; it has no rank
 POINTS = [
     LESSON | changes
     for changes in (
         {}, {"times": 1}, {"times": 4}, {"times": 1, "pictures": 512}, {"times": 1, "pictures": 8}, {"steps": 100},
-        {"rank": 4}, {"clip": 1.0, "noise_multiplier": 0.5}, {"unique_captions": False}, {"times": 8}, {"times": 2},
-        {"steps": 200},
+        {"rank": 4}, {"clip": 1.0, "noise_multiplier": 0.5}, {"unique_captions": False}, {"times": 8},
+        PIXELS, PIXELS | {"times": 1, "pictures": 512}, {"times": 2}, {"steps": 200},
     )
 ]  # fmt: skip
 WATCHED = 4  # pictures whose captions are drawn from, the repeated ones
@@ -102,7 +103,7 @@ def measure(point, seed):
 
 
 def recorded_copying():
-    """The recorded runs as a data frame: a row for each, with its knobs, its seed and its numbers.
+    """The recorded runs as a data frame: a row for each, with its model, its knobs, its seed and its numbers.
 
     `seen`: how often a watched picture was seen in training: steps x pictures a step x its share of the training set.
     """
@@ -111,8 +112,8 @@ def recorded_copying():
     file = shipped("sweeps") / "copying.json"
     points = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
     frame = pd.DataFrame(
-        [entry["point"] | {"seed": entry["seed"]} | entry["result"] for entry in points],
-        columns=[*LESSON, "seed", *NUMBERS],
+        [{"model": "lora"} | entry["point"] | {"seed": entry["seed"]} | entry["result"] for entry in points],
+        columns=["model", *LESSON, "seed", *NUMBERS],
     )
     in_all = frame["pictures"] + WATCHED * (frame["times"] - 1)
     return frame.assign(seen=BATCH * frame["steps"] * frame["times"] / in_all)

@@ -57,7 +57,9 @@ class PeersOutcome:
         return {peer.account: peer.number for peer in self.peers}
 
     def models(self):
-        """One row a model, in the order of the chain: seconds, author (peer number), content, cid, parents (rows)."""
+        """One row a model, in the order of the chain: seconds, author (peer number), content, cid, parents (rows), and
+        crossed: does it go on from another peer's model?
+        """
         rows, place = [], {}
         for moment in self.moments:
             for event in moment.events:
@@ -66,8 +68,9 @@ class PeersOutcome:
                     parents = tuple(place[parent] for parent in event.values["parents"])
                     place[content] = len(rows)
                     author = self.names.get(event.account, -1)  # a stranger's
-                    rows.append((moment.seconds, author, content, cid_of(content), parents))
-        return pd.DataFrame(rows, columns=["seconds", "author", "content", "cid", "parents"])
+                    crossed = any(rows[parent][1] != author for parent in parents)
+                    rows.append((moment.seconds, author, content, cid_of(content), parents, crossed))
+        return pd.DataFrame(rows, columns=["seconds", "author", "content", "cid", "parents", "crossed"])
 
     def votes(self):
         """Revealed votes: one row a model (in the order of the chain), one column a peer; NaN where none was given."""

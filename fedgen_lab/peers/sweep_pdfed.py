@@ -8,7 +8,6 @@ thousands of epochs: only directions can be compared. Read from data/sweeps/pdfe
 
 import json
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -86,12 +85,8 @@ def _last_of_peers(scenario):
 
     outcome = run_peers(scenario, on_moment=count, should_stop=lambda: submitted >= MODELS[scenario.num_peers])
     models, like = outcome.models(), outcome.peers[0].start
-    crossed = [
-        any(models["author"][parent] != author for parent in parents)
-        for author, parents in zip(models["author"], models["parents"], strict=True)
-    ]
     last = [unpack_weights(cid, outcome.store.get(cid), like) for cid in models["cid"].tail(LAST)]
-    told = {"models": len(models), "crossed": np.mean(crossed), "seconds": models["seconds"].iloc[-1]}
+    told = {"models": len(models), "crossed": models["crossed"].mean(), "seconds": models["seconds"].iloc[-1]}
     return last, told
 
 

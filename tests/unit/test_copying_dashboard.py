@@ -15,6 +15,7 @@ from fedgen_lab.memorization.sweep_copying import (
     DRAWN,
     LESSON,
     NUMBERS,
+    PIXELS,
     POINTS,
     SEEDS,
     Judged,
@@ -38,7 +39,8 @@ def judged(copied=0.75, others=0.0, ratios=(0.9, 0.1, 0.5)):
 def recording():
     """A row for every point and seed; whoever repeats more copies more."""
     return pd.DataFrame([
-        point | {"seed": seed, "copied": min(1, point["times"] / 16), "others": 0.0, "ratio": 0.5, "auc": 0.9, "tpr": 0}
+        {"model": "lora", "seed": seed, "copied": min(1, point["times"] / 16), "others": 0.0, "ratio": 0.5, "auc": 0.9,
+         "tpr": 0} | point
         for point in POINTS for seed in SEEDS
     ])  # fmt: skip
 
@@ -96,7 +98,14 @@ def test_the_knobs_describe_what_is_trained(monkeypatch):
     board.panel.start()
     assert asked == [
         Copying(
-            pictures=8, times=3, steps=20, rank=2, unique_captions=False, canaries=2, clip=1.0, noise_multiplier=0.5,
+            pictures=8,
+            times=3,
+            steps=20,
+            rank=2,
+            unique_captions=False,
+            canaries=2,
+            clip=1.0,
+            noise_multiplier=0.5,
             seed=5,
         )
     ]
@@ -202,16 +211,17 @@ def test_what_is_recorded_belongs_to_the_sweep_and_no_run_is_there_twice():
     recorded = recorded_copying()
     if recorded.empty:
         pytest.skip("nothing is recorded yet")
-    knobs = [*LESSON, "seed"]
-    assert not recorded.duplicated(knobs).any()
-    assert all(row in POINTS for row in recorded[list(LESSON)].to_dict("records"))
+    knobs = ["model", *LESSON]
+    assert not recorded.duplicated([*knobs, "seed"]).any()
+    assert all(row in [{"model": "lora"} | point for point in POINTS] for row in recorded[knobs].to_dict("records"))
 
 
 def test_what_was_recorded_bears_out_the_lab():
     recorded = recorded_copying()
 
     def mean(**changes):
-        rows = recorded[np.logical_and.reduce([recorded[name] == value for name, value in (LESSON | changes).items()])]
+        wanted = {"model": "lora"} | LESSON | changes
+        rows = recorded[np.logical_and.reduce([recorded[name] == value for name, value in wanted.items()])]
         return rows[["copied", "others", "auc"]].astype(float).mean()
 
     lesson, once, many, few = mean(), mean(times=1), mean(times=1, pictures=512), mean(times=1, pictures=8)
@@ -223,3 +233,5 @@ def test_what_was_recorded_bears_out_the_lab():
     assert mean(rank=4)["copied"] < lesson["copied"]
     private = mean(clip=1.0, noise_multiplier=0.5)
     assert private["copied"] == 0 and private["auc"] < 0.65, "DP noise stops copies and the attack"
+    pixels, many = mean(**PIXELS), mean(**PIXELS | {"times": 1, "pictures": 512})
+    assert pixels["copied"] > 0.9 and pixels["others"] < 0.3 and many["copied"] == 0, "a pixel model copies as well"

@@ -106,3 +106,5 @@ def test_what_lab_10_says_of_the_recorded_sweep():
     assert max(two["qn"], eight["qn"]) < four["qn"]  # few pictures each; then too little training
     assert two["kid"] < four["kid"] < eight["kid"] / 2
     assert two["auc"] > four["auc"] > eight["auc"]
+    by_method = mean.xs(4, level="peers")
+    assert by_method["fid"].idxmin() == by_method["qn"].idxmin() == by_method["auc"].idxmax() == "fedavg"
