@@ -104,7 +104,10 @@ class Chain:
         self.w3 = Web3(EthereumTesterProvider() if self.embedded else _node(endpoint))
         self.accounts = list(self.w3.eth.accounts)
         for key in keys:
-            owner = self.w3.eth.account.from_key(key)
+            try:
+                owner = self.w3.eth.account.from_key(key)
+            except ValueError as error:
+                raise ValueError(f"A key must be 0x and 64 hexadecimal digits; one is not ({error}).") from None
             self.w3.middleware_onion.inject(SignAndSendRawMiddlewareBuilder.build(owner), layer=0)
             self.accounts.append(owner.address)
         artifact = compiled()

@@ -80,7 +80,10 @@ class Peer:
         self.promised, self.revealed = set(), set()  # contents this peer voted on
         self.judged = {}  # content -> {"score", "hits"}: this peer's own opinion
         self.refused = {}  # content -> why it can't be used
-        self.log = []  # what the chain refused to this peer, in words
+        self.log = []  # what the chain refused to this peer, or would refuse, in words
+        self.given_up = 0  # models of its own that the chain did not take
+        self.lost = set()  # contents of votes that were promised and can't be revealed
+        self.may_spend = True  # until the privacy budget is spent
         self.cache = None
         if folder:
             whose = hashlib.sha256(f"{number} {scenario}".encode()).hexdigest()[:8]  # other knobs judge otherwise
@@ -100,10 +103,11 @@ class Peer:
             self._send("register", self.validator)
         while True:
             yield from self.look()
-            turn = sum(one.author == self.account for one in self.models.values())
-            if self.validator or turn >= until:
+            done = sum(one.author == self.account for one in self.models.values())
+            if self.validator or done >= until:
                 yield "wait", self.scenario.steps * self.pace.step
                 continue
+            turn = done + self.given_up
             parents, base = self.choose()
             trained = self.attack.train(self, base, turn) if self.attack and self.attack.train else None
             trained = trained or self.train(base, turn, on_step)
@@ -232,7 +236,9 @@ class Peer:
         if not (self.attack and self.attack.withholds):
             self.store.put(data)
         self.store.put(manifest)
-        self._send("submit", digest_of(data), digest_of(manifest), parents)
+        if not self._send("submit", digest_of(data), digest_of(manifest), parents):
+            self.given_up += 1  # the same turn would make the same bytes, and be refused, again and again
+            self.log[-1] += f". Gave up {cid_of(digest_of(data))}; trains another."
 
     def promise(self, content):
         """Commit a vote. The salt and the noise follow from the peer's secret, so a crash forgets nothing.
@@ -240,6 +246,11 @@ class Peer:
         Where votes are open it is posted at once as well, beside the contract, so that commit and reveal hide nothing.
         """
         epsilon = self.scenario.vote_epsilon or 1.0  # an exact vote is booked as one unit of the budget
+        left = self.chain.participant(self.account)["budget"]
+        if left < round(epsilon, 6):  # the chain counts in millionths
+            self.may_spend = False
+            self.log.append(f"commit: the privacy budget is spent: {left:g} is left and a vote takes {epsilon:g}.")
+            return
         vote = self.vote_on(content)
         if self._send("commit", content, vote, self._secret(content), epsilon=epsilon):
             self.promised.add(content)
@@ -248,16 +259,17 @@ class Peer:
 
     def reveal(self):
         """Reveal the votes whose time has come."""
-        for content in sorted(self.promised - self.revealed):
+        for content in sorted(self.promised - self.revealed - self.lost):
             if self.chain.block() >= self.models[content].block + self.chain.terms.commit_blocks:
                 if content not in self.judged:  # after a crash: judge again, with the same result
                     try:
                         self.judge(content, self.fetch(content)[0])
                     except Unusable as reason:
-                        self.log.append(str(reason))
+                        if str(reason) not in self.log:
+                            self.log.append(str(reason))
                 if content in self.judged:
-                    if self._send("reveal", content, self.vote_on(content), self._secret(content)):
-                        self.revealed.add(content)
+                    told = self._send("reveal", content, self.vote_on(content), self._secret(content))
+                    (self.revealed if told else self.lost).add(content)
 
     def vote_on(self, content):
         """The number this peer gives a model: its score, with the noise that privacy asks for."""
@@ -274,7 +286,7 @@ class Peer:
         still_open = self.chain.block() < submission.block + self.chain.terms.commit_blocks
         waits = self.scenario.open_votes and self.attack and self.attack.waits and content not in self.board
         return (
-            content in self.judged and still_open and submission.author != self.account
+            self.may_spend and content in self.judged and still_open and submission.author != self.account
             and content not in self.promised and not waits
         )  # fmt: skip
 

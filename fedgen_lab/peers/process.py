@@ -4,7 +4,7 @@ Lab 10. The peer is the very object that the event queue plays (`fedgen_lab.peer
 It may be killed at any moment and started again with the same command: what it had done stands on the chain. Its
 folder keeps what it judged and the key that it signs with, which unlike the simulation's nobody can guess.
 
-    python -m fedgen_lab.peers.process 0 --endpoint http://127.0.0.1:8545 --contract 0x... --store models/ --turns 3
+    python -m fedgen_lab.peers.process 0 --endpoint http://127.0.0.1:8545 --contract 0x... --store models --folder me
 
 Deploy a contract with `Chain(endpoint, terms=...)`. Knobs of the scenario: --set num_peers=2 --set steps=20 ...
 """
@@ -21,6 +21,7 @@ from fedgen_lab.peers.scenario import PeersScenario
 from fedgen_lab.peers.store import Folder, Ipfs
 
 KEY_HELP = "private key of the peer's account if the node lacks it; better in the environment variable PEER_KEY"
+FOLDER_HELP = "the peer's own folder, for its judgements and its signing key; made if it is not there"
 LOOK_SECONDS = 0.3  # between two looks at the chain, when there is nothing to do
 
 
@@ -29,13 +30,16 @@ def go_on(peer, turns, seconds=3600.0):
 
     Raises TimeoutError after `seconds`, saying what it was waiting for.
     """
-    end = time.monotonic() + seconds
+    end, told = time.monotonic() + seconds, 0
     for what, _ in peer.life(until=turns):
+        for line in peer.log[told:]:
+            print(f"peer {peer.number}: {line}", flush=True)
+        told = len(peer.log)
         print(f"peer {peer.number}: {what}, {len(peer.models)} models on the chain", flush=True)
         if what != "wait":
             continue
         wanted = turns * peer.scenario.num_peers
-        if len(peer.models) >= wanted and peer.promised <= peer.revealed:
+        if len(peer.models) >= wanted and peer.promised <= peer.revealed | peer.lost:
             return
         if time.monotonic() > end:
             raise TimeoutError(
@@ -71,7 +75,10 @@ def own_key(folder):
         with open(half, "xb", opener=lambda name, how: os.open(name, how, 0o600)) as file:
             file.write(os.urandom(32))
         half.replace(path)
-    return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+    secret = path.read_bytes()
+    if len(secret) != 32:
+        raise ValueError(f"{path} holds {len(secret)} bytes, no key of 32. Put the peer's own back, or take it away.")
+    return Ed25519PrivateKey.from_private_bytes(secret)
 
 
 def main():
@@ -96,7 +103,7 @@ def _asked():
     parser.add_argument("--contract", required=True, help="the contract's address")
     parser.add_argument("--store", required=True, help="a folder, or the address of an IPFS node's HTTP interface")
     parser.add_argument("--key", default=os.environ.get("PEER_KEY"), help=KEY_HELP)
-    parser.add_argument("--folder", type=Path, help="where the peer keeps its judgements and its signing key")
+    parser.add_argument("--folder", type=Path, required=True, help=FOLDER_HELP)
     parser.add_argument("--turns", type=int, default=1, help="models to submit")
     parser.add_argument("--set", action="append", default=[], metavar="KNOB=VALUE", dest="settings")
     return parser.parse_args()
@@ -111,16 +118,13 @@ def _start(asked):
     if asked.key is None and len(chain.accounts) < asked.number + 2:
         raise ValueError(f"The node has {len(chain.accounts)} accounts, too few for peer {asked.number}. Use --key.")
     account = chain.accounts[-1] if asked.key else None
-    if asked.folder:
-        asked.folder.mkdir(parents=True, exist_ok=True)
+    asked.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     peer = Peer(
         asked.number, scenario, chain, store, paces(scenario)[asked.number], folder=asked.folder, account=account
     )
-    if asked.folder:
-        peer.key = own_key(asked.folder)
+    peer.key = own_key(asked.folder)
     chain.wait_for_own(peer.account)  # who was killed while a submission was on its way must not make it again
     go_on(peer, asked.turns)
-    print("\n".join(peer.log), flush=True)
 
 
 if __name__ == "__main__":

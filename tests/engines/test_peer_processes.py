@@ -88,6 +88,7 @@ def test_who_was_killed_while_a_submission_was_on_its_way_does_not_make_it_again
     assert chain.models() == []
     settings = [part for knob in KNOBS for part in ("--set", f"{knob}={getattr(scenario, knob)}")]
     command = ["0", "--endpoint", node, "--contract", chain.address, "--store", str(store.path), *settings]
+    command += ["--folder", str(tmp_path / "peer")]
     monkeypatch.setattr(sys, "argv", ["process", *command])
     wait_for_own = Chain.wait_for_own
 
@@ -103,9 +104,11 @@ def test_who_was_killed_while_a_submission_was_on_its_way_does_not_make_it_again
 def test_what_is_missing_is_told_in_a_sentence(start_anvil, tmp_path, monkeypatch):
     chain = Chain(start_anvil(), terms=Terms())
     there = ["--endpoint", chain.w3.provider.endpoint_uri, "--contract", chain.address, "--store", str(tmp_path)]
+    there += ["--folder", str(tmp_path / "peer")]
     for arguments, reason in (
         (["0", "--endpoint", "http://127.0.0.1:9", *there[2:]], "peer 0: No Ethereum node answers at http://127.0.0"),
         (["0", *there[:2], "--contract", "0x" + 40 * "1", *there[4:]], "peer 0: There is no contract at 0x1111"),
+        (["0", *there, "--key", "0xme"], "peer 0: A key must be 0x and 64 hexadecimal digits"),
         (["7", *there, "--set", "num_peers=2"], "peer 7: number must lie in 0 to 1"),
         (["0", *there, "--set", "steps=many"], "peer 0: steps must be of the kind int; got 'many'"),
         (["0", *there, "--set", "speed=9"], "peer 0: 'speed' is no knob"),
