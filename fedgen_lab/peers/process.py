@@ -11,6 +11,7 @@ Deploy a contract with `Chain(endpoint, terms=...)`. Knobs of the scenario: --se
 
 import argparse
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -83,8 +84,10 @@ def own_key(folder):
 
 def main():
     """The command line; see the module's docstring. Ends with one sentence where something is missing."""
+    limit = sys.getrecursionlimit()
     from web3.exceptions import Web3Exception
 
+    sys.setrecursionlimit(limit)  # lifted by the import; see Chain
     asked = _asked()
     try:
         _start(asked)
