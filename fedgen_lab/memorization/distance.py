@@ -231,9 +231,10 @@ class _Short:
         In window (dy, dx) the pixel (y, x) of a training picture meets (y + dy, x + dx) of a generated one.
         """
         means, deviations = (of.flip(1) for of in _window_moments(images))  # (B * 2, 25)
-        seen = self._blocks(images) @ self.basis - means[..., None] * self.ones  # (B * 2, 25, K)
+        seen = torch.cat([self._blocks(part) @ self.basis for part in images.split(32)])  # (B * 2, 25, K)
+        seen -= means[..., None] * self.ones
         few, rests = self._rests(seen, deviations, self.sizes)
-        return [of.unflatten(0, (-1, 2)) for of in (seen / self.sizes[:, None], few, means, deviations, rests)]
+        return [of.unflatten(0, (-1, 2)) for of in (seen.div_(self.sizes[:, None]), few, means, deviations, rests)]
 
     def bound(self, seen, few, _, deviations, __):
         """Squared distances that no shift, mirror image or contrast falls below, by very short vectors: (B, M)."""

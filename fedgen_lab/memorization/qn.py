@@ -217,7 +217,7 @@ def _matched(generated, training, labels, nearest, confirmed_above, verifier):
     second = rows[first, column]
     with torch.no_grad():
         scores = [verifier(regions[pairs[:, 0]], private_regions[pairs[:, 1]])
-                  for pairs in torch.stack([first, second], 1).split(512)]  # fmt: skip
+                  for pairs in torch.stack([first, second], 1).split(64)]  # fmt: skip
     scores = torch.cat(scores).numpy()
     first, second = first.numpy(), second.numpy()
     highest = np.zeros(len(prints), np.float32)

@@ -79,7 +79,7 @@ def load_verifier():
 def described(images, fingerprinter, verifier, name="pictures"):
     """Fingerprints (N, 64) and window vectors (N, 55, 24) of pictures (N, 1 or 3, H, W): 5.5 kB a picture."""
     fingerprints, regions = [], []
-    for part in images.split(256):
+    for part in images.split(64):
         maps = fingerprinter.maps(fingerprinter.read(part, name))
         fingerprints.append(fingerprinter.features_of_maps(maps))
         regions.append(verifier.regions(maps))
