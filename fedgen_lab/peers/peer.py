@@ -16,7 +16,7 @@ import torch
 
 from fedgen_lab.memorization.ddpm import draw_ddpm, load_weights, new_ddpm, train_ddpm, weights
 from fedgen_lab.memorization.qn import keep_after
-from fedgen_lab.peers.chain import Refused, Submission
+from fedgen_lab.peers.chain import MOST_SCORE, Refused, Submission
 from fedgen_lab.peers.manifest import MOST_BYTES as MANIFEST_BYTES
 from fedgen_lab.peers.manifest import new_key, read_manifest, write_manifest
 from fedgen_lab.peers.objectives import judge_samples, sensitivity_of
@@ -172,6 +172,7 @@ class Peer:
         if known not in self.known:
             self.known[known] = judge_samples(self.scenario, self.model, drawn, self.holding)
         score, copied = self.known[known]
+        score = min(score, MOST_SCORE) if score == score else MOST_SCORE  # worse than that, or NaN, nobody can be
         self.judged[content] = {"score": score, "hits": [int(row) for row in copied]}
         if self.cache:
             half = self.cache.with_suffix(".part")
@@ -279,7 +280,7 @@ class Peer:
         if not self.scenario.vote_epsilon:
             return score
         rng = np.random.default_rng(int.from_bytes(self._secret(content)[:8], "big"))
-        return noisy_vote(score, self.scenario.vote_epsilon, sensitivity_of(self.scenario), rng)
+        return min(MOST_SCORE, noisy_vote(score, self.scenario.vote_epsilon, sensitivity_of(self.scenario), rng))
 
     def _may_vote(self, content):
         submission = self.models[content]

@@ -2,12 +2,13 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from fedgen_lab.memorization.ddpm import weights
 from fedgen_lab.peers.attackers import ATTACKS
-from fedgen_lab.peers.chain import Chain, Terms
+from fedgen_lab.peers.chain import MOST_SCORE, Chain, Terms
 from fedgen_lab.peers.ledger import Ledger
 from fedgen_lab.peers.manifest import read_manifest, training_facts
 from fedgen_lab.peers.peer import Pace, Peer, start_model
@@ -61,6 +62,13 @@ def test_peers_go_on_from_a_model_that_was_there(outcome):
     for row, parents in enumerate(outcome.models()["parents"]):
         assert all(parent < row for parent in parents)
     assert any(outcome.models()["parents"])
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), 2 * MOST_SCORE], ids=["NaN", "infinite", "too large"])
+def test_a_score_that_no_vote_can_say_is_the_worst_there_is_and_ends_nobody(monkeypatch, score):
+    monkeypatch.setattr("fedgen_lab.peers.peer.judge_samples", lambda *_: (score, ()))
+    votes = run_peers(replace(TINY, steps=1)).votes().to_numpy()
+    assert (votes[~np.isnan(votes)] == MOST_SCORE).all() and not np.isnan(votes).all()
 
 
 def one_peer(chain, store, folder=None):
