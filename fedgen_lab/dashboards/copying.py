@@ -13,7 +13,7 @@ import pandas as pd
 from IPython.display import HTML, display
 
 from fedgen_lab.dashboards import charts, controls
-from fedgen_lab.dashboards.job import runs_inline
+from fedgen_lab.dashboards.job import give_memory_back, runs_inline
 from fedgen_lab.dashboards.panel import Panel
 
 SHOWN = 8  # pictures side by side
@@ -76,6 +76,7 @@ def run_copying(run, job):
         job.report(f"Step {step} of {steps}, loss {loss:.3f}.")
 
     trained = train_copying(run.copying, heard, job.should_stop)
+    give_memory_back()  # 100 MB, before drawing takes as much
     if job.report("Drawing from the captions of the training pictures."):
         judged = judge_copies(trained, should_stop=job.should_stop)
         if judged is not None:

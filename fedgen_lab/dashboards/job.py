@@ -123,7 +123,7 @@ class Job:
             except Exception:
                 pass
         finally:
-            _give_memory_back()
+            give_memory_back()
             with _turn:
                 if _running is self:
                     _running = None
@@ -146,7 +146,7 @@ def error_sentence(error):
     return f"The run failed ({detail}). Start it again; if that fails too, restart the kernel and run all cells anew."
 
 
-def _give_memory_back(*_):
+def give_memory_back(*_):
     """What was freed and the C library keeps for itself goes back to the system: 100 to 200 MB in a lab that trains."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc; musl has none
@@ -161,7 +161,7 @@ def _give_memory_back_after_every_cell():
         return
     shell = get_ipython()
     if shell is not None:
-        shell.events.register("post_run_cell", _give_memory_back)
+        shell.events.register("post_run_cell", give_memory_back)
 
 
 def _here():
