@@ -52,6 +52,7 @@ def test_an_update_is_small():
 
 def test_many_updates_are_thinned_out_and_the_last_is_drawn(monkeypatch):
     monkeypatch.delenv("FEDGEN_RUN", raising=False)
+    monkeypatch.setattr(charts, "SECONDS_BETWEEN_UPDATES", 3.0)  # so that also a slow machine makes all 20 in between
     chart, sent = live_chart()
     for number in range(20):
         chart.update(line([number]), f"Update {number}.")
