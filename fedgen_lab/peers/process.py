@@ -19,19 +19,21 @@ from fedgen_lab.peers.chain import STATE_HELP, Chain
 from fedgen_lab.peers.peer import Peer
 from fedgen_lab.peers.run import paces
 from fedgen_lab.peers.scenario import PeersScenario
-from fedgen_lab.peers.store import Folder, Ipfs
+from fedgen_lab.peers.store import Folder, Ipfs, cid_of
 
 KEY_HELP = "private key of the peer's account if the node lacks it; better in the environment variable PEER_KEY"
 FOLDER_HELP = "the peer's own folder, for its judgements and its signing key; made if it is not there"
 LOOK_SECONDS = 0.3  # between two looks at the chain, when there is nothing to do
+WITHHELD_SECONDS = 60.0  # how long a vote waits for a model that is needed again, after a crash, and not offered
 
 
 def go_on(peer, turns, seconds=3600.0):
     """Let a peer live until it has submitted `turns` models and revealed all its votes on `turns` models of everybody.
 
-    Raises TimeoutError after `seconds`, saying what it was waiting for.
+    Votes that only wait for withheld models are given up after a minute. Raises TimeoutError after `seconds`, saying
+    what it was waiting for.
     """
-    end, told = time.monotonic() + seconds, 0
+    end, told, offered = time.monotonic() + seconds, 0, time.monotonic()
     for what, _ in peer.life(until=turns):
         for line in peer.log[told:]:
             print(f"peer {peer.number}: {line}", flush=True)
@@ -39,8 +41,14 @@ def go_on(peer, turns, seconds=3600.0):
         print(f"peer {peer.number}: {what}, {len(peer.models)} models on the chain", flush=True)
         if what != "wait":
             continue
-        wanted = turns * peer.scenario.num_peers
-        if len(peer.models) >= wanted and peer.promised <= peer.revealed | peer.lost:
+        wanted, due = turns * peer.scenario.num_peers, peer.promised - peer.revealed - peer.lost
+        if len(peer.models) >= wanted and not due:
+            return
+        if len(peer.models) < wanted or due & peer.judged.keys():
+            offered = time.monotonic()
+        elif time.monotonic() > offered + WITHHELD_SECONDS:
+            lacking = ", ".join(cid_of(content) for content in sorted(due))
+            print(f"peer {peer.number}: gave up what it promised to vote on: nobody offers {lacking}", flush=True)
             return
         if time.monotonic() > end:
             raise TimeoutError(

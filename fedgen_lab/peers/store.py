@@ -7,6 +7,7 @@ itself cuts files above one mebibyte into pieces and gives the tree of pieces an
 """
 
 import base64
+import contextlib
 import hashlib
 import os
 import threading
@@ -15,6 +16,7 @@ from pathlib import Path
 
 CID_PREFIX = bytes([0x01, 0x55, 0x12, 0x20])  # version 1, raw bytes, SHA-256, 32 bytes long
 MOST_BYTES = 64 * 1024 * 1024
+ABANDONED_SECONDS = 24 * 3600  # a file half written that long ago has no writer any more
 
 
 class Unusable(Exception):
@@ -46,11 +48,18 @@ def digest_in(cid):
 
 
 class Folder:
-    """A store in a directory, one file for each content. Several processes may use it at once."""
+    """A store in a directory, one file for each content. Several processes may use it at once.
+
+    What writers that were killed left half written is taken away a day later.
+    """
 
     def __init__(self, path):
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
+        for half in self.path.glob(".bafkrei*"):
+            with contextlib.suppress(FileNotFoundError):  # its writer finished it, or another process took it away
+                if time.time() - half.stat().st_mtime > ABANDONED_SECONDS:
+                    half.unlink()
 
     def put(self, data):
         """Keep bytes; returns their content id."""

@@ -267,6 +267,36 @@ def test_a_vote_that_can_not_be_revealed_any_more_is_tried_once(node, tmp_path, 
     assert capsys.readouterr().out.count("reveal: not what was committed") == 1
 
 
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_vote_on_a_model_that_is_withheld_after_a_crash_is_given_up(
+    node, tmp_path, monkeypatch, capsys, comes_back
+):  # fmt: skip
+    other_models(node, tmp_path, turns=1)
+    with pytest.MonkeyPatch.context() as patch:
+        died = deadly(node, patch, "before it is sent")
+        while not died or died[-1][0] != "reveal":
+            with pytest.raises(Killed):
+                start(tmp_path, monkeypatch, turns=1)
+    next((tmp_path / "peer").glob("judged*.json")).unlink()
+    content = next(content for content in node.models() if node.model(content).author == node.accounts[2])
+    model = tmp_path / "store" / cid_of(content)
+    data, begun = model.read_bytes(), node.block()
+    model.unlink()
+
+    def sleep(_):
+        node.wait_blocks(1)
+        if comes_back and node.block() == begun + 30:  # a block is a second here
+            model.write_bytes(data)
+
+    monkeypatch.setattr(process.time, "sleep", sleep)
+    start(tmp_path, monkeypatch, turns=1)
+    told = capsys.readouterr().out
+    assert told.count(f"gave up what it promised to vote on: nobody offers {model.name}") == (not comes_back)
+    assert node.block() - begun < (40 if comes_back else 80)
+    revealed = [event for event in node.events()[0] if (event.kind, event.account) == ("Revealed", node.accounts[1])]
+    assert len(revealed) == comes_back and node.refusals == []
+
+
 def test_a_voter_whose_budget_is_spent_says_so_once_and_goes_on(node, tmp_path, monkeypatch, capsys):
     poor = Node(budget=1.5)
     monkeypatch.setattr(process, "Chain", lambda *_, **__: poor)

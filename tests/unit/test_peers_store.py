@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from fedgen_lab.peers.store import (
+    ABANDONED_SECONDS,
     Folder,
     Ipfs,
     Unusable,
@@ -269,3 +270,12 @@ def test_a_pipe_in_the_store_does_not_stop_a_reader(tmp_path):
     os.mkfifo(tmp_path / CID)
     with pytest.raises(Unusable, match=f"{CID} is withheld: .* no file"):
         Folder(tmp_path).get(CID)
+
+
+def test_what_a_killed_writer_left_is_taken_away_and_what_is_being_written_stays(tmp_path):
+    old, young = tmp_path / f".{CID}.1.1", tmp_path / f".{CID}.2.2"
+    for half in (old, young):
+        half.write_bytes(b"half of a mod")
+    os.utime(old, (time.time() - 2 * ABANDONED_SECONDS,) * 2)
+    Folder(tmp_path)
+    assert list(tmp_path.iterdir()) == [young]
