@@ -254,7 +254,8 @@ def test_what_was_judged_before_a_crash_is_not_judged_again(node, tmp_path, monk
     assert node.refusals == []
 
 
-def test_a_vote_that_can_not_be_revealed_any_more_is_tried_once(node, tmp_path, monkeypatch, capsys):
+def promised_and_forgot(node, tmp_path, monkeypatch):
+    """Peer 0 died when its vote was due, and its judgements are gone."""
     other_models(node, tmp_path, turns=1)
     with pytest.MonkeyPatch.context() as patch:
         died = deadly(node, patch, "before it is sent")
@@ -262,22 +263,18 @@ def test_a_vote_that_can_not_be_revealed_any_more_is_tried_once(node, tmp_path, 
             with pytest.raises(Killed):
                 start(tmp_path, monkeypatch, turns=1)
     next((tmp_path / "peer").glob("judged*.json")).unlink()
+
+
+def test_a_vote_that_can_not_be_revealed_any_more_is_tried_once(node, tmp_path, monkeypatch, capsys):
+    promised_and_forgot(node, tmp_path, monkeypatch)
     monkeypatch.setattr(peer_room, "judge_samples", lambda *_: (0.5, []))  # another machine: other digits
     start(tmp_path, monkeypatch, turns=1)
     assert capsys.readouterr().out.count("reveal: not what was committed") == 1
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
-def test_a_vote_on_a_model_that_is_withheld_after_a_crash_is_given_up(
-    node, tmp_path, monkeypatch, capsys, comes_back
-):  # fmt: skip
-    other_models(node, tmp_path, turns=1)
-    with pytest.MonkeyPatch.context() as patch:
-        died = deadly(node, patch, "before it is sent")
-        while not died or died[-1][0] != "reveal":
-            with pytest.raises(Killed):
-                start(tmp_path, monkeypatch, turns=1)
-    next((tmp_path / "peer").glob("judged*.json")).unlink()
+def test_a_vote_on_a_model_that_is_withheld_is_given_up(node, tmp_path, monkeypatch, capsys, comes_back):
+    promised_and_forgot(node, tmp_path, monkeypatch)
     content = next(content for content in node.models() if node.model(content).author == node.accounts[2])
     model = tmp_path / "store" / cid_of(content)
     data, begun = model.read_bytes(), node.block()
