@@ -20,7 +20,7 @@ def table(name, measures):
     rows = []
     for entry in entries:
         result = dict(entry["result"])
-        if "loss" in result:
+        if isinstance(result.get("loss"), list):
             result["base loss"] = result["loss"][0]
         rows.append({**entry["point"], **{measure: after_last_round(result[measure]) for measure in measures}})
     knobs = list(dict.fromkeys(knob for entry in entries for knob in entry["point"]))
@@ -79,13 +79,10 @@ if __name__ == "__main__":
     print(markdown(table("own_pictures", ["loss", "base loss"])), end="\n\n")
     print(markdown(table("smashed_data", leak)), end="\n\n")
     print(markdown(table("copying", ["captions", "copied", "others", "ratio", "auc", "tpr"])), end="\n\n")
-    if (SWEEPS / "what_leaks.json").exists():
-        told = ["loss", "fidelity", "server's auc", "server's tpr", "auc", "backdoor", "loss before"]
-        print(markdown(table("what_leaks", told)), end="\n\n")
-    if (SWEEPS / "pdfed.json").exists():
-        told = ["qn", "fid", "kid", "rc", "copied", "auc", "tpr", "authpct", "ct", "fld"]
-        print(markdown(table("pdfed", told)), end="\n\n")
-    if (SWEEPS / "peers_attacks.json").exists():
-        told = ["models", "steps", "built_on", "paid", "fair", "vote_gap", "vote_correlation", "kid", "copied"]
-        print(markdown(attacks_table(told)), end="\n\n")
+    told = ["loss", "fidelity", "server's auc", "server's tpr", "auc", "backdoor", "loss before"]
+    print(markdown(table("what_leaks", told)), end="\n\n")
+    told = ["qn", "fid", "kid", "rc", "copied", "auc", "tpr", "authpct", "ct", "fld"]
+    print(markdown(table("pdfed", told)), end="\n\n")
+    told = ["models", "steps", "built_on", "paid", "fair", "vote_gap", "vote_correlation", "kid", "copied"]
+    print(markdown(attacks_table(told)), end="\n\n")
     print(markdown(gan_table(["image_score", "kid", "precision", "recall", "accuracy"])))

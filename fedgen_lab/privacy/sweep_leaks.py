@@ -8,11 +8,14 @@ the honest clients' changes. Under secure aggregation the server's AUC is that o
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 
 from fedgen_lab.privacy.robust import combine, norm
 from fedgen_lab.privacy.uploads import first_adapter, judge, run_uploads
 from fedgen_lab.privacy.uploads import measure as combined
 from fedgen_lab.scenario import Scenario
+from fedgen_lab.shipped import shipped
+from fedgen_lab.sweep import read_sweep
 
 SEEDS = (0, 1, 2)
 HONEST = "mean of the honest"  # as if there were no attacker
@@ -55,3 +58,9 @@ def measure(point, seed):
         found = combined(uploads, clip, point["noise_multiplier"], point["defence"])
     plain = {name: round(float(value), 4) for name, value in found.items() if name not in ("state", "pictures")}
     return plain | {"loss before": round(uploads.loss_before, 4)}
+
+
+def recorded_leaks():
+    """The recorded runs as a data frame: a row for each, with its way to combine, its seed and its numbers."""
+    points = read_sweep(shipped("sweeps") / "what_leaks.json")["points"]
+    return pd.DataFrame([entry["point"] | {"seed": entry["seed"]} | entry["result"] for entry in points])
