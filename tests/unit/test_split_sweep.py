@@ -47,7 +47,7 @@ def _recorded():
 
 def test_what_is_recorded_is_complete_and_finite():
     keys = [(json.dumps(entry["point"], sort_keys=True), entry["seed"]) for entry in _recorded()]
-    assert len(keys) == len(set(keys))
+    assert len(keys) == len(set(keys)) == len(sweep_gan.POINTS) * len(sweep_gan.SEEDS)
     for entry in _recorded():
         result, number = entry["result"], len(entry["result"]["domains"])
         assert entry["point"] in sweep_gan.POINTS and entry["seed"] in sweep_gan.SEEDS and not result["refused"]
