@@ -1,9 +1,7 @@
 """Lab 03 in a real browser: start a run, turn knobs by keyboard, stop; nothing breaks, nothing leaves the machine."""
 
-import pytest
-from lab_in_browser import Lab, everything_has_a_name, knob, status, turn_to_both_ends, wait_for
+from lab_in_browser import Lab, good_to_look_at, knob, status, turn_to_both_ends, wait_for
 
-WIDTHS = (1200, 800)  # a laptop, and half of one
 KNOBS = {
     "Clients": ("2", "16"),
     "Bandwidth (MHz)": ("0.1", "100"),
@@ -14,12 +12,11 @@ KNOBS = {
 }
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures, width):
+def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures):
     from playwright.sync_api import expect
 
     expect.set_options(timeout=60_000)
-    lab = Lab(browser, address, width)
+    lab = Lab(browser, address, 1200)
     output = lab.run_cell("lora_dashboard()")
     output.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
     wait_for(output, "^Ready")
@@ -61,22 +58,20 @@ def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures, widt
     expect(output.get_by_role("button", name="Hide loss as table")).to_be_visible()
     assert output.locator(".fedgen-table table tbody tr").filter(visible=True).count() >= 2
 
-    everything_has_a_name(output)
+    good_to_look_at(lab, output, pictures / "lab03")
     assert lab.page.get_by_text("Share chart").count() == 0
     assert lab.page.locator("[data-title*=Share], [data-title*=Cloud], [data-title*=cloud]").count() == 0
-    lab.page.screenshot(path=pictures / f"lab03_{width}.png")
     lab.theme("JupyterLab Dark")
-    lab.page.screenshot(path=pictures / f"lab03_{width}_dark.png")
+    lab.page.screenshot(path=pictures / "lab03_dark.png")
     for chart in output.locator(".js-plotly-plot").all():
         assert chart.bounding_box()["height"] > 50
     lab.theme("JupyterLab Light")
-    assert lab.errors == []
-    assert lab.foreign == []
+    assert not lab.errors and not lab.foreign, (lab.errors, lab.foreign)
     lab.page.close()
 
 
 def test_after_a_kernel_restart_in_mid_run_the_cell_is_simply_run_again(browser, address):
-    lab = Lab(browser, address, WIDTHS[0])
+    lab = Lab(browser, address, 1200)
     output = lab.run_cell("lora_dashboard()")
     wait_for(output, "^Ready")
     steps, _ = knob(output, "Local steps")
