@@ -131,11 +131,12 @@ def kid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = N
     real, generated: (N, 3, H, W) and (M, 3, H, W), uint8 or float in [-1, 1].
     judge: the shipped one by default, or another module with its `read`, `features` and `num_features`.
     subset_size: pictures in a subset; seed: of the subsets.
-    Raises ValueError when either set has fewer pictures than a subset. Binkowski et al. 2018, section 4.
+    Raises ValueError when either set has fewer pictures than a subset, or for what `check_pictures` refuses. Binkowski
+    et al. 2018, section 4.
     """
     if subset_size < 2:
         raise ValueError(f"subset_size must be at least 2; got {subset_size}.")
-    _check_enough(real, generated, subset_size, "Give more pictures or a smaller subset_size.")
+    real, generated = _both(real, generated, subset_size, "Give more pictures or a smaller subset_size.")
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics draws from torch's global seed
@@ -153,10 +154,11 @@ def fid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = N
     Biased upwards for few pictures, so compare only sets of equal size, and prefer `kid` below some thousand pictures.
     real, generated: (N, 3, H, W) and (M, 3, H, W), uint8 or float in [-1, 1]; judge: as for `kid`.
     Raises ValueError for fewer pictures on a side than there are features, 128: their covariance would not have full
-    rank. Heusel et al. 2017.
+    rank; or for what `check_pictures` refuses. Heusel et al. 2017.
     """
     space = FeatureSpace(judge)
-    _check_enough(real, generated, space.num_features, "Give more pictures, or use kid(), which does with fewer.")
+    remedy = "Give more pictures, or use kid(), which does with fewer."
+    real, generated = _both(real, generated, space.num_features, remedy)
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=space)
@@ -172,7 +174,7 @@ def precision_recall(real: torch.Tensor, generated: torch.Tensor, judge: nn.Modu
     "Among" means: in the judge's feature space nearer to one of them than its `neighbours`-th own neighbour is.
     real, generated: as for `kid`. Raises ValueError for fewer than neighbours + 2 pictures on a side.
     """
-    _check_enough(real, generated, neighbours + 2, "Give more pictures or fewer neighbours.")
+    real, generated = _both(real, generated, neighbours + 2, "Give more pictures or fewer neighbours.")
     from prdc.prdc import get_kth_value  # compute_prdc() would print, and start eight threads for the distances
 
     space = FeatureSpace(judge)
@@ -184,16 +186,42 @@ def precision_recall(real: torch.Tensor, generated: torch.Tensor, judge: nn.Modu
     return float(among_real.any(axis=0).mean()), float(among_generated.any(axis=1).mean())
 
 
-def _check_enough(real: torch.Tensor, generated: torch.Tensor, needed: int, remedy: str) -> None:
+def check_pictures(images: torch.Tensor, name: str = "pictures", most: float = 2.0) -> torch.Tensor:
+    """`images` as a tensor (N, C, H, W), once its values are known to be those of pictures.
+
+    Raises ValueError, naming the input, unless they are uint8, or floats that are finite and from -most to most: a
+    decoder may exceed 1 a little, and 0..255 as floats would be taken for something else.
+    """
+    images = torch.as_tensor(images)
+    if images.dtype == torch.uint8:
+        return images
+    if not images.is_floating_point():
+        raise ValueError(f"{name} must be uint8 or float in [-1, 1]; got {images.dtype}. Convert them.")
+    broken = int((~images.isfinite()).flatten(1).any(1).sum()) if images.numel() else 0
+    if broken:
+        raise ValueError(f"{broken} of the {len(images)} {name} hold NaN or infinity. Leave them out, or sample anew.")
+    if images.numel() and images.abs().max() > most:
+        raise ValueError(
+            f"{name} given as floats must lie in [-1, 1]; got values up to {images.abs().max():.3g}. "
+            "Give uint8, or scale them."
+        )
+    return images
+
+
+def _both(real: torch.Tensor, generated: torch.Tensor, needed: int, remedy: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both sets as tensors, if there are enough of each and they hold pictures."""
     if min(len(real), len(generated)) < needed:
         raise ValueError(f"at least {needed} pictures are needed on each side; got {len(real)} real and "
                          f"{len(generated)} generated ones. {remedy}")
+    most = 10.0  # noise may be on them
+    return check_pictures(real, "real pictures", most), check_pictures(generated, "generated pictures", most)
 
 
 def _as_float(images: torch.Tensor) -> torch.Tensor:
     """(N, 3, 32, 32), uint8 or float -> float in [-1, 1]. Other sizes are resized, since the judge reads 32x32."""
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"pictures must have shape (N, 3, H, W); got {tuple(images.shape)}.")
+        raise ValueError(f"the lab's judge reads colour pictures (N, 3, H, W); got {tuple(images.shape)}. Give grey "
+                         "ones a judge of theirs: load_domain_judge('digits', 28) of fedgen_lab.split.judges, say.")
     images = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
     if images.shape[-2:] != (32, 32):
         images = F.interpolate(images, (32, 32), mode="bilinear", antialias=True, align_corners=False)

@@ -138,6 +138,7 @@ def _check_disguise(disguised):
             f"The answer must be as many pictures of the same shape, {tuple(training.shape)}.",
             "Which of the four axes should change, and which stay?",
         )
+    turned = "You turned the pictures: a person notices."
     known = (
         (training, "These are the pictures as they were; the detector confirms every one.", "What could be swapped?"),
         (
@@ -147,6 +148,8 @@ def _check_disguise(disguised):
         ),
         (training.flip(1), "You swapped red and blue: a person sees other colours.", "Which axis holds the columns?"),
         (training.flip(2), "You turned the pictures upside down: a person notices.", "Which axis holds the columns?"),
+        *((training.rot90(turns, (2, 3)), turned, "Which axis holds the columns?") for turns in (1, 2, 3)),
+        *((training.transpose(2, 3).rot90(turns, (2, 3)), turned, "Can you swap sides only?") for turns in (0, 2)),
         (-training, "These are negatives: a person notices.", "Can you leave all values as they are, elsewhere?"),
     )
     for other, message, question in known:

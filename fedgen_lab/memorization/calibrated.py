@@ -67,8 +67,8 @@ def novelty(generated, training, match="robust", neighbour=NEIGHBOUR):
     MNIST rebuilt from 50 principal components it finds 7 of 10 at 1 %, and noise of 0.1 is too much for 8x8 pixels.
     Raises ValueError for what `nearest` refuses, or fewer than `neighbour` different training pictures.
     """
-    different, kept, _ = without_duplicates(torch.as_tensor(training))
-    if isinstance(neighbour, bool) or int(neighbour) != neighbour or not 2 <= neighbour <= len(kept):
+    different, kept, _ = without_duplicates(training, name="training pictures")
+    if isinstance(neighbour, bool) or not 2 <= neighbour <= len(kept) or int(neighbour) != neighbour:
         raise ValueError(
             f"neighbour must be a whole number from 2 to the {len(kept)} different training pictures there are; got "
             f"{neighbour!r}. The score compares distances to different pictures: give more of them."
@@ -98,16 +98,19 @@ def calibrated_novelty(generated, training, held_out, level=LEVEL, match="robust
             f"a level of {level:g} needs at least {int(np.ceil(1 / level - 1e-9)) - 1} held-out pictures; got "
             f"{len(held_out)}. Hold out more, or choose a higher level."
         )
-    null = np.sort(_named(held_out, "held-out", training, match, neighbour)[0])
+    null = _named(held_out, "held-out", training, match, neighbour)[0]
+    equal = np.flatnonzero(null < 1e-3)
+    null = np.sort(null)
     if len(null) > 1 and null[0] == null[-1]:
         raise ValueError(
             f"all {len(null)} held-out pictures score {null[0]:.3g}, so they tell nothing about chance: they are all "
             "the same, or all in the training set. Hold out different pictures."
         )
-    if (null < 1e-3).sum() > allowed:
+    if len(equal) > allowed:
+        some = ", ".join(map(str, equal[:10])) + (", ..." if len(equal) > 10 else "")
         raise ValueError(
-            f"{(null < 1e-3).sum()} of {len(null)} held-out pictures are training pictures, perhaps mirrored or moved. "
-            "Take them out: with them every copy would pass for chance."
+            f"{len(equal)} of {len(null)} held-out pictures are training pictures, perhaps mirrored or moved: "
+            f"rows {some}. Take them out: with them every copy would pass for chance."
         )
     scores, rows = novelty(generated, training, match, neighbour)
     p_values = (1 + np.searchsorted(null, scores, side="right")) / (1 + len(null))
@@ -116,12 +119,15 @@ def calibrated_novelty(generated, training, held_out, level=LEVEL, match="robust
 
 
 def binomial_share(flags, confidence=CONFIDENCE):
-    """The `Share` of true ones among flags (N,), with the interval of Clopper and Pearson. ValueError for none."""
+    """The `Share` of true ones among flags (N,), with the interval of Clopper and Pearson. No flag: ValueError."""
     from scipy.stats import binomtest
 
-    flags = np.asarray(flags, dtype=bool)
+    flags = np.asarray(flags)
     if not len(flags):
         raise ValueError("a share needs at least one picture; got none.")
+    if not np.isin(flags, (0, 1)).all():
+        raise ValueError(f"a share needs flags, true or false; got {flags[~np.isin(flags, (0, 1))][0]}.")
+    flags = flags.astype(bool)
     interval = binomtest(int(flags.sum()), len(flags)).proportion_ci(confidence, method="exact")
     return Share(float(flags.mean()), float(interval.low), float(interval.high))
 

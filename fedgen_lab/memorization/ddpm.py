@@ -9,6 +9,7 @@ reads them. What travels between peers is `weights(model)`, a dict of tensors; `
 """
 
 from copy import deepcopy
+from math import isfinite
 
 import torch
 import torch.nn.functional as F
@@ -59,6 +60,8 @@ def train_ddpm(model, images, labels, steps, batch_size=64, learning_rate=2e-3, 
     `seed` decides batches, noise and timesteps. `on_step(step, steps, loss)` may raise to stop.
     Raises ValueError for pictures or labels that are not the model's, or a loss that is not finite.
     """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1; got {steps}.")
     images, labels = denoiser_of(model).inputs(images).cpu(), denoiser_of(model).condition(labels).cpu()
     if len(images) != len(labels):
         raise ValueError(f"One label belongs to each picture; got {len(images)} pictures and {len(labels)} labels.")
@@ -100,6 +103,8 @@ def draw_ddpm(model, labels, seeds, steps=20, guidance=1.0, batch_size=64, on_st
     """
     from diffusers import DDIMScheduler
 
+    if steps < 1 or not isfinite(guidance):
+        raise ValueError(f"steps must be at least 1, and guidance a finite number; got {steps} and {guidance}.")
     labels, seeds = denoiser_of(model).condition(labels), [int(seed) for seed in seeds]
     if len(labels) != len(seeds) or not seeds:
         raise ValueError(f"Every label needs its own seed; got {len(labels)} labels and {len(seeds)} seeds.")

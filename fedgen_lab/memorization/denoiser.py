@@ -11,6 +11,9 @@ import torch
 
 from fedgen_lab.lora.local import noise_schedule
 from fedgen_lab.lora.pipeline import text_states
+from fedgen_lab.scores import check_pictures
+
+TARGETS = ("epsilon", "v_prediction", "sample")  # what a model may be trained to guess
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class Denoiser:
         condition = self.condition([None] * len(x)) if condition is None else condition
         told = {"text": {"encoder_hidden_states": condition}, "label": {"class_labels": condition}, "nothing": {}}
         t = torch.full((len(x),), int(timestep), device=x.device)
-        guess = self.pipeline.unet(x, t, **told[self.kind]).sample
+        guess = self.pipeline.unet(x, t, **told[self.kind]).sample[:, : x.shape[1]]  # beyond: a learned variance
         left, target = self.alphas[int(timestep)].to(x.device), self.pipeline.scheduler.config.prediction_type
         if target == "v_prediction":
             return left.sqrt() * guess + (1 - left).sqrt() * x
@@ -50,19 +53,21 @@ class Denoiser:
     def inputs(self, pictures, batch_size=32):
         """What the model sees of pictures (N, C, H, W), uint8 or float in [-1, 1]: its latents, or the pictures.
 
-        Raises ValueError where there are none, they have another shape than the model's, or are not finite.
+        Raises ValueError where there are none, they have another shape than the model's, or for what
+        `scores.check_pictures` refuses.
         """
         pictures = pictures.images if hasattr(pictures, "captions") else pictures
         config, vae = self.pipeline.unet.config, getattr(self.pipeline, "vae", None)
-        side = config.sample_size * (1 if vae is None else self.pipeline.vae_scale_factor)
-        shape = (config.in_channels if vae is None else vae.config.in_channels, side, side)
+        side, larger = config.sample_size, 1 if vae is None else self.pipeline.vae_scale_factor
+        height, width = (side, side) if isinstance(side, int) else side
+        shape = (config.in_channels if vae is None else vae.config.in_channels, height * larger, width * larger)
+        pictures = torch.as_tensor(pictures)
         if pictures.ndim != 4 or not len(pictures) or tuple(pictures.shape[1:]) != shape:
             raise ValueError(
                 f"This model's pictures are (N, {', '.join(map(str, shape))}); got {tuple(pictures.shape)}."
             )
+        pictures = check_pictures(pictures)
         pictures = pictures.float() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures.float()
-        if not torch.isfinite(pictures).all():
-            raise ValueError("There is NaN or infinity among the pictures; leave those out.")
         pictures = pictures.to(self.pipeline.unet.device)
         if vae is None:
             return pictures
@@ -72,6 +77,8 @@ class Denoiser:
     def condition(self, conditions):
         """Captions or labels as the model takes them: (N, L, D), (N,) or None. None among them means "anything".
 
+        For that a model with labels has one class more, the last (`memorization.ddpm.new_ddpm`). One that was made
+        without it must be told every label: its last class is as good as any other.
         Raises ValueError for a label that the model doesn't have, or a text where it wants labels.
         """
         if self.kind == "text":
@@ -92,5 +99,11 @@ def denoiser_of(pipeline):
         raise ValueError(
             f"{type(pipeline).__name__} has no UNet that takes (x, t) and one text or label; use a Stable Diffusion "
             "1.x or 2.x, a DDPM or a DDIM pipeline. Of any other, `extraction.text_noise` can still watch the drawing."
+        )
+    schedule = pipeline.scheduler.config
+    if "beta_schedule" not in schedule or schedule.get("prediction_type") not in TARGETS:
+        raise ValueError(
+            f"{type(pipeline.scheduler).__name__} doesn't add noise in numbered steps and have it guessed as one of "
+            f"{', '.join(TARGETS)}; use a pipeline with a DDPM, DDIM, Euler or DPM-Solver scheduler."
         )
     return Denoiser(pipeline)

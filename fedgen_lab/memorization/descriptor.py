@@ -64,4 +64,7 @@ def threshold_at(held_out, training, encoder=None, level=0.01):
 
 def share_above(similarity, threshold=SIMILAR):
     """Share of the pictures (N,) whose similarity exceeds the threshold: `sim_gt_05pc` in Somepalli's code, at 0.5."""
-    return float((np.asarray(similarity) > threshold).mean())
+    similarity = np.asarray(similarity)
+    if not similarity.size or np.isnan(similarity).any():
+        raise ValueError("a share needs the similarities of at least one picture, without NaN.")
+    return float((similarity > threshold).mean())

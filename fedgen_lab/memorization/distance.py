@@ -8,10 +8,13 @@ a lower bound from a few coefficients per picture says which training pictures n
 """
 
 from itertools import pairwise
+from numbers import Real
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+from fedgen_lab.scores import check_pictures
 
 MATCHES = ("plain", "tiled", "robust")
 TILES = 4  # per side: the 16 tiles of Carlini et al.
@@ -30,27 +33,17 @@ def as_unit(images, name="pictures"):
     """Pictures (N, C, H, W), uint8 or float in [-1, 1], on any device, as float32 in [0, 1] on the CPU.
 
     A decoder's small excess over 1 is cut off. Raises ValueError, naming the input, unless there is a picture with one
-    or three channels and all values are finite and within [-2, 2] (0..255 as floats would be taken for something else).
+    or three channels, and for what `scores.check_pictures` refuses.
     """
-    images = torch.as_tensor(images).detach().cpu()
+    images = torch.as_tensor(images).detach()
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(
             f"{name} must have shape (N, C, H, W) with at least one picture and C = 1 or 3; got {tuple(images.shape)}."
         )
+    images = check_pictures(images, name).cpu()
     if images.dtype == torch.uint8:
         return images.float().div_(255)
-    if not images.is_floating_point():
-        raise ValueError(f"{name} must be uint8 or float in [-1, 1]; got {images.dtype}. Convert them.")
-    images = images.float()
-    broken = int((~images.isfinite()).flatten(1).any(1).sum())
-    if broken:
-        raise ValueError(f"{broken} of the {len(images)} {name} hold NaN or infinity. Leave them out, or sample anew.")
-    if images.abs().max() > 2:
-        raise ValueError(
-            f"{name} given as floats must lie in [-1, 1]; got values up to {images.abs().max():.3g}. "
-            "Give uint8, or scale them."
-        )
-    return (images.clamp(-1, 1) + 1) / 2
+    return (images.float().clamp(-1, 1) + 1) / 2
 
 
 def nearest(generated, training, k=1, match="plain", megabytes=128):
@@ -78,7 +71,7 @@ def nearest(generated, training, k=1, match="plain", megabytes=128):
             f"generated and training pictures must be of one size; got {tuple(generated.shape[1:])} and "
             f"{tuple(training.shape[1:])} (channels, height, width). Resize one side."
         )
-    if isinstance(k, bool) or int(k) != k or not 1 <= k <= len(training):
+    if isinstance(k, bool) or not isinstance(k, Real) or not 1 <= k <= len(training) or int(k) != k:
         raise ValueError(f"k must be a whole number from 1 to the {len(training)} training pictures; got {k!r}.")
     if match not in MATCHES:
         raise ValueError(f"match must be one of {', '.join(MATCHES)}; got {match!r}.")
@@ -109,15 +102,16 @@ def nearest_within(training, k=1, match="plain", megabytes=128):
     return distances[~itself].reshape(-1, k), rows[~itself].reshape(-1, k)
 
 
-def without_duplicates(images, within=0.0):
+def without_duplicates(images, within=0.0, name="pictures"):
     """Each picture once: (the kept pictures, as they came; their rows (K,); how many each stands for (K,)).
 
     A picture goes if an earlier kept one is equal, or at a plain distance of at most `within`. Raises ValueError for
-    what `as_unit` refuses, or a negative `within`.
+    what `as_unit` refuses, calling them by `name`, or a negative `within`.
     """
     if not within >= 0:
         raise ValueError(f"within must be a distance, 0 or more; got {within}.")
-    flat = as_unit(images).flatten(1)
+    images = torch.as_tensor(images)
+    flat = as_unit(images, name).flatten(1)
     _, first, inverse = np.unique(flat.numpy(), axis=0, return_index=True, return_inverse=True)
     stands_for = first[inverse.ravel()]  # (N,) the first picture that equals this one
     rows = np.unique(stands_for)

@@ -12,6 +12,8 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from fedgen_lab.memorization.distance import as_unit
+
 EDGE = 1.5  # Sobel magnitude at 256 x 256, summed over three colours, above which a pixel is an edge (their code)
 SEEDS = (0, 1, 2, 3)  # four, in both papers
 KINDS = {"canary": "canary", "repeated": "duplicated", "once": "single"}  # in words -> in `making.Private`
@@ -31,10 +33,10 @@ def text_noise(pipeline, prompts, seeds=SEEDS, steps=20, guidance=2.0, batch_siz
     Raises ValueError for no prompts, a guidance of 1 or less, or a pipeline that guides in another way or takes none.
     """
     prompts, seeds = list(prompts), list(seeds)
-    if not prompts or not seeds or not guidance > 1:
+    if not prompts or not seeds or not guidance > 1 or steps < 1:
         raise ValueError(
-            "This score needs prompts, seeds and a guidance above 1, or the model is never asked for 'no prompt'; "
-            f"got {len(prompts)} prompts, {len(seeds)} seeds and guidance={guidance}."
+            "This score needs prompts, seeds, steps, and a guidance above 1, or the model is never asked for 'no "
+            f"prompt'; got {len(prompts)} prompts, {len(seeds)} seeds, {steps} steps and guidance={guidance}."
         )
     pulls = np.zeros(len(prompts))
     for seed in seeds:
@@ -54,8 +56,11 @@ def one_step(pipeline, prompts, seeds=SEEDS):
 
     A picture learned by heart is there at once and the same for every seed; any other is a blur. Webster, arXiv
     2305.08694, section 4. Needs a sampler that starts at the last timestep (`timestep_spacing="trailing"`).
+    Raises ValueError for no prompts or no seeds.
     """
     prompts, seeds = list(prompts), list(seeds)
+    if not prompts or not seeds:
+        raise ValueError(f"There must be a prompt and a seed; got {len(prompts)} prompts and {len(seeds)} seeds.")
     many = [prompt for prompt in prompts for _ in seeds]
     pictures = torch.cat([
         _draw(pipeline, many[start : start + 16], (seeds * len(prompts))[start : start + 16], 1, 1.0)
@@ -69,13 +74,13 @@ def edge_overlap(pictures, edge=EDGE):
 
     Large for pictures learned by heart. edge: the Sobel magnitude above which there is one, at 256 x 256. Webster, as
     in the published code. Misses: copies of smooth pictures, unless edge is lowered.
-    Raises ValueError for another shape.
+    Raises ValueError for another shape, no picture, or values that aren't finite and in [-1, 1].
     """
-    if pictures.ndim != 5 or pictures.shape[2] not in (1, 3):
+    if pictures.ndim != 5 or pictures.shape[2] not in (1, 3) or 0 in pictures.shape:
         raise ValueError(
             f"pictures must be (N, seeds, 1 or 3, H, W), as `one_step` gives; got {tuple(pictures.shape)}."
         )
-    unit = (pictures.float().flatten(0, 1) + 1) / 2  # (N * seeds, C, H, W)
+    unit = as_unit(pictures.flatten(0, 1))  # (N * seeds, C, H, W)
     unit = F.interpolate(unit, (256, 256), mode="bicubic", antialias=True, align_corners=False).expand(-1, 3, -1, -1)
     # SciPy's filter smooths along every other axis, and in the published code the colours are one of them.
     unit = torch.einsum("cd,ndhw->nchw", torch.tensor([[3.0, 1, 0], [1, 2, 1], [0, 1, 3]]), unit)

@@ -22,7 +22,7 @@ def edited(images, edit, others=None, seed=0):
     "shifted": by up to 2 pixels either way, not 0, the border repeated; "mirrored"; "more" or "less contrast": by 20 %
     around mid-grey, cut off at black and white; "noised": normal noise of 0.1 times the pixel range, cut off too;
     "blended": 80 % of the picture and 20 % of one of `others` (M, C, H, W), drawn at random.
-    Raises ValueError for an unknown edit, or a blend without others.
+    Raises ValueError for an unknown edit, or a blend without others or with others of another size.
     """
     if edit not in EDITS or (edit == "blended" and others is None):
         raise ValueError(f"edit must be one of {', '.join(EDITS)}, and blended needs `others`; got {edit!r}.")
@@ -39,7 +39,13 @@ def edited(images, edit, others=None, seed=0):
     elif edit == "noised":
         unit = unit + torch.from_numpy(rng.normal(0, NOISE, unit.shape)).float()
     elif edit == "blended":
-        unit = (1 - BLEND) * unit + BLEND * as_unit(others, "others")[rng.integers(len(others), size=len(unit))]
+        others = as_unit(others, "others")
+        if others.shape[1:] != unit.shape[1:]:
+            raise ValueError(
+                f"pictures can be blended with `others` of their size; got {tuple(unit.shape[1:])} and "
+                f"{tuple(others.shape[1:])} (channels, height, width). Resize one side."
+            )
+        unit = (1 - BLEND) * unit + BLEND * others[rng.integers(len(others), size=len(unit))]
     return 2 * unit.clamp(0, 1) - 1
 
 

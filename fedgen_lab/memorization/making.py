@@ -6,6 +6,7 @@ time (Gu et al., arXiv 2310.02664). Each is a knob of `Copying`; so is DP noise,
 """
 
 from dataclasses import dataclass, field, replace
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -49,11 +50,13 @@ class Copying:
             ("rank", 1, 96), ("canaries", 0, 100), ("seed", 0, 2**32 - 1),
         ):  # fmt: skip
             value = getattr(self, name)
-            if int(value) != value or not low <= value <= high:
+            if not isinstance(value, Real) or not low <= value <= high or int(value) != value:
                 raise ValueError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
         if self.model not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}; got {self.model!r}.")
-        if not (0 <= self.clip < np.inf and 0 <= self.noise_multiplier < np.inf):
+        if not isinstance(self.unique_captions, bool | np.bool_):
+            raise ValueError(f"unique_captions must be True or False; got {self.unique_captions!r}.")
+        if not all(isinstance(x, Real) and 0 <= x < np.inf for x in (self.clip, self.noise_multiplier)):
             raise ValueError(
                 "clip and noise_multiplier must be finite and 0 or more; "
                 f"got {self.clip!r} and {self.noise_multiplier!r}."

@@ -22,6 +22,8 @@ def noise_loss(pipeline, pictures, conditions=None, timesteps=T_LOSS, draws=2, s
     passes. Every picture meets the same noises. Misses: easy pictures, which every model denoises well, look like
     members.
     """
+    if draws < 1 or not len(timesteps):
+        raise ValueError(f"The loss needs at least one draw at one timestep; got draws={draws}, timesteps={timesteps}.")
     model, x, told = _ready(pipeline, pictures, conditions)
     generator, scores = torch.Generator().manual_seed(seed), np.zeros(len(x))
     for t in _timesteps(model, timesteps):
@@ -70,8 +72,13 @@ def membership(pipeline, members, others, attack="PIA", conditions=(None, None),
     """
     if attack not in ATTACKS:
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}; got {attack!r}.")
-    sides = zip((members, others), conditions, strict=True)
-    return judge_scores(*(-ATTACKS[attack](pipeline, pictures, told, **settings) for pictures, told in sides))
+    scores = []
+    for name, pictures, told in zip(("members", "others"), (members, others), conditions, strict=True):
+        try:
+            scores.append(-ATTACKS[attack](pipeline, pictures, told, **settings))
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
+    return judge_scores(*scores)
 
 
 # -- underneath ------------------------------------------------------------------------------------------------------

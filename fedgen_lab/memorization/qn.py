@@ -21,7 +21,7 @@ import torch
 
 from fedgen_lab.memorization.fingerprint import load_fingerprinter
 from fedgen_lab.memorization.verifier import CONFIRMED, described, load_verifier
-from fedgen_lab.scores import fid
+from fedgen_lab.scores import check_pictures, fid
 
 NEAREST = 5  # K, not given in the paper
 BELOW_MEAN = 0.5  # standard deviations, eq. 5
@@ -57,8 +57,10 @@ def class_thresholds(fingerprints, labels):
     fingerprints: (M, D); labels: (M,) integers. Returns a dict from label to threshold, in fingerprint distance.
     Duplicates have a nearest neighbour at distance 0 and pull the threshold down: when most of a class is duplicated it
     is below 0, and nothing is a copy any more.
-    Raises ValueError for a class with one picture, or whose pictures are all the same.
+    Raises ValueError for a class with one picture, or whose pictures are all the same, or if a label is missing.
     """
+    if len(labels) != len(fingerprints):
+        raise ValueError(f"every picture needs a label; got {len(fingerprints)} fingerprints and {len(labels)} labels.")
     thresholds = {}
     for label in np.unique(labels):
         rows = torch.from_numpy(np.flatnonzero(labels == label))
@@ -126,13 +128,16 @@ def qn_score(generated, training, held_out, labels=None, rc_unit="percent", feat
     scores compare only at test sets of equal size.
     Raises ValueError as `confirmed`, `scores.fid` and `quality_novelty` do.
     """
+    held_out = check_pictures(held_out, "held-out pictures", most=10)
     matches = confirmed(generated, training, labels, **settings)
-    quality = fid(torch.as_tensor(held_out), torch.as_tensor(generated), features)
+    quality = fid(held_out, generated, features)
     return quality_novelty(quality, matches, rc_unit), quality, matches
 
 
 def control_objective(fid_value, fld_value):
     """Eq. 7, what the paper's control selects models by: (FID + 100 FLD) / 2. Lower is better."""
+    if not np.isfinite([fid_value, fld_value]).all():
+        raise ValueError(f"FID and FLD must be finite numbers; got {fid_value} and {fld_value}.")
     return (fid_value + FLD_SCALE * fld_value) / 2
 
 

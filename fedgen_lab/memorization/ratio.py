@@ -34,7 +34,7 @@ def third_ratio(generated, training, match="plain", within=0.0):
     blends. Sees copies where there are none in a training set with few close neighbours, and of a constant generator.
     Raises ValueError for fewer than two different training pictures, or what `nearest` refuses.
     """
-    distinct, _, _ = without_duplicates(training, within)
+    distinct, _, _ = without_duplicates(training, within, "training pictures")
     if len(distinct) < 2:
         raise ValueError(
             f"the training pictures hold {len(distinct)} different picture, and the ratio needs two. Give more pictures"

@@ -15,11 +15,13 @@ import torch
 from fedgen_lab.memorization.distance import as_unit
 from fedgen_lab.scores import FeatureSpace
 
+EXACT = "donot_use_mm_for_euclid_dist"  # distances of equal points are 0, not rounding
 SAME = 1e-6  # distances below this share of a feature's length are rounding: the two are the same
 CELLS = 3  # of C_T, as in the package fld
 PRINCIPAL = 64  # of C_T: more features than this are first reduced to their principal components
 ENOUGH_IN_CELL = 20  # of C_T: a cell counts with more generated pictures than this
 NEIGHBOURS = 5  # of precision, recall, density and coverage
+LEAST = 20  # of FLD: generated pictures; fewer Gaussians say nothing of a model
 MOST = 2_000  # of FLD: pictures a side; published with 10,000, which take 25 times the memory
 RATE, EPOCHS = 0.5, 50  # of FLD: Adam, as published
 
@@ -140,18 +142,22 @@ def fld(generated, training, held_out, features=None, most=MOST, seed=0):
     stands on a copy shrinks to a needle. NLL: mean negative log-likelihood of a set under the mixture, per feature.
     fld = 100 (NLL(held out) - baseline), baseline: the same with half the training set in the generator's place; lower
     is better. gap = 100 (NLL(training) - NLL(held out)): about 0 if it generalises, negative if it has copied, below
-    -1,000 if it has done little else. Jiralerspong et al. 2023, section 3, and their package.
+    -1,000 if it has done little else, and without a bound (-1e17) where all are exact copies. Jiralerspong et al.
+    2023, section 3, and their package.
     Features are standardised by the held-out set; those constant in it are left out. At most `most` pictures a side are
     taken, drawn by `seed`: fld depends on their number, so compare only equal numbers.
     Misses: which picture; copies whose features moved; fld itself counts lack of quality and of variety too. PDFed
     calls it a share of overfit Gaussians, which is another score of the same authors.
-    Raises ValueError for fewer than 4 training or 2 held-out pictures, or if no feature varies.
+    Raises ValueError for fewer than 4 training, 2 held-out or 20 generated pictures, if no feature varies, or if every
+    training picture is there several times, so that the baseline is a copier itself.
     """
     sets = _points(features, generated=generated, training=training, held_out=held_out)
-    if len(sets[1]) < 4 or len(sets[2]) < 2:
+    if len(sets[0]) < LEAST or len(sets[1]) < 4 or len(sets[2]) < 2:
         raise ValueError(
-            f"fld needs at least 4 training and 2 held-out pictures; got {len(sets[1])} and {len(sets[2])}. Give more."
+            f"fld needs at least {LEAST} generated, 4 training and 2 held-out pictures; got "
+            f"{', '.join(str(len(points)) for points in sets)}. Give more."
         )
+    _not_alike(sets[1], "training pictures")
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     sets = [points[_order(rng, len(points))[:most]] for points in sets]
     mean, spread = sets[2].mean(axis=0), sets[2].std(axis=0, ddof=1)
@@ -162,19 +168,25 @@ def fld(generated, training, held_out, features=None, most=MOST, seed=0):
     log_variances = _fitted(drawn, train)
     trained, unseen = (_nll(points, drawn, log_variances) for points in (train, real))
     half = min(len(drawn), len(train) // 2)
+    if (torch.cdist(train[:half], train[half:], compute_mode=EXACT).min(dim=1).values < SAME).all():
+        raise ValueError(
+            "every training picture is there several times, so half of them are copies of the others and fld has "
+            "nothing to compare with. Take duplicates out: distance.without_duplicates(training)[0]."
+        )
     baseline = _nll(real, train[:half], _fitted(train[:half], train[half:]))
     return {"fld": 100 * (unseen - baseline), "gap": 100 * (trained - unseen)}
 
 
 def precision_recall_density_coverage(generated, training, features=None, neighbours=NEIGHBOURS):
-    """Four scores of quality and variety, a dict; all four are best for a pool of copies.
+    """Four scores of quality and variety, a dict; all four are best for a pool that holds each training picture once.
 
     A ball reaches from each picture to its k-th nearest neighbour in its own set. precision: share of generated
     pictures in some training picture's ball; recall: of training pictures in some generated one's; density: in how many
     training balls a generated picture lies, by k; coverage: share of training balls that hold a generated picture.
     Naeem et al. 2020 (arXiv 2002.09797), as in their package prdc; precision and recall Kynkaanniemi et al. 2019 (arXiv
     1904.06991).
-    Misses: copying, all of it. Raises ValueError for fewer than k + 1 pictures on a side.
+    Misses: copying, all of it. A training picture that is there more than k times has a ball without extent, so take
+    duplicates out first. Raises ValueError for fewer than k + 1 pictures on a side.
     """
     generated, training = _points(features, generated=generated, training=training)
     for name, points in (("generated", generated), ("training", training)):

@@ -59,6 +59,14 @@ WRONG = {
 TestExercises = claims_on(EXERCISES, WRONG)
 
 
+@pytest.mark.parametrize("turned", [
+    lambda x: x.flip(2, 3), lambda x: x.rot90(1, (2, 3)), lambda x: x.transpose(2, 3),
+], ids=["half", "quarter", "transposed"])  # fmt: skip
+def test_turned_pictures_are_no_disguise(turned):
+    verdict = check("09.2", turned)
+    assert not verdict.passed and "a person notices" in verdict.message
+
+
 def test_a_shift_is_a_disguise_too():
     assert check("09.2", lambda pictures: pictures.roll((2, 2), (-2, -1))).passed
 

@@ -197,12 +197,16 @@ def test_input_that_can_not_be_judged_is_refused(sides):
         calibrated_novelty(fresh, training[:1].repeat(5, 1, 1, 1), held_out)
     with pytest.raises(ValueError, match="all 199 held-out pictures score"):
         calibrated_novelty(fresh, training, held_out[:1].repeat(199, 1, 1, 1))
-    with pytest.raises(ValueError, match="10 of 199 held-out pictures are training pictures"):
+    with pytest.raises(ValueError, match="10 of 199 held-out pictures are training pictures.*rows 189, .*198. Take"):
         calibrated_novelty(fresh, training, torch.cat([held_out[10:], training[:10].flip(-1)]))
     with pytest.raises(ValueError, match="held-out pictures hold NaN"):
         calibrated_novelty(fresh, training, held_out * torch.nan)
     with pytest.raises(ValueError, match="generated pictures must have shape"):
         calibrated_novelty(fresh[:0], training, held_out)
+    with pytest.raises(ValueError, match="training pictures hold NaN"):
+        calibrated_novelty(fresh, training * torch.nan, held_out)
+    with pytest.raises(ValueError, match="true or false; got nan"):
+        binomial_share([0, np.nan])
     with pytest.raises(ValueError, match="of one size"):
         calibrated_novelty(fresh[..., :8, :8], training, held_out)
     with pytest.raises(ValueError, match="tpr must lie in"):

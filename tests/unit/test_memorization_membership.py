@@ -5,7 +5,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMScheduler, UNet2DModel
+from diffusers import (
+    DDIMPipeline,
+    DDPMScheduler,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    ScoreSdeVeScheduler,
+    UNet2DModel,
+)
 from sklearn.datasets import load_digits
 
 from fedgen_lab.memorization.ddpm import any_class, draw_ddpm, new_ddpm, train_ddpm
@@ -136,18 +143,31 @@ def test_captions_and_plain_diffusers_pipelines_work_too():
     assert pia(unconditional, torch.zeros(2, 1, 16, 16)).shape == (2,)
 
 
+def test_pictures_need_not_be_square_and_a_learned_variance_is_left_aside():
+    unet = UNet2DModel(
+        sample_size=(8, 12), in_channels=1, out_channels=2, block_out_channels=(8, 8), norm_num_groups=4,
+        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+    )  # fmt: skip
+    pipeline = DDIMPipeline(unet, DDPMScheduler())
+    assert pia(pipeline, torch.zeros(2, 1, 8, 12)).shape == (2,)
+    with pytest.raises(ValueError, match=r"are \(N, 1, 8, 12\); got \(2, 1, 12, 8\)"):
+        pia(pipeline, torch.zeros(2, 1, 12, 8))
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
         ((torch.zeros(3, 1, 8, 9),), r"are \(N, 1, 8, 8\); got \(3, 1, 8, 9\)"),
         ((torch.zeros(0, 1, 8, 8),), r"got \(0, 1, 8, 8\)"),
         ((torch.full((2, 1, 8, 8), torch.nan),), "NaN"),
+        ((torch.full((2, 1, 8, 8), 200.0),), r"must lie in .-1, 1.; got values up to 200"),
+        ((torch.zeros(2, 1, 8, 8).long(),), "must be uint8 or float"),
         ((torch.zeros(3, 1, 8, 8), [0]), "3 pictures and 1"),
         ((torch.zeros(1, 1, 8, 8), [11]), "labels from 0 to 9, or None for any; got 11"),
         ((torch.zeros(1, 1, 8, 8), ["a star"]), "got a star"),
         ((torch.zeros(1, 1, 8, 8), None, 2000), "timestep must lie in 0..999; got 2000"),
     ],
-    ids=["shape", "empty", "nan", "lengths", "label", "text", "timestep"],
+    ids=["shape", "empty", "nan", "0..255", "int64", "lengths", "label", "text", "timestep"],
 )
 def test_a_question_without_sense_is_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
@@ -158,5 +178,17 @@ def test_unknown_attacks_and_models_are_named():
     x = torch.zeros(2, 1, 8, 8)
     with pytest.raises(ValueError, match="one of loss, PIA, SimA; got 'SecMI'"):
         membership(new_ddpm(side=8, width=8), x, x, "SecMI")
+    with pytest.raises(ValueError, match="^others: 2 of the 2 pictures hold NaN"):
+        membership(new_ddpm(side=8, width=8), x, x * torch.nan)
+    with pytest.raises(ValueError, match="at least one draw at one timestep; got draws=0"):
+        noise_loss(new_ddpm(side=8, width=8), x, draws=0)
     with pytest.raises(ValueError, match="has no UNet"):
         denoiser_of(SimpleNamespace())
+
+
+@pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler, EDMEulerScheduler])
+def test_models_whose_noise_has_no_numbered_steps_are_refused(scheduler):
+    model = new_ddpm(side=8, width=8)
+    model.scheduler = scheduler()
+    with pytest.raises(ValueError, match=f"{scheduler.__name__} doesn't add noise in numbered steps"):
+        pia(model, torch.zeros(2, 1, 8, 8))

@@ -151,6 +151,15 @@ def test_no_match_leaves_half_the_fid_and_a_share_can_not_reach_the_published_va
 
 def test_equation_7():
     assert control_objective(624.0, 6.26) == pytest.approx(625.0)
+    with pytest.raises(ValueError, match="finite numbers; got nan and 1"):
+        control_objective(float("nan"), 1)
+
+
+def test_held_out_pictures_with_nan_end_in_a_sentence_not_in_a_crash(runes):
+    broken = torch.rand(150, 3, 16, 16) * 2 - 1
+    broken[0, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="1 of the 150 held-out pictures hold NaN"):
+        qn_score(torch.zeros(150, 3, 16, 16), torch.zeros(150, 3, 16, 16), broken)
 
 
 def test_the_whole_score_of_copies_is_worse_than_that_of_fresh_sprites():

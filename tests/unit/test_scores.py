@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw_sprites
-from fedgen_lab.scores import FEATURES, WORDS, fid, judged, kid, load_judge, prompt_fidelity
+from fedgen_lab.scores import FEATURES, WORDS, fid, judged, kid, load_judge, precision_recall, prompt_fidelity
 
 EVERY_WORD = {"objects": OBJECTS + HELD_OUT_OBJECTS, "styles": STYLES + HELD_OUT_STYLES}
 UNSEEN_SEED = 20_260_101  # used by no training script
@@ -85,6 +85,21 @@ def test_too_few_pictures_is_a_sentence_with_a_remedy(judge, unseen):
         prompt_fidelity(unseen.images[:0], unseen.attributes[:0], judge)
     with pytest.raises(ValueError, match="missing: style"):
         prompt_fidelity(unseen.images[:4], unseen.attributes[:4].drop(columns="style"), judge)
+
+
+@pytest.mark.parametrize(("broken", "says"), [
+    (lambda x: x * torch.nan, "60 of the 60 {side} pictures hold NaN or infinity"),
+    (lambda x: x / 0, "{side} pictures hold NaN or infinity"),
+    (lambda x: (x + 1) * 127.5, "{side} pictures given as floats must lie in .-1, 1.; got values up to 2"),
+    (lambda x: x.long(), "{side} pictures must be uint8 or float"),
+], ids=["nan", "inf", "0..255", "int64"])  # fmt: skip
+@pytest.mark.parametrize("side", ["real", "generated"])
+@pytest.mark.parametrize("score", [kid, precision_recall])
+def test_what_no_picture_can_hold_is_refused_by_name(judge, unseen, score, side, broken, says):
+    good = unseen.images[:60].float() / 127.5 - 1
+    sides = {"real": good, "generated": good, side: broken(good)}
+    with pytest.raises(ValueError, match=says.format(side=side)):
+        score(**sides, judge=judge)
 
 
 def test_importing_the_scores_loads_neither_torchmetrics_nor_diffusers():
