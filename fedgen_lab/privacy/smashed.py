@@ -71,6 +71,10 @@ def reconstruct(received, shadow_batch, picture_shape, steps=250, seed=0, on_ste
 
     shadow_batch() -> (smashed data, pictures of another domain). A small decoder learns from `steps` such batches to
     turn one into the other. on_step and seed: as in `infer_labels`.
+
+    How well that goes depends on the other domain, so a large error with one proves nothing. MNIST behind one block of
+    the reference nets, 250 steps: squared error 0.0095 with runes, 0.083 with Fashion-MNIST and 0.256 with notMNIST; of
+    the mean picture 0.263.
     """
     channels, side = picture_shape[0], picture_shape[-1]
     small = received.shape[-1]

@@ -21,6 +21,8 @@ def cluster(taps, k=0, seed=0):
 
     k: how many clusters (the published code takes the number of domains, which a server would not know), or 0: as many
     as give the highest mean silhouette, and one where nothing separates the clients. Fewer where fewer taps differ.
+    A silhouette compares a client with others of its cluster, so it can't judge as many clusters as clients: where each
+    client is of a domain of its own, 0 may find one cluster for all, and only k tells them apart.
     A client whose tap has NaN or infinity in it becomes a cluster of its own, so that it touches nobody. A tap shows a
     client's labels too: where these differ much, clients of one label come together before clients of one domain.
     Raises ValueError when taps are not one row a client, or k is negative.
@@ -180,7 +182,7 @@ def _k_means(taps, k, seed):
     different = len(np.unique(taps, axis=0))
     if k:
         return _fit(taps, min(k, different), seed)
-    tries = [_fit(taps, number, seed) for number in range(2, min(MOST_CLUSTERS, different - 1, len(taps) - 1) + 1)]
+    tries = [_fit(taps, number, seed) for number in range(2, min(MOST_CLUSTERS, different, len(taps) - 1) + 1)]
     scored = [(silhouette_score(taps, groups), -i) for i, groups in enumerate(tries)]  # a tie: the fewer clusters
     best, place = max(scored, default=(0.0, 0))
     return tries[-place] if best >= FEWEST_STRUCTURE else np.zeros(len(taps), int)

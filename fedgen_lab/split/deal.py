@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fedgen_lab.partition import by_skew
-from fedgen_lab.pictures.domains import NUM_LABELS, OFFLINE, load_domain
+from fedgen_lab.pictures.domains import HELD_OUT_SHARE, NUM_LABELS, OFFLINE, load_domain
 from fedgen_lab.split.nets import SIZES
 from fedgen_lab.split.scenario import GanScenario
 
@@ -31,6 +31,7 @@ SCENARIOS = {  # share, number of domains, clients and pictures per client of th
 }
 IN_PLACE_OF = ("digits", "garments", "runes", "letters")  # MNIST, Fashion-MNIST, KMNIST and notMNIST
 DIGITS = 1_438  # pictures in the training part of "digits": all that there are
+FEWEST_HELD_OUT = 7  # precision and recall look at five neighbours: `fedgen_lab.scores.precision_recall`
 FEWEST = 2  # pictures of a client, whatever its share: BatchNorm needs two
 _POOL, _HELD_OUT, _SHARE = 9_000_000, 9_100_000, 9_200_000  # first keys of seeds, which no client's number reaches
 
@@ -60,7 +61,8 @@ def deal(scenario):
     `fedgen_lab.partition.by_skew`); the other shares never give a picture to two clients.
 
     Raises ValueError when there are fewer clients than domains, a domain's pictures are grey and the nets take colour
-    (or the other way round), or a domain holds too few; and as `load_domain` does.
+    (or the other way round), or a domain holds too few to deal, or fewer than `FEWEST_HELD_OUT` to judge by; and as
+    `load_domain` does.
     """
     return _dealt(_what_matters(scenario))
 
@@ -82,7 +84,8 @@ def published_scenario(name, num_clients=None, **changes):
 
     num_clients: None for the original's whole size: its clients, nets, batches and rounds. With a number it is the
         lesson's size. Without `domains`, those that need no download stand in for the original's; the few real digits
-        that there are then bound `pictures_per_client`.
+        that there are then bound `pictures_per_client`. With no more clients than domains give `num_clusters` too:
+        silhouettes, which choose it otherwise, can't tell clients apart that are each alone in their domain.
 
     Raises ValueError for another name.
     """
@@ -128,6 +131,12 @@ def _dealt(scenario):
         load_domain(name, None, side, scenario.seed_of(_HELD_OUT, number), held_out=True)
         for number, name in enumerate(names)
     ]
+    for domain in held_out:
+        if len(domain) < FEWEST_HELD_OUT:
+            raise ValueError(
+                f"The held-out part of {domain.name!r} has {len(domain)} pictures; scores need {FEWEST_HELD_OUT} or "
+                f"more. Add pictures: of a set in one part, {HELD_OUT_SHARE:.0%} of each label are held out, rounded."
+            )
     counts = pd.DataFrame(
         [np.bincount(each, minlength=NUM_LABELS) for each in labels],
         index=pd.RangeIndex(len(labels), name="client"), columns=pd.RangeIndex(NUM_LABELS, name="label"),

@@ -6,6 +6,7 @@ run config. HuSCF-GAN: arXiv 2507.12979.
 
 from dataclasses import dataclass, field
 from itertools import product
+from numbers import Integral, Real
 
 import numpy as np
 
@@ -52,7 +53,7 @@ class GanScenario:
     method: str = "huscf"
     cuts: str = "optimum"
     kld_alpha: float = 1.0  # how strongly a client that differs from its cluster is weighed down; 0 is FedAvg
-    num_clusters: int = 0  # 0: chosen by silhouette
+    num_clusters: int = 0  # 0: chosen by silhouette, which needs two clients of a domain; else give the number
     warm_up: int = 2  # rounds of plain FedAvg before clustering begins
     tap: str = "epoch"  # average the tap over the round, or take its "last-batch"
     scale_free: bool = False  # divide KLD scores by their median, so that kld_alpha has no scale
@@ -66,12 +67,18 @@ class GanScenario:
     def __post_init__(self):
         for name in ("num_clients", "rounds", "iterations", "batch_size", "pictures_per_client"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not float(value).is_integer() or value < 1:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
         for name in ("seed", "num_clusters", "warm_up"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not float(value).is_integer() or value < 0:
+            if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
                 raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
+        for name in ("kld_alpha", "noise", "decorrelation", "skew", "bandwidth_hz", "learning_rate"):
+            if not isinstance(getattr(self, name), Real):
+                raise ValueError(f"{name} must be a number; got {getattr(self, name)!r}.")
+        for name in ("domains", "cuts"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} must be text, with commas between several; got {getattr(self, name)!r}.")
         for name in ("kld_alpha", "noise", "decorrelation"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a number of at least 0; got {getattr(self, name)!r}.")
@@ -92,7 +99,7 @@ class GanScenario:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        cuts = [] if self.cuts == "optimum" else self.cuts.split(",")
+        cuts = [] if self.cuts == "optimum" else [cut.strip() for cut in self.cuts.split(",")]
         if any(cut not in CUTS for cut in cuts) or len(cuts) not in (0, 1, self.num_clients):
             raise ValueError(
                 f'cuts must be "optimum", or four bits such as "0110" for all or for each of the {self.num_clients} '

@@ -7,6 +7,7 @@ utility: how well a classifier that saw only generated pictures names real ones.
 """
 
 from functools import lru_cache
+from numbers import Integral
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,7 @@ from torch import nn
 
 from fedgen_lab import scores
 from fedgen_lab.pictures.domains import load_domain
+from fedgen_lab.split.deal import FEWEST_HELD_OUT
 from fedgen_lab.split.judges import judge_for, probabilities
 from fedgen_lab.split.nets import SIZES, generate, new_generator
 
@@ -53,13 +55,21 @@ def score(generators, dealt, scenario, number=500, utility=False):
     """The scores of a finished run: a DataFrame with one row per domain, each the mean over the domain's clients.
 
     generators: one whole generator's state dict per client, None where a client is gone; dealt: what `deal(scenario)`
-    returned; number: pictures from each client, all ten labels in turn, also those that it never owned.
+    returned; number: pictures from each client, at least `FEWEST_HELD_OUT`, all ten labels in turn, also those that it
+    never owned.
 
     Columns: domain; clients, how many could be scored (a generator that draws NaN cannot); image_score and its ceiling,
     the score of the held-out real pictures; kid, fid, precision, recall against these, fid only where both sides have
     as many pictures as features; right_label. With `utility` also what `utility()` returns, for the pictures of all the
     domain's clients together, and accuracy_ceiling: after as many real pictures, or all there are.
+
+    Raises ValueError for a smaller number, or one that is not whole.
     """
+    if isinstance(number, bool) or not isinstance(number, Integral) or number < FEWEST_HELD_OUT:
+        raise ValueError(
+            f"number must be a whole number of pictures, at least {FEWEST_HELD_OUT}, as precision and recall need; got "
+            f"{number!r}."
+        )
     labels = torch.arange(number) % SIZES[scenario.size].num_labels
     clients, drawn = [], {domain: [] for domain in dealt.domains}
     for client, state in enumerate(generators):

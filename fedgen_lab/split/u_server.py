@@ -124,6 +124,8 @@ class UServer:
             self.clients[partition] = _Client(node_id, cut, count, {})
             self.clients[partition].state = _part(whole, self.clients[partition].holds)
         self.clients = dict(sorted(self.clients.items()))
+        if not self.scenario.num_clusters and not self.scenario.reference and wanted <= len(self.scenario.domain_names):
+            _log.warning("Every client has a domain of its own, which silhouettes can't find: give num_clusters.")
         self._some_left()
 
     def exchange(self, action, iteration, down=None, blocks=False, go_on=True):
@@ -143,7 +145,7 @@ class UServer:
             try:
                 content = content_of(replies.get(partition))
                 if action == "learn_g" and not go_on:
-                    good[partition] = checked_blocks(content["blocks"], client.state)
+                    good[partition] = checked_blocks(content["blocks"], client.state, self.scenario)
                 elif up := HOPS[action].up:
                     batch = min(self.scenario.batch_size, client.count)
                     good[partition] = checked_tensors(

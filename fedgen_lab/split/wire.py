@@ -14,6 +14,7 @@ from fedgen_lab.split.defence import from_bytes
 from fedgen_lab.split.nets import SIZES, new_discriminator, new_generator
 
 SMASHED = {"g_head": 0, "d_head_fake": 1, "d_head_real": 2, "d_head_fool": 3}  # a head's activations; keys of noise
+LARGEST = 1e6  # honest activations, gradients and weights are of the order of ten; noise adds to them
 
 
 def array(tensor):
@@ -28,8 +29,8 @@ def read(array):
 
 def checked_tensors(record, names, cut, batch, dtype, scenario):
     """The tensors `names` of an `ArrayRecord`, as floats. Raises ValueError when one has another shape or type than
-    belongs at this cut, or is not finite."""
-    tensors = {}
+    belongs at this cut, is not finite, or holds a number that honest training never makes."""
+    tensors, largest = {}, LARGEST * (1 + scenario.noise)
     for name in names:
         tensor = read(record[name])
         if name in SMASHED and scenario.bits == 8:
@@ -37,16 +38,29 @@ def checked_tensors(record, names, cut, batch, dtype, scenario):
         shape = (batch, *_shape_at_the_cut(scenario.size, name, cut))
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
             raise ValueError(f"sent {name!r} as {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}")
-        if not (tensor.sum().isfinite() or tensor.isfinite().all()):  # the sum is six times as fast
-            raise ValueError(f"sent NaN or infinity in {name!r}")
+        _check_size(name, tensor, largest)
         tensors[name] = tensor
     return tensors
 
 
-def checked_blocks(record, expected):
-    """The state of a client's blocks. Raises ValueError unless it is like `expected` in names, shapes and types, and
-    finite."""
-    return {name: torch.from_numpy(value) for name, value in checked(record, expected).items()}
+def checked_blocks(record, expected, scenario):
+    """The state of a client's blocks. Raises ValueError unless it is like `expected` in names, shapes and types, finite
+    and no larger than honest training makes it."""
+    blocks = {name: torch.from_numpy(value) for name, value in checked(record, expected).items()}
+    largest = LARGEST * (1 + scenario.noise)
+    for name, tensor in blocks.items():
+        if tensor.is_floating_point():
+            _check_size(name, tensor, largest**2 if name.endswith("running_var") else largest)  # a variance is a square
+    return blocks
+
+
+def _check_size(name, tensor, largest):
+    """Raise ValueError when a number is NaN, infinite or larger than `largest`: one such spoils everybody's blocks."""
+    found = max(abs(float(bound)) for bound in tensor.aminmax())
+    if not found < float("inf"):
+        raise ValueError(f"sent NaN or infinity in {name!r}")
+    if found > largest:
+        raise ValueError(f"sent a number of size {found:.3g} in {name!r}, where at most {largest:.3g} is taken")
 
 
 @lru_cache(maxsize=1024)

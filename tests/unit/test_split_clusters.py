@@ -324,3 +324,14 @@ def test_a_layer_that_nobody_gives_and_an_unknown_batch_norm_are_refused():
         aggregate_layers(states, {}, [{"g.1"}, set()], [0.5, 0.5], [0, 0], [0.5, 0.5])
     with pytest.raises(ValueError, match='"averaged", "local" or "cluster"; got \'none\''):
         layered("none")
+
+
+def test_two_pairs_of_equal_clients_make_two_clusters():
+    assert cluster([[0.0, 0.0], [5.0, 5.0], [0.0, 0.0], [5.0, 5.0]]).tolist() == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("clients", [2, 4])
+def test_clients_that_are_each_alone_are_told_apart_only_by_a_given_number(clients):
+    apart = 100 * np.eye(clients)
+    assert cluster(apart).tolist() == [0] * clients
+    assert cluster(apart, clients).tolist() == list(range(clients))

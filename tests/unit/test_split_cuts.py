@@ -171,3 +171,27 @@ def test_cuts_are_read_from_text():
     for text in ("011", "0112", "0110,1111", "", "best"):
         with pytest.raises(ValueError, match='cuts must be "optimum", or four bits'):
             parse_cuts(text, 3, "lab14", 16)
+
+
+@pytest.mark.parametrize("number", [1, 2, 3], ids=["one device", "two of a kind", "three of a kind"])
+@pytest.mark.parametrize("short", [1, 60], ids=["a byte too few", "60 bytes too few"])
+def test_no_cut_takes_even_a_byte_more_than_a_device_has(number, short):
+    work = block_flops("reference", 64)
+    every = ALL[np.stack(np.meshgrid(*[np.arange(16)] * number), -1).reshape(-1, number)]  # (16^N, N, 4)
+    for cut in [(1, 1, 1, 1), (0, 1, 1, 0), (0, 1, 0, 0), (1, 0, 0, 0)]:
+        devices = [Device("same", 1e11, 1e9, float(memory_bytes(cut, work) - short))] * number
+        found, seconds = exact_cuts(devices, work)
+        assert fits(np.array(found), devices, work)
+        best = iteration_seconds(every[fits(every, devices, work)], devices, work).min()
+        assert seconds == pytest.approx(best, rel=1e-6)
+
+
+def test_among_kinds_of_several_devices_with_limits_the_optimum_is_that_of_brute_force():
+    work = block_flops("lab14", 16)
+    every = ALL[np.stack(np.meshgrid(*[np.arange(16)] * 4), -1).reshape(-1, 4)]  # (16^4, 4, 4)
+    for seed in range(3):
+        (one, other, *_), server = random_devices(4, seed, work, limited=True)
+        devices = [one, other, one, other] if seed else [one, one, other, one]
+        found, seconds = exact_cuts(devices, work, server=server)
+        best = iteration_seconds(every[fits(every, devices, work)], devices, work, server=server).min()
+        assert fits(np.array(found), devices, work) and seconds == pytest.approx(best, rel=1e-6)

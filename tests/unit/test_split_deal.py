@@ -175,3 +175,27 @@ def test_what_cannot_be_dealt_is_said_in_a_sentence(changes, message):
 def test_a_scenario_that_was_never_published_is_refused():
     with pytest.raises(ValueError, match="no published scenario 'S7'. Choose from: S1, S2"):
         published_scenario("S7")
+
+
+def test_a_domain_with_too_few_pictures_to_judge_by_is_named_before_anybody_trains(tmp_path):
+    labels = np.arange(20, dtype=np.uint8) % 10  # two of each: a fifth of that rounds to none
+    for name, array in (("images-idx3", np.zeros((20, 28, 28), np.uint8)), ("labels-idx1", labels)):
+        head = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
+        (tmp_path / f"train-{name}-ubyte").write_bytes(head + array.tobytes())
+    with pytest.raises(ValueError, match=f"held-out part of 'idx:{tmp_path}' has 0 pictures; scores need 7 or more"):
+        deal(GanScenario(num_clients=2, domains=f"digits,idx:{tmp_path}", pictures_per_client=10))
+
+
+@pytest.mark.parametrize("knob, value", [
+    ("num_clients", 4.0), ("num_clients", "4"), ("num_clients", None), ("rounds", float("inf")), ("seed", 1.0),
+    ("seed", None), ("num_clusters", 2.0), ("kld_alpha", "1"), ("noise", None), ("skew", "0.5"), ("bandwidth_hz", None),
+    ("learning_rate", "1e-3"), ("domains", None), ("cuts", None),
+])  # fmt: skip
+def test_a_knob_of_another_type_is_refused_by_name(knob, value):
+    with pytest.raises(ValueError, match=f"{knob} must be .*; got {value!r}"):
+        GanScenario(**{knob: value})
+
+
+def test_whole_numbers_of_numpy_and_spaces_between_cuts_are_taken():
+    scenario = GanScenario(num_clients=np.int64(2), seed=np.int32(1), kld_alpha=np.float32(1), cuts="0110, 1111")
+    assert scenario.num_clients == 2 and scenario.cuts == "0110, 1111"

@@ -151,9 +151,22 @@ def test_only_centralised_ever_sends_a_real_picture_or_a_clients_labels(method):
 def test_devices_say_how_much_they_computed(method):
     sent = outcome_of(method).trace.frame()
     work = sent.groupby("sender")["flops"].sum()
-    both, only_d = (float(SMALL.rounds * SMALL.iterations * core.step_flops(SMALL, nets)) for nets in ("gd", "d"))
+    steps, many = SMALL.rounds * SMALL.iterations, SMALL.pictures_per_client
+    both, only_d = (float(steps * core.step_flops(SMALL, many, nets)) for nets in ("gd", "d"))
     expected = {"centralised": 0, "mdgan": only_d, "fslgan": only_d}.get(method, both)
     assert work[SERVER] == 0 and list(work.drop(SERVER)) == [expected] * 3
+
+
+def test_a_client_with_less_than_a_batch_computes_for_the_pictures_that_it_has():
+    few = replace(SMALL, rounds=1, batch_size=16, pictures_per_client=4)
+    work = {}
+    for method in ("local", "fedgan", "mdgan"):
+        sent = rival(method).run(few).trace.frame()
+        work[method] = sent.groupby("sender")["flops"].sum().drop(SERVER).unique().tolist()
+    part, whole = (few.iterations * core.step_flops(replace(few, batch_size=size), 16) for size in (4, 16))
+    assert work["local"] == work["fedgan"] == [part] and part == pytest.approx(whole / 4)
+    d_part, d_whole = (few.iterations * core.step_flops(few, count, "d") for count in (4, 16))
+    assert work["mdgan"] == [pytest.approx((d_part + 2 * d_whole) / 3)], "the fakes of the server fill their batch"
 
 
 def test_local_only_sends_nothing_but_the_word():

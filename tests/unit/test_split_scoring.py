@@ -213,3 +213,9 @@ def test_the_grid_has_one_picture_per_label_and_the_same_noise_for_every_generat
     assert grid.shape == (10, 1, 14, 14) and grid.abs().max() <= 1
     assert torch.equal(grid, label_grid(untrained(0), size, seed=4))
     assert not torch.equal(grid, label_grid(untrained(0), size, seed=5))
+
+
+@pytest.mark.parametrize("number", [6, 0, 50.0, None])
+def test_too_few_pictures_to_score_are_refused_before_any_is_drawn(held_out, number):
+    with pytest.raises(ValueError, match=f"number must be a whole number of pictures, at least 7.*got {number!r}"):
+        score([None] * 4, dealt(held_out), SCENARIO, number=number)

@@ -67,3 +67,9 @@ def test_pictures_cross_once_and_models_every_round():
             assert up > 10 * central
         if method == "huscf" and (name, "fedgan", seed) in megabytes:
             assert up > megabytes[name, "fedgan", seed]
+
+
+def test_one_domain_made_one_cluster_in_five_of_six_runs_as_lab_07_says():
+    last = [e["result"]["groups"] for e in _recorded()
+            if e["point"]["method"] == "huscf" and e["point"]["scenario"] in ("S1", "S2")]  # fmt: skip
+    assert [len(set(groups)) for groups in last].count(1) == 5 and len(last) == 6

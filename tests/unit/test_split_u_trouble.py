@@ -9,6 +9,7 @@ import torch
 from flwr.app import Array
 
 from fedgen_lab.federation.grid import run_app
+from fedgen_lab.split import u_server
 from fedgen_lab.split.scenario import GanScenario
 from fedgen_lab.split.u_client import stacked_clients, u_client_app
 from fedgen_lab.split.u_server import u_server_app
@@ -147,3 +148,53 @@ def test_a_client_with_fewer_than_two_pictures_is_named_before_the_first_round()
     server, rounds = run_with(lambda *_: None, SHORT, dealt, stacked=True)
     ((server_round, client, reason),) = server.refused
     assert server_round == 0 and "Client 1 holds 1 pictures" in reason and len(rounds) == 2
+
+
+KINDS = ["g_head", "d_head_fake", "d_head_real", "d_body_fake", "d_body_real", "d_head_fool", "d_body_fool", "g_body"]
+
+
+@pytest.mark.parametrize("size", [1e20, 1e38])
+@pytest.mark.parametrize("name", KINDS)
+def test_a_huge_number_from_one_client_is_named_and_touches_nobody_else(name, size):
+    server, rounds = run_with(put(name, lambda array: np.full_like(array, size)), SHORT)
+    ((server_round, client, reason),) = server.refused
+    assert (server_round, client) == (1, "client 1") and f"a number of size {size:.3g} in '{name}'" in reason
+    assert list(server.clients) == [0, 2] and len(rounds) == 2 and server.generators[1] is None
+    assert all(tensor.isfinite().all() for i in (0, 2) for tensor in server.generators[i].values())
+
+
+@pytest.mark.parametrize("name", ["g.0.body.0.bias", "d.0.embedding.weight"])
+def test_blocks_with_huge_numbers_are_not_averaged(name):
+    def poison(kind, client, config, reply):
+        if client == 1 and kind == "learn_g" and "blocks" in reply.content:
+            array = reply.content["blocks"][name].numpy()
+            reply.content["blocks"][name] = Array(np.full_like(array, 1e38))
+
+    server, _ = run_with(poison, SHORT)
+    ((_, client, reason),) = server.refused
+    assert client == "client 1" and f"a number of size 1e+38 in '{name}'" in reason
+
+
+def test_a_huge_scale_of_bytes_is_refused_too():
+    def spoil(kind, client, config, reply):
+        if client == 1 and kind == "fakes":
+            reply.content["tensors"]["d_head_real.scale"] = Array(np.array([1e20, 1e20]))
+
+    server, _ = run_with(spoil, replace(SHORT, bits=8))
+    assert [client for _, client, _ in server.refused] == ["client 1"] and "'d_head_real'" in server.refused[0][2]
+
+
+@pytest.mark.parametrize("changes", [{"noise": 1e8}, {"learning_rate": 1.0}], ids=["strong noise", "a wild rate"])
+def test_odd_but_honest_training_is_not_taken_for_an_error(changes):
+    server, _ = run_with(lambda *_: None, replace(SCENARIO, **changes))
+    assert not server.refused
+
+
+def test_with_as_many_clients_as_domains_the_log_says_that_silhouettes_find_nothing(monkeypatch):
+    said = []  # a LabGrid keeps the log itself quiet
+    monkeypatch.setattr(u_server._log, "warning", lambda sentence, *_: said.append(sentence))
+    alone = replace(SHORT, domains="digits,letters,runes", iterations=1)
+    run_with(lambda *_: None, alone)
+    assert len(said) == 1 and "give num_clusters" in said[0]
+    run_with(lambda *_: None, replace(alone, num_clusters=3))
+    assert len(said) == 1

@@ -102,9 +102,9 @@ def local_steps(scenario, gan, pictures, labels, client, server_round, on_step=N
             on_step(GanStep(server_round, done, scenario.num_clients * scenario.iterations))
 
 
-def step_flops(scenario, nets="gd"):
-    """Floating-point operations of one iteration on one client, for the nets it trains."""
-    work = block_flops(scenario.size, scenario.batch_size)
+def step_flops(scenario, count, nets="gd"):
+    """Floating-point operations of one iteration on one client that holds `count` pictures, for the nets it trains."""
+    work = block_flops(scenario.size, min(scenario.batch_size, count))
     of = {"g": work.generator, "d": work.discriminator}
     return float(sum(of[net].batches * (sum(of[net].forward) + sum(of[net].backward)) for net in nets))
 

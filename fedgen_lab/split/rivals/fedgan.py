@@ -28,7 +28,7 @@ def client_app(dealt=None, on_step=None):
         pictures, labels = core.own_data(scenario, client, dealt)
         core.local_steps(scenario, gan, pictures, labels, client, server_round, on_step)
         core.remember(context, gan)
-        flops = scenario.iterations * core.step_flops(scenario)
+        flops = scenario.iterations * core.step_flops(scenario, len(labels))
         return core.answer(message, client, len(labels), flops, arrays=gan.state())
 
     return app

@@ -48,7 +48,9 @@ def client_app(dealt=None, on_step=None, keep=None, look=run_blocks, mods=()):
         loss = adversarial_loss(look(gan.discriminator, judged, judged_labels), real=True)
         (at_fakes,) = torch.autograd.grad(loss, judged)  # (B, C, H, W)
         core.remember(context, gan, "d", keep)
-        return core.answer(message, client, len(owned[1]), core.step_flops(scenario, "d"), feedback={"x": at_fakes})
+        on_own, on_fakes = (core.step_flops(scenario, number, "d") for number in (len(owned[1]), len(judged)))
+        flops = (on_own + 2 * on_fakes) / 3  # two of the three batches are the server's fakes
+        return core.answer(message, client, len(owned[1]), flops, feedback={"x": at_fakes})
 
     @app.train("give")
     def give(message: Message, context: Context) -> Message:

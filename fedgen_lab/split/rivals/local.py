@@ -34,7 +34,8 @@ def train_alone(message, context, pictures, labels, on_step=None, keep=None):
     gan = core.recall(context, scenario, keep)
     core.local_steps(scenario, gan, pictures, labels, client, server_round, on_step)
     core.remember(context, gan, keep=keep)
-    return core.answer(message, client, len(labels), flops=scenario.iterations * core.step_flops(scenario))
+    flops = scenario.iterations * core.step_flops(scenario, len(labels))
+    return core.answer(message, client, len(labels), flops)
 
 
 def server_app(on_round=None, on_step=None, refused=None, keep=None, after=None):
