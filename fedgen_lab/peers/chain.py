@@ -14,10 +14,11 @@ from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
 
+from fedgen_lab.peers.node import provider_of
+
 GAS = 600_000  # for every transaction alike; asking the machine for an estimate would run each one twice
 PAGE_BLOCKS, NODE_PAGE_BLOCKS = 8, 500  # events are read so many at a time: the embedded machine gets slow over more
 BLOCK_SECONDS = 120.0  # for so long a node may make no block
-NODE_SECONDS = 10.0  # for so long it may be silent; what only reads is asked five times
 MOST_SCORE = 1e6
 STATE_HELP = "A node that was started anew needs the state it had: start anvil with --state FILE, each time."
 TERMS_BYTES = 128  # at the end of a deployed contract's code, where Vyper puts what the constructor was told
@@ -101,8 +102,8 @@ class Chain:
         from web3.middleware import SignAndSendRawMiddlewareBuilder
 
         self.embedded, self.endpoint, self._read_to = endpoint is None, endpoint, None
-        self.w3 = Web3(EthereumTesterProvider() if self.embedded else _node(endpoint))
-        self.accounts = list(self.w3.eth.accounts)
+        self.w3 = Web3(EthereumTesterProvider() if self.embedded else provider_of(endpoint))
+        self.accounts = self._accounts()
         for key in keys:
             try:
                 owner = self.w3.eth.account.from_key(key)
@@ -118,12 +119,12 @@ class Chain:
                 raise ValueError(f"The node at {endpoint} has no accounts. Give keys, of accounts with some money.")
             code = self.w3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])
             make = code.constructor(terms.deposit_wei, terms.reward_wei, terms.commit_blocks, budget)
-            sent = make.transact({"from": self.accounts[0], "gas": 4_000_000})
+            sent = self._taken(make, {"from": self.accounts[0], "gas": 4_000_000})
             contract = self._receipt(sent).contractAddress
         elif not Web3.is_address(contract):
             raise ValueError(f"{contract!r} is no address: 0x and 40 hexadecimal digits. Ask who deployed it.")
         self.address = contract = Web3.to_checksum_address(contract)
-        code = bytes(self.w3.eth.get_code(contract))
+        code = self._code(contract)
         if not code or code[:-TERMS_BYTES] != bytes.fromhex(artifact["runtime"].removeprefix("0x")):
             what = "another contract than ours" if code else "no contract"
             where = "this chain" if self.embedded else f"the chain of {endpoint}"
@@ -267,15 +268,37 @@ class Chain:
         account = next(values.pop(name) for name in ("author", "voter", "account") if name in values)
         return Event(log["blockNumber"], event["event"], account, values)
 
-    def _send(self, account, call, wei=0):
+    def _accounts(self):
+        """The accounts that the node signs for; hosted nodes have none, and many don't know the question."""
         from web3.exceptions import Web3RPCError
 
         try:
-            sent = call.transact({"from": account, "gas": GAS, "value": wei})
+            return list(self.w3.eth.accounts)
+        except Web3RPCError:
+            return []
+
+    def _code(self, contract):
+        """The code at an address, bytes. Raises ConnectionError for a node that doesn't tell."""
+        from web3.exceptions import Web3RPCError
+
+        try:
+            return bytes(self.w3.eth.get_code(contract))
+        except Web3RPCError as error:
+            told = f"The node at {self.endpoint} tells no contract's code: {_reason_in(error)}."
+            raise ConnectionError(f"{told} Use the address of an Ethereum node.") from error
+
+    def _taken(self, call, how):
+        """Send a transaction; returns its hash. Raises ValueError if the node does not take it."""
+        from web3.exceptions import Web3RPCError
+
+        try:
+            return call.transact(how)
         except Web3RPCError as error:  # no money, a wrong nonce, an account that the node has no key for
-            why = (error.rpc_response or {}).get("error", {}).get("message", error)
-            raise ValueError(f"The node takes no transaction of {account}: {why}. See to its money and key.") from error
-        receipt = self._receipt(sent)
+            told = f"The node at {self.endpoint} takes no transaction of {how['from']}: {_reason_in(error)}."
+            raise ValueError(f"{told} See to its money and key.") from error
+
+    def _send(self, account, call, wei=0):
+        receipt = self._receipt(self._taken(call, {"from": account, "gas": GAS, "value": wei}))
         if receipt.status == 0:  # it is in the block, it cost gas, and it changed nothing
             raise Refused(self._reason(call, account, wei, receipt.blockNumber - 1))
 
@@ -301,22 +324,8 @@ class Chain:
         return "the node gives no reason"
 
 
-def _node(endpoint):
-    """A way to a node that says in one sentence, as a ConnectionError, why there is no answer."""
-    from web3 import HTTPProvider
-
-    class Node(HTTPProvider):
-        def make_request(self, method, params):
-            try:
-                answer = super().make_request(method, params)
-                if not isinstance(answer, dict) or not {"result", "error"} & set(answer):
-                    raise ValueError(f"it says {str(answer)[:80]!r}")
-            except (OSError, ValueError) as error:  # all errors of requests are OSErrors; ValueErrors: no JSON
-                told = f"No Ethereum node answers at {endpoint} ({type(error).__name__}: {str(error)[:200]})."
-                raise ConnectionError(f"{told} Start one and try again, or leave the endpoint out.") from error
-            return answer
-
-    return Node(endpoint, request_kwargs={"timeout": NODE_SECONDS})
+def _reason_in(error):
+    return (error.rpc_response or {}).get("error", {}).get("message", error)
 
 
 def commitment(content, voter, score_e6, salt):

@@ -6,8 +6,10 @@
         elsewhere, found by their digests. Lab 10; after PDFed, arXiv 2409.18245, section 4.1, whose contract was not
         published: deposits, commit and reveal, the privacy budget and the way of paying are this course's own.
 @dev Scores and epsilons are whole numbers of millionths. A lower score is a better model. Nothing here stops one person
-     with many accounts, each of whose first votes pays a model of his, nor one who sees a submission before it is in a
-     block and submits its digests first: both take identities or secrets that this contract does not ask for.
+     with two accounts from emptying the pot: one submits whatever it likes, the other finds each a millionth better
+     than the last, is paid for each, and spends a millionth of epsilon on each. Nor is one stopped who sees a
+     submission before it is in a block and submits its digests first. Both take identities or secrets that this
+     contract does not ask for.
 """
 
 struct Participant:

@@ -24,7 +24,7 @@ class Ledger:
     """A chain without a network. `blocks` is a list of dicts: number, previous, kind, account, values, hash."""
 
     def __init__(self, num_accounts=10, terms=None):
-        self.terms = terms or Terms()
+        self.terms, self.address = terms or Terms(), NOBODY
         self.accounts = ["0x" + hashlib.sha256(bytes([i])).hexdigest()[:40] for i in range(num_accounts)]
         self.blocks = []
         self._members, self._models, self._votes = {}, {}, {}

@@ -17,16 +17,15 @@ import torch
 from fedgen_lab.memorization.ddpm import draw_ddpm, load_weights, new_ddpm, train_ddpm, weights
 from fedgen_lab.memorization.qn import keep_after
 from fedgen_lab.peers.chain import MOST_SCORE, Refused, Submission
-from fedgen_lab.peers.manifest import MOST_BYTES as MANIFEST_BYTES
-from fedgen_lab.peers.manifest import new_key, read_manifest, write_manifest
+from fedgen_lab.peers.manifest import new_key, write_manifest
 from fedgen_lab.peers.objectives import judge_samples, sensitivity_of
+from fedgen_lab.peers.reader import Reader
 from fedgen_lab.peers.scenario import deal, sample_labels
-from fedgen_lab.peers.store import Unusable, cid_of, digest_of, pack_weights, unpack_weights
+from fedgen_lab.peers.store import Unusable, cid_of, digest_of, pack_weights
 from fedgen_lab.peers.votes import combined, merge_async, noisy_vote, soup
 from fedgen_lab.pictures.domains import NUM_LABELS
 
 DRAW_STEPS = 10  # denoising steps of a picture that is drawn to be judged
-RECENT = 16  # so many of the newest models are looked at; who comes late need not judge all that ever was
 
 
 @dataclass(frozen=True)
@@ -66,20 +65,20 @@ class Peer:
         self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None, board=None, account=None,
         known=None,
     ):  # fmt: skip
+        self.model = start_model(scenario)  # weights are loaded into it and read from it
+        self.reader = Reader(chain, store, weights(self.model))
+        self.models, self.refused, self.start = self.reader.models, self.reader.refused, self.reader.start
         self.number, self.scenario, self.chain, self.store, self.pace = number, scenario, chain, store, pace
         self.account = account or chain.accounts[number + 1]
         self.key = new_key(scenario.seed_of(1, number))
         self.holding = deal(scenario)[number]
         self.attack, self.samples = attack, {} if samples is None else samples
         self.board, self.known = {} if board is None else board, {} if known is None else known
-        self.model = start_model(scenario)  # weights are loaded into it and read from it
-        self.start = weights(self.model)
         self.cursor = 0
-        self.models = {}  # content -> `Submission`, in the order of the chain
         self.votes = {}  # content -> {voter: revealed score}
         self.promised, self.revealed = set(), set()  # contents this peer voted on
         self.judged = {}  # content -> {"score", "hits"}: this peer's own opinion
-        self.refused = {}  # content -> why it can't be used
+        self.merged = (), self.start  # FedAsync's global model: (contents that are in it, weights)
         self.log = []  # what the chain refused to this peer, or would refuse, in words
         self.given_up = 0  # models of its own that the chain did not take
         self.lost = set()  # contents of votes that were promised and can't be revealed
@@ -108,9 +107,7 @@ class Peer:
                 yield "wait", self.scenario.steps * self.pace.step
                 continue
             turn = done + self.given_up
-            parents, base = self.choose()
-            trained = self.attack.train(self, base, turn) if self.attack and self.attack.train else None
-            trained = trained or self.train(base, turn, on_step)
+            parents, trained = self._trained(turn, on_step)
             yield "train", self.scenario.steps * self.pace.step
             if self.attack and self.attack.hides_parents:
                 parents = ()
@@ -134,28 +131,18 @@ class Peer:
                 if event.account == self.account:
                     self.revealed.add(content)
         self.reveal()
-        for content in list(self.models)[-RECENT:]:
-            if content not in self.judged and content not in self.refused:
-                try:
-                    state, size = self.fetch(content)
-                except Unusable as reason:  # costs this model and nothing else
-                    self.refused[content] = str(reason)
-                    continue
-                yield "fetch", size * self.pace.download
-                self.judge(content, state)
-                yield "judge", self.scenario.samples * self.pace.draw
-            if self._may_vote(content):
-                self.promise(content)
-
-    def fetch(self, content):
-        """A model's weights and their size in bytes, once its manifest and its bytes are verified.
-
-        Raises `Unusable`, naming the model and what is wrong with it.
-        """
-        submission = self.models[content]
-        read_manifest(self.store.get(cid_of(submission.manifest), MANIFEST_BYTES), submission)
-        data = self.store.get(cid_of(content))
-        return unpack_weights(cid_of(content), data, like=self.start), len(data)
+        looked = set()  # a model that is refused makes room for an older one
+        while fresh := [content for content in self.reader.recent() if content not in looked]:
+            for content in fresh:
+                looked.add(content)
+                if content not in self.judged and (content not in self.refused or self.reader.is_open(content)):
+                    if (found := self.reader.fetch_or_refuse(content)) is None:
+                        continue
+                    yield "fetch", found[1] * self.pace.download
+                    self.judge(content, found[0])
+                    yield "judge", self.scenario.samples * self.pace.draw
+                if self._may_vote(content):
+                    self.promise(content)
 
     def judge(self, content, state):
         """This peer's own score of a model, from pictures drawn with it and the peer's own pictures."""
@@ -184,15 +171,14 @@ class Peer:
         order = list(self.models)
         if self.scenario.choice == "fedasync" and order:
             return self._all_merged(order)
-        opinions = {content: self.opinion(content) for content in self.judged if content in self.models}
+        usable = [content for content in self.judged if content in self.models and self.reader.may_fetch(content)]
+        opinions = {content: self.opinion(content) for content in usable}
         best = sorted(opinions, key=lambda content: (opinions[content], -order.index(content)))
         states = {}
         while best and len(states) < (self.scenario.soup_of if self.scenario.choice == "soup" else 1):
             content = best.pop(0)
-            try:
-                states[content] = self.fetch(content)[0]
-            except Unusable as reason:  # it was there when it was judged
-                self.refused[content] = str(reason)
+            if found := self.reader.fetch_or_refuse(content):  # it was there when it was judged
+                states[content] = found[0]
         if not states:
             return (), self.start
         ages = [len(order) - 1 - order.index(content) for content in states]
@@ -242,7 +228,7 @@ class Peer:
             self.log[-1] += f". Gave up {cid_of(digest_of(data))}; trains another."
 
     def promise(self, content):
-        """Commit a vote. The salt and the noise follow from the peer's secret, so a crash forgets nothing.
+        """Commit a vote. The salt and the noise follow from the peer's key, so a crash forgets nothing.
 
         Where votes are open it is posted at once as well, beside the contract, so that commit and reveal hide nothing.
         """
@@ -253,7 +239,7 @@ class Peer:
             self.log.append(f"commit: the privacy budget is spent: {left:g} is left and a vote takes {epsilon:g}.")
             return
         vote = self.vote_on(content)
-        if self._send("commit", content, vote, self._secret(content), epsilon=epsilon):
+        if self._send("commit", content, vote, self._secret(b"salt", content), epsilon=epsilon):
             self.promised.add(content)
             if self.scenario.open_votes:
                 self.board.setdefault(content, {})[self.account] = vote
@@ -264,12 +250,12 @@ class Peer:
             if self.chain.block() >= self.models[content].block + self.chain.terms.commit_blocks:
                 if content not in self.judged:  # after a crash: judge again, with the same result
                     try:
-                        self.judge(content, self.fetch(content)[0])
+                        self.judge(content, self.reader.fetch(content)[0])
                     except Unusable as reason:
                         if str(reason) not in self.log:
                             self.log.append(str(reason))
                 if content in self.judged:
-                    told = self._send("reveal", content, self.vote_on(content), self._secret(content))
+                    told = self._send("reveal", content, self.vote_on(content), self._secret(b"salt", content))
                     (self.revealed if told else self.lost).add(content)
 
     def vote_on(self, content):
@@ -279,16 +265,14 @@ class Peer:
             return self.attack.vote(self, content, score)
         if not self.scenario.vote_epsilon:
             return score
-        rng = np.random.default_rng(int.from_bytes(self._secret(content)[:8], "big"))
+        rng = np.random.default_rng(int.from_bytes(self._secret(b"noise", content), "big"))
         return min(MOST_SCORE, noisy_vote(score, self.scenario.vote_epsilon, sensitivity_of(self.scenario), rng))
 
     def _may_vote(self, content):
-        submission = self.models[content]
-        still_open = self.chain.block() < submission.block + self.chain.terms.commit_blocks
         waits = self.scenario.open_votes and self.attack and self.attack.waits and content not in self.board
         return (
-            self.may_spend and content in self.judged and still_open and submission.author != self.account
-            and content not in self.promised and not waits
+            self.may_spend and content in self.judged and self.reader.is_open(content)
+            and self.models[content].author != self.account and content not in self.promised and not waits
         )  # fmt: skip
 
     def _remembered(self):
@@ -298,19 +282,45 @@ class Peer:
         except (OSError, ValueError, AttributeError):
             return {}
 
-    def _secret(self, content):
-        return hashlib.sha256(self.key.private_bytes_raw() + content).digest()
+    def _secret(self, purpose, content):
+        """32 bytes that follow from this peer's key. The salt gets public; from it nobody has the seed of the noise."""
+        told = self.key.private_bytes_raw() + purpose + self.chain.address.encode() + content
+        return hashlib.sha256(told).digest()
+
+    def _trained(self, turn, on_step):
+        """What this peer submits next: (contents of the parents, weights). What can't be trained on is refused.
+
+        Raises ValueError if training fails from the peer's own start.
+        """
+        while True:
+            parents, base = self.choose()
+            try:
+                trained = self.attack.train(self, base, turn) if self.attack and self.attack.train else None
+                trained = trained or self.train(base, turn, on_step)
+                if all(tensor.isfinite().all() for tensor in trained.values()):
+                    return parents, trained
+                raise ValueError("Trained weights are not finite; lower the learning rate.")
+            except ValueError as reason:
+                if not parents:
+                    raise
+                mixed = self.merged[0] if self.scenario.choice == "fedasync" else parents
+                worst = max(mixed, key=self.reader.largest.get)  # one at a time: honest models may be mixed with it
+                self.refused[worst] = f"{cid_of(worst)} can't be trained on ({reason}) Use another."
 
     def _all_merged(self, order):
-        """FedAsync: the global model that follows from all updates in the chain's order; the same for everybody."""
-        state, place = self.start, {content: number for number, content in enumerate(order)}
-        for number, content in enumerate(order):
-            seen = max((place[parent] + 1 for parent in self.models[content].parents), default=0)
-            try:
-                state = merge_async(state, self.fetch(content)[0], number - seen, self.scenario.staleness)
-            except Unusable as reason:
-                self.refused[content] = str(reason)
-        return (order[-1],), state
+        """FedAsync: the global model that follows from all updates in the chain's order but those that are refused."""
+        usable = [content for content in order if self.reader.may_fetch(content)]
+        merged, state = self.merged
+        if tuple(usable[: len(merged)]) != merged:  # one of them was refused since, or an earlier one is there now
+            merged, state = (), self.start
+        place = {content: number for number, content in enumerate(order)}
+        for content in usable[len(merged) :]:
+            if found := self.reader.fetch_or_refuse(content):
+                seen = max((place[parent] + 1 for parent in self.models[content].parents), default=0)
+                state = merge_async(state, found[0], place[content] - seen, self.scenario.staleness)
+                merged += (content,)
+        self.merged = merged, state
+        return merged[-1:], state
 
     def _send(self, method, *arguments, **more):
         """One transaction; False, and a line in the log, if the chain refused it."""

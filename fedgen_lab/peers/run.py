@@ -73,12 +73,15 @@ class PeersOutcome:
         return pd.DataFrame(rows, columns=["seconds", "author", "content", "cid", "parents", "crossed"])
 
     def votes(self):
-        """Revealed votes: one row a model (in the order of the chain), one column a peer; NaN where none was given."""
+        """The peers' revealed votes: one row a model (in the order of the chain), one column a peer; NaN for none.
+
+        Strangers' votes on the same chain are left out.
+        """
         table = pd.DataFrame(np.nan, index=range(len(self.models())), columns=[peer.number for peer in self.peers])
         row = {content: number for number, content in enumerate(self.models()["content"])}
         for moment in self.moments:
             for event in moment.events:
-                if event.kind == "Revealed":
+                if event.kind == "Revealed" and event.account in self.names:
                     table.loc[row[event.values["content"]], self.names[event.account]] = event.values["score"]
         return table
 
@@ -121,7 +124,7 @@ def run_peers(scenario, chain=None, store=None, on_moment=None, should_stop=None
             now, number, life = heapq.heappop(queue)
             on_step(0, 0, 0.0)
             if number < scenario.leavers and now >= half:
-                peers[number]._send("leave")  # refused while votes are open: then its deposit stays
+                peers[number]._send("leave")  # refused while votes are open: then it tries again at the close
                 note(now, number, "leave")
                 continue
             what, seconds = next(life)
@@ -133,6 +136,8 @@ def run_peers(scenario, chain=None, store=None, on_moment=None, should_stop=None
         chain.wait_blocks(chain.terms.commit_blocks + 1)  # the last votes are revealed when others may no longer vote
         for peer in peers:
             peer.reveal()
+            if peer.number < scenario.leavers and chain.participant(peer.account)["registered"]:
+                peer._send("leave")
         note(scenario.seconds, 0, "close")
     return PeersOutcome(scenario, chain, store, peers, tuple(moments), stopped, samples)
 

@@ -6,11 +6,13 @@ Lab 10. The knobs of the dashboard edit one; every peer, in this process or in i
 
 from dataclasses import dataclass
 from functools import lru_cache
+from numbers import Integral, Real
 
 import numpy as np
 import pandas as pd
 
 from fedgen_lab.partition import by_skew
+from fedgen_lab.peers.attackers import ATTACKS
 from fedgen_lab.pictures.domains import NUM_LABELS, Domain, load_domain
 from fedgen_lab.scenario import profile
 
@@ -20,6 +22,9 @@ VOTE_RULES = ("mean", "median", "worst", "trimmed")
 HELD_BACK = 2  # every second picture of a peer is kept from training, to judge with
 SIDE = 14
 DEAL_KEY = 10_001  # this module's branch of the seed
+FEATURES, SPRITE_FEATURES = 64, 128  # of the domains' judge and of the sprite judge: FID needs as many pictures a side
+KID_PICTURES = 50
+TRAINED_ON = {"fld-fid": 4, "qn": 2, "qn-dedup": 2, "calibrated": 2}  # pictures without which there is no score
 
 _BY_PROFILE = {
     "binder": {},
@@ -70,27 +75,54 @@ class PeersScenario:
     def __post_init__(self):
         for name, low, high in (
             ("num_peers", 1, 8), ("validators", 0, 8), ("side", 8, 64), ("pictures_per_peer", 30, 100_000),
-            ("train_pictures", 0, self.pictures_per_peer // HELD_BACK),
             ("width", 8, 256), ("steps", 1, 100_000), ("batch_size", 1, 4096), ("samples", 20, 100_000),
-            ("soup_of", 1, 4), ("late", 0, self.num_peers - 1), ("leavers", 0, self.num_peers - 1),
-            ("attackers", 0, self.num_peers - 1), ("commit_blocks", 0, 100_000), ("reward_wei", 0, 10**15),
-            ("seed", 0, 2**32 - 1),
+            ("soup_of", 1, 4), ("commit_blocks", 0, 100_000), ("reward_wei", 0, 10**15), ("seed", 0, 2**32 - 1),
         ):  # fmt: skip
-            value = getattr(self, name)
-            if isinstance(value, bool) or int(value) != value or not low <= value <= high:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
+            self._check_whole(name, low, high)
+        self._check_whole("train_pictures", 0, self.pictures_per_peer // HELD_BACK)
+        for name in ("late", "leavers", "attackers"):
+            self._check_whole(name, 0, self.num_peers - 1)
         for name, low, high in (
             ("skew", 0, 1), ("bandwidth_hz", 1e3, 1e12), ("seconds", 1, 1e6), ("learning_rate", 1e-8, 1),
             ("novelty_weight", 0, 1), ("own_weight", 0, 1), ("staleness", 0, 1), ("vote_epsilon", 0, 1e6),
         ):  # fmt: skip
-            if not low <= getattr(self, name) <= high:  # also for NaN
-                raise ValueError(f"{name} must lie in [{low:g}, {high:g}]; got {getattr(self, name)!r}.")
+            value = getattr(self, name)
+            if not isinstance(value, Real) or not low <= value <= high:  # also for NaN
+                raise ValueError(f"{name} must lie in [{low:g}, {high:g}]; got {value!r}.")
         for name, known in (("objective", OBJECTIVES), ("choice", CHOICES), ("vote_rule", VOTE_RULES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        if self.attack not in ("", *ATTACKS):
+            raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, or empty for none; got {self.attack!r}.")
         if self.vote_epsilon and self.objective == "fld-fid":
             raise ValueError(
                 f"vote_epsilon must be 0 with objective 'fld-fid', which nothing bounds; got {self.vote_epsilon!r}."
+            )
+        self._check_enough_to_judge()
+
+    def _check_whole(self, name, low, high):
+        value = getattr(self, name)
+        if isinstance(value, bool) or not isinstance(value, Integral) or not low <= value <= high:
+            raise ValueError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
+
+    def _check_enough_to_judge(self):
+        """Whether there are as many pictures as the objective needs, drawn, held back and trained on."""
+        to_judge, least = KID_PICTURES, TRAINED_ON[self.objective]
+        if self.objective != "calibrated":
+            to_judge = SPRITE_FEATURES if str(self.pictures).startswith("sprites:") else FEATURES
+        of = f"with objective {self.objective!r}"
+        if self.samples < to_judge:
+            raise ValueError(f"samples must be a whole number from {to_judge} to 100000 {of}; got {self.samples!r}.")
+        if 0 < self.train_pictures < least:
+            raise ValueError(
+                f"train_pictures must be 0, for half of them, or at least {least} {of}; got {self.train_pictures!r}."
+            )
+        trained_on = self.train_pictures or self.pictures_per_peer // HELD_BACK
+        if self.pictures_per_peer - trained_on < to_judge:
+            needed = to_judge + self.train_pictures if self.train_pictures else HELD_BACK * to_judge - 1
+            raise ValueError(
+                f"pictures_per_peer must be a whole number from {needed} to 100000 {of}, so that {to_judge} are left "
+                f"to judge with; got {self.pictures_per_peer!r}."
             )
 
     @classmethod

@@ -14,13 +14,20 @@ import threading
 import time
 from pathlib import Path
 
+from fedgen_lab.peers.node import within
+
 CID_PREFIX = bytes([0x01, 0x55, 0x12, 0x20])  # version 1, raw bytes, SHA-256, 32 bytes long
 MOST_BYTES = 64 * 1024 * 1024
+GRACE_SECONDS = 1.0  # beyond its own time, for a node to be cut off: silence ends sooner, by httpx
 ABANDONED_SECONDS = 24 * 3600  # a file half written that long ago has no writer any more
 
 
 class Unusable(Exception):
     """A model or manifest that can't be used; the message names it and says why. It costs nothing but itself."""
+
+
+class Withheld(Unusable):
+    """Nobody offers the content, so far."""
 
 
 def digest_of(data):
@@ -81,12 +88,12 @@ class Folder:
         digest_in(cid)  # also keeps names such as "../x" out
         path = self.path / cid
         if path.exists() and not path.is_file():  # a pipe, say: reading it might never end
-            raise Unusable(f"{cid} is withheld: what has its name in the store is no file. Use another.")
+            raise Withheld(f"{cid} is withheld: what has its name in the store is no file. Use another.")
         try:
             with open(path, "rb") as file:
                 data = file.read(most_bytes + 1)
         except OSError as error:
-            raise Unusable(f"{cid} is withheld: nobody offers its content ({error.strerror}). Use another.") from error
+            raise Withheld(f"{cid} is withheld: nobody offers its content ({error.strerror}). Use another.") from error
         return checked(cid, data, most_bytes)
 
 
@@ -106,7 +113,7 @@ class Shelf:
         """The bytes with this content id, checked; raises `Unusable` as `Folder.get` does."""
         digest_in(cid)
         if cid not in self.kept:
-            raise Unusable(f"{cid} is withheld: nobody offers its content. Use another.")
+            raise Withheld(f"{cid} is withheld: nobody offers its content. Use another.")
         return checked(cid, self.kept[cid], most_bytes)
 
 
@@ -141,7 +148,7 @@ class Ipfs:
         digest_in(cid)
         code, data = self._ask("/block/get", {"arg": cid}, most_bytes)
         if code != 200:
-            raise Unusable(f"{cid} is withheld: the IPFS node answers {code or data.decode()}. Use another.")
+            raise Withheld(f"{cid} is withheld: the IPFS node answers {code or data.decode()}. Use another.")
         return checked(cid, data, most_bytes)
 
     def _ask(self, path, params, most_bytes=MOST_BYTES, **more):
@@ -149,6 +156,15 @@ class Ipfs:
 
         Redirects are not followed, and reading ends soon after `most_bytes`.
         """
+        try:
+            return within(self.seconds + GRACE_SECONDS, lambda: self._answer(path, params, most_bytes, **more))
+        except TimeoutError:  # a header that drips: httpx limits the time between two bytes
+            return 0, self._too_slow()
+
+    def _too_slow(self):
+        return f"too slowly, not all within {self.seconds:g} s".encode()
+
+    def _answer(self, path, params, most_bytes, **more):
         import httpx
 
         data, end = bytearray(), time.monotonic() + self.seconds
@@ -159,7 +175,7 @@ class Ipfs:
                     if len(data) > most_bytes:
                         break
                     if time.monotonic() > end:
-                        return 0, f"too slowly, not all within {self.seconds:g} s".encode()
+                        return 0, self._too_slow()
         except (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError) as error:  # it is there, and breaks off
             return 0, f"with half a message or none ({type(error).__name__})".encode()
         except (httpx.HTTPError, httpx.InvalidURL) as error:

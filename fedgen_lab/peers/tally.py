@@ -19,7 +19,8 @@ def rewards_of(outcome):
     """What the contract pays each peer of a `PeersOutcome`, (peers,), in rewards: contract.vy's rules, on any ledger.
 
     A vote that is its voter's best so far earns the model one reward, as long as the pot lasts (here it does). Half
-    goes to the author, half to the parents, who share theirs in turn.
+    goes to the author, half to the parents, who share theirs in turn. Strangers' votes count; what strangers are paid
+    is not told.
     """
     models, best = outcome.models(), {}
     row = {content: number for number, content in enumerate(models["content"])}
@@ -30,7 +31,8 @@ def rewards_of(outcome):
             credit[row[event.values["content"]]] += 1
     for number in reversed(range(len(models))):
         parents = list(models["parents"][number])
-        kept[models["author"][number]] += credit[number] / (2 if parents else 1)
+        if models["author"][number] >= 0:
+            kept[models["author"][number]] += credit[number] / (2 if parents else 1)
         credit[parents] += credit[number] / 2 / max(1, len(parents))
     return kept
 

@@ -1,9 +1,11 @@
 """The chain behind one interface: the embedded machine, a real node as a process, and the ledger in plain Python."""
 
 import http.server
+import json
 import os
 import sys
 import threading
+import time
 
 import pytest
 
@@ -129,6 +131,95 @@ def test_what_is_no_node_is_told_in_a_sentence(answer):
     with pytest.raises(ConnectionError, match=f"No Ethereum node answers at {address} .*Start one and try again"):
         Chain(address)
     server.shutdown()
+
+
+class Answers(http.server.ThreadingHTTPServer):
+    """A node that says what `told(method, params)` says, JSON-RPC without its frame; pause: seconds between bytes."""
+
+    def __init__(self, told, pause=0.0):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                answer = {**told(asked["method"], asked["params"]), "jsonrpc": "2.0", "id": asked["id"]}
+                answer = json.dumps(answer).encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                for byte in answer if pause else ():
+                    time.sleep(pause)
+                    self.wfile.write(bytes([byte]))
+                self.wfile.write(b"" if pause else answer)
+
+            def log_message(self, *_):
+                pass
+
+        super().__init__(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.address = f"http://127.0.0.1:{self.server_port}"
+
+    def handle_error(self, *_):  # who asked has gone
+        pass
+
+
+NO_ACCOUNTS = {"error": {"code": -32601, "message": "the method eth_accounts does not exist/is not available"}}
+KEYS = ["0x" + "11" * 32]
+
+
+@pytest.mark.parametrize(
+    "answer", [{"result": None}, {"result": "x"}, {"result": {}}, {"result": ["x"]}, {"error": "bad"},
+               {"error": None, "result": None}, {"error": {"code": "x"}}], ids=str,
+)  # fmt: skip
+def test_an_answer_in_json_that_makes_no_sense_is_told_in_a_sentence(answer):
+    with Answers(lambda *_: answer) as node:
+        told = f"^No Ethereum node answers at {node.address} .*to eth_accounts it says .*Start one and try again"
+        with pytest.raises(ConnectionError, match=told):
+            Chain(node.address)
+        node.shutdown()
+
+
+def test_a_node_that_answers_everything_with_an_empty_list_is_told_when_it_matters():
+    with Answers(lambda *_: {"result": []}) as node:
+        with pytest.raises(ValueError, match=f"The node at {node.address} has no accounts. Give keys"):
+            Chain(node.address)
+        with pytest.raises(ConnectionError, match=f"No Ethereum node answers at {node.address} .*it says"):
+            Chain(node.address, keys=KEYS)
+        node.shutdown()
+
+
+def test_an_answer_that_drips_has_a_deadline(monkeypatch):
+    monkeypatch.setattr("fedgen_lab.peers.node.ANSWER_SECONDS", 0.5)
+    with Answers(lambda *_: {"result": []}, pause=0.2) as node:
+        with pytest.raises(ConnectionError, match=f"{node.address} .*not all of its answer came within 0.5 s"):
+            Chain(node.address)
+        node.shutdown()
+
+
+def test_a_node_that_does_not_know_its_accounts_is_used_with_keys(anvil):
+    from eth_account import Account
+
+    rich, key = Chain(anvil, terms=TERMS), Account.from_key("0x" + "44" * 32)
+    rich.w3.eth.send_transaction({"from": rich.accounts[0], "to": key.address, "value": 10**18})
+
+    def hosted(method, params):
+        if method == "eth_accounts":
+            return NO_ACCOUNTS
+        return rich.w3.provider.make_request(method, params)
+
+    with Answers(hosted) as node:
+        chain = Chain(node.address, contract=rich.address, keys=[key.key])
+        assert chain.accounts == [key.address]
+        chain.register(key.address)
+        node.shutdown()
+    assert rich.participant(key.address)["registered"]
+
+
+def test_a_node_that_refuses_every_question_is_told():
+    with Answers(lambda *_: NO_ACCOUNTS) as node:
+        with pytest.raises(ConnectionError, match=f"The node at {node.address} tells no contract's code: the method"):
+            Chain(node.address, contract="0x" + "11" * 20, keys=KEYS)
+        with pytest.raises(ValueError, match=f"The node at {node.address} takes no transaction of 0x.*: the method"):
+            Chain(node.address, keys=KEYS)
+        node.shutdown()
 
 
 def test_another_contract_is_not_taken_for_ours():

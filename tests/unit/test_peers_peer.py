@@ -161,7 +161,7 @@ def test_attackers_do_what_they_are_called_after(attack):
         assert not any(theirs["parents"])
     if attack in ("free-rider", "copycat"):
         base = weights(start_model(scenario))
-        state, _ = attacker.fetch(theirs["content"].iloc[0])
+        state, _ = attacker.reader.fetch(theirs["content"].iloc[0])
         assert max((state[name] - base[name]).abs().max() for name in base) < 1e-3
     if attack == "sybils":
         votes = outcome.votes()[2].dropna()

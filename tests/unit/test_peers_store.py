@@ -246,6 +246,13 @@ def test_reading_stops_at_the_limit_and_at_the_time():
         Ipfs(silent.endpoint, seconds=0.5).get(CID)
 
 
+def test_a_header_that_drips_ends_at_the_time_too(monkeypatch):
+    monkeypatch.setattr("fedgen_lab.peers.store.GRACE_SECONDS", 0.1)
+    node = Odd(lambda: itertools.chain([b"HTTP/1.1 200 OK\r\nX-A: "], itertools.repeat(b"a", 100)), pause=0.05)
+    with pytest.raises(Unusable, match=f"{CID} is withheld: the IPFS node answers too slowly, not all within 0.5 s"):
+        Ipfs(node.endpoint, seconds=0.5).get(CID)
+
+
 def test_what_is_no_web_address_is_named():
     with pytest.raises(ValueError, match="must begin with http:// or https://; got 'localhost:5001'"):
         Ipfs("localhost:5001")
