@@ -13,7 +13,7 @@ from fedgen_lab.peers.ledger import Ledger
 from fedgen_lab.peers.manifest import new_key, write_manifest
 from fedgen_lab.peers.objectives import sensitivity_of
 from fedgen_lab.peers.peer import Pace, Peer, start_model
-from fedgen_lab.peers.reader import RECENT
+from fedgen_lab.peers.reader import RECENT, Reader
 from fedgen_lab.peers.run import run_peers, terms_of
 from fedgen_lab.peers.scenario import PeersScenario
 from fedgen_lab.peers.store import Shelf, cid_of, digest_of, pack_weights
@@ -170,7 +170,7 @@ def test_fedasync_merges_nothing_that_was_refused_and_each_model_once(cheap, mon
         assert parents == (content,) and all(torch.equal(merged[name], state[name]) for name in state)
     assert set(peer.refused) == {broken}
     fetched = []
-    monkeypatch.setattr(peer, "fetch", lambda content: fetched.append(content))
+    monkeypatch.setattr(peer.reader, "fetch", lambda content: fetched.append(content))
     assert peer.choose()[0] == (content,) and not fetched
     peer.refused[content] = "for a reason"
     monkeypatch.undo()
@@ -215,8 +215,8 @@ def test_a_withheld_model_is_asked_for_ever_less_and_a_damaged_one_once(cheap, m
     withheld, *_ = stranger.submits(0, offered=False)
     damaged, *_ = stranger.submits(1)
     stranger.store.kept[cid_of(damaged)] = b"else"
-    peer, asked, fetch = stranger.meets(), [], Peer.fetch
-    monkeypatch.setattr(Peer, "fetch", lambda self, content: asked.append(content) or fetch(self, content))
+    peer, asked, fetch = stranger.meets(), [], Reader.fetch
+    monkeypatch.setattr(Reader, "fetch", lambda self, content: asked.append(content) or fetch(self, content))
     first = stranger.chain.block()
     for _ in range(40):
         look(peer)
