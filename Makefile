@@ -1,5 +1,5 @@
 # make lab     set up once, then open the course in JupyterLab (PORT=8888, BROWSER=0 to open no browser)
-# make test    set up once, then run every test
+# make test    set up once, then run every test; test-unit, test-labs and so on run one stage (STAGES below)
 # make html    write executed HTML copies of all labs to html/
 # make measure run every lab on one thread; note its time and memory in labs/measured.json and in its header
 # make lint    check the style of the package, the tests and the notebooks
@@ -20,7 +20,10 @@ export FLWR_TELEMETRY_ENABLED := 0
 export HF_HUB_DISABLE_TELEMETRY := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: lab test html measure lint clean
+STAGES := lint unit labs simulation engines browser
+REPORTS := .reports
+
+.PHONY: lab test $(STAGES:%=test-%) html measure lint clean
 .DEFAULT_GOAL := lab
 
 # The stamp files say which step of the set-up is done, so that the second time is quick.
@@ -53,17 +56,33 @@ lab: $(VENV)/lab-installed
 	  $(if $(filter 0,$(BROWSER)),--no-browser) $(if $(filter 0,$(shell id -u)),--allow-root)
 
 # The quick tests come first, so that a mistake shows early; every lab then runs from top to bottom, its peak memory watched.
+# A red stage doesn't keep the next ones from running: the summary names all that failed, and the ten slowest tests.
 # Only the labs need nbval, which takes every worker three seconds to load.
-PLAIN := OMP_NUM_THREADS=1 $(BIN)/pytest -q -o addopts=-ra -p no:nbval --durations=15
+PLAIN = $(BIN)/pytest -q -o addopts=-ra -p no:nbval --junitxml=$(REPORTS)/$(@:test-%=%).xml
 # Ray gives its parts seconds to start, which they miss beside a second test worker.
 SIMULATION := tests/engines/test_engines.py::test_flowers_simulation_gives_the_notebooks_adapter
 
-test: lint
-	$(PLAIN) -n $(WORKERS) --dist loadfile tests/unit tests/labs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env labs
-	$(PLAIN) $(SIMULATION)
-	$(PLAIN) -n $(ENGINES) --dist loadfile tests/engines --deselect $(SIMULATION)
-	$(BIN)/pytest -q -n $(ENGINES) --dist loadfile tests/browser
+test: $(VENV)/test-installed
+	@rm -rf $(REPORTS); red=; for stage in $(STAGES); do \
+	  echo "--- $$stage"; $(MAKE) --no-print-directory test-$$stage || red="$$red $$stage"; \
+	done; $(BIN)/python tests/summary.py $(REPORTS) $$red
+
+test-lint: lint
+
+test-unit: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(PLAIN) -n $(WORKERS) --dist loadfile tests/unit tests/labs
+
+test-labs: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env --junitxml=$(REPORTS)/labs.xml labs
+
+test-simulation: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(PLAIN) $(SIMULATION)
+
+test-engines: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(PLAIN) -n $(ENGINES) --dist loadfile tests/engines --deselect $(SIMULATION)
+
+test-browser: $(VENV)/test-installed
+	$(PLAIN) -n $(ENGINES) --dist loadfile tests/browser
 
 lint: $(VENV)/test-installed
 	$(BIN)/ruff check fedgen_lab labs tests data conftest.py install_torch.py
@@ -75,4 +94,4 @@ html: $(VENV)/test-installed
 	$(BIN)/python tests/labs/html_copies.py
 
 clean:
-	rm -rf $(VENV) html build dist
+	rm -rf $(VENV) $(REPORTS) html build dist
