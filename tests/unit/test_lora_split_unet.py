@@ -76,6 +76,15 @@ def federated_by_hand(scenario):
     return state
 
 
+@pytest.fixture
+def double():
+    """Everything in float64: AdamW divides a gradient by its own size, and so makes whole steps of float32's rounding
+    wherever a gradient is zero in theory (the key's bias in attention)."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def furthest(one, other):
     assert one.keys() == other.keys()
     return max((one[name] - other[name]).abs().max().item() for name in one)
@@ -94,7 +103,7 @@ def test_the_two_halves_compute_what_the_whole_unet_does(cut, kind, side):
     with torch.no_grad():
         whole = unet(noisy, timesteps, encoder_hidden_states=text).sample
         halves = EdgeHalf(unet, cut)(DeviceHalf(unet, cut)(noisy, timesteps, text), text)
-    assert torch.equal(whole, halves)
+    torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("cut", CUTS)
@@ -133,25 +142,25 @@ def test_a_unet_that_takes_more_than_text_is_refused():
 
 
 @pytest.mark.parametrize("cut", CUTS)
-def test_split_training_equals_training_the_whole_unet(cut):
+def test_split_training_equals_training_the_whole_unet(cut, double):
     scenario = tiny_scenario(seed=4)
     outcome = run_split(scenario, cut, task_of=tiny_task)
     assert not outcome.refused
-    assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-6
+    assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
     assert furthest(outcome.state, trainable_state(tiny_task(scenario).unet)) > 1e-3  # it did learn
 
 
-def test_split_training_of_an_adapter_equals_training_it_whole():
+def test_split_training_of_an_adapter_equals_training_it_whole(double):
     scenario = tiny_scenario(method="lora", local_steps=4)
     outcome = run_split(scenario, "down_blocks.1", task_of=tiny_task)
     assert outcome.state.keys() == trainable_state(tiny_task(scenario).unet).keys()
-    assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-6
+    assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
 
 
-def test_with_many_clients_it_equals_federated_averaging_round_after_round():
+def test_with_many_clients_it_equals_federated_averaging_round_after_round(double):
     scenario = tiny_scenario(num_clients=3, rounds=2, local_steps=2)
     outcome = run_split(scenario, "down_blocks.0", task_of=tiny_task)
-    assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-6
+    assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
     assert len(outcome.rounds) == 3 and set(outcome.client_states) == {0, 1, 2}
 
 

@@ -62,7 +62,7 @@ def test_a_point_is_measured_by_scores_that_no_peer_went_by(method, monkeypatch)
         {"crossed", "seconds"} if method == "fedavg" else set()
     )
     assert all(np.isfinite(value) for value in result.values()) and 0 <= result["auc"] <= 1
-    assert result["qn"] >= result["fid"] / 2  # novelty is added, never taken off
+    assert result["qn"] >= result["fid"] / 2 - 1e-4  # novelty is added, never taken off; both have four digits
 
 
 def test_directions_compare_with_quality_alone_seed_by_seed(recorded):
