@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STAGES := lint unit labs simulation engines browser
 REPORTS := .reports
 
-.PHONY: lab test $(STAGES:%=test-%) html measure lint clean
+.PHONY: lab test $(STAGES:%=test-%) test-readme check-links html measure lint clean
 .DEFAULT_GOAL := lab
 
 # The stamp files say which step of the set-up is done, so that the second time is quick.
@@ -90,8 +90,15 @@ lint: $(VENV)/test-installed
 measure: $(VENV)/test-installed
 	$(BIN)/python tests/labs/measure.py
 
+# README's commands as they stand there, some fifteen minutes; and links to other hosts. Weekly, for they need a network.
+test-readme: $(VENV)/test-installed
+	$(PLAIN) tests/readme
+
+check-links: $(VENV)/test-installed
+	$(BIN)/python tests/links.py
+
 html: $(VENV)/test-installed
-	$(BIN)/python tests/labs/html_copies.py
+	$(BIN)/python -m fedgen_lab html
 
 clean:
 	rm -rf $(VENV) $(REPORTS) html build dist

@@ -1,3 +1,3 @@
 """FedGen Lab: learn federated generative AI by training small models together with simulated devices."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -1,4 +1,4 @@
-"""`make html`: executed copies of all labs in html/, to read without Jupyter and without a network.
+"""`fedgen-lab html` and `make html`: executed copies of the labs, to read without Jupyter and without a network.
 
 A copy has no kernel, so its knobs could do nothing: each widget becomes the words and pictures it shows. Charts stay as
 they are, with plotly's script inside the page. Only formulas, where a lab has some, are set by MathJax from its host.
@@ -7,7 +7,7 @@ they are, with plotly's script inside the page. Only formulas, where a lab has s
 import html
 import os
 import re
-import sys
+import shutil
 import tempfile
 from itertools import zip_longest
 from pathlib import Path
@@ -17,8 +17,8 @@ from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 
 from fedgen_lab.course import LABS, lab
+from fedgen_lab.labs_folder import shipped_labs
 
-ROOT = Path(__file__).resolve().parents[2]
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 
@@ -68,19 +68,17 @@ def convert(notebook, folder):
     return re.sub(r'(href="\d\d_\w+)\.ipynb', r"\1.html", page)
 
 
-def main(names):
-    """Write the copies of the labs called `names`, or of all."""
+def write_pages(names, folder):
+    """Write the copies of the labs called `names`, or of all, to `folder`. Raises ValueError for an unknown name."""
+    chosen = [lab(name) for name in names] or LABS
+    folder.mkdir(exist_ok=True)
     os.environ["FEDGEN_RUN"] = "inline"
-    (ROOT / "html").mkdir(exist_ok=True)
-    for one in [lab(name) for name in names] or LABS:
-        with tempfile.TemporaryDirectory() as scratch:
-            os.environ["FEDGEN_PROGRESS"] = str(Path(scratch) / "my_progress.json")
-            notebook = run(ROOT / "labs" / f"{one.name}.ipynb")
-        notebook.metadata["title"] = f"{one.name[:2]} {one.title}"
-        page = ROOT / "html" / f"{one.name}.html"
-        page.write_text(convert(notebook, ROOT / "labs"), encoding="utf-8")
-        print(page.relative_to(ROOT), f"{page.stat().st_size / 1e6:.1f} MB", flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+    with tempfile.TemporaryDirectory() as scratch:  # the labs run there: where they came from may be read-only
+        labs = shutil.copytree(shipped_labs(), Path(scratch) / "labs")
+        for one in chosen:
+            os.environ["FEDGEN_PROGRESS"] = str(Path(scratch) / f"{one.name}.json")  # nobody's progress
+            notebook = run(labs / f"{one.name}.ipynb")
+            notebook.metadata["title"] = f"{one.name[:2]} {one.title}"
+            page = folder / f"{one.name}.html"
+            page.write_text(convert(notebook, labs), encoding="utf-8")
+            print(page, f"{page.stat().st_size / 1e6:.1f} MB", flush=True)
