@@ -36,7 +36,7 @@ ON_THE_LIBRARY = [name for name in SPLITS if not name.startswith("skew")]
 @pytest.mark.parametrize("name", SPLITS)
 @pytest.mark.parametrize("attributes", [EVEN, LOPSIDED], ids=["even", "lopsided"])
 def test_no_client_is_ever_left_with_nothing(name, attributes):
-    for clients in (1, 2, 5, 16, 66):
+    for clients in (1, 5, 66):
         parts = SPLITS[name](attributes, clients, 3)
         assert len(parts) == clients and all(len(part) > 0 for part in parts)
         assert all(0 <= part.min() and part.max() < len(attributes) for part in parts)
@@ -99,21 +99,20 @@ def test_unequal_sizes_grow_to_about_the_ratio():
 
 
 # -- the knob
-GRID = np.linspace(0, 1, 41)
+GRID = np.linspace(0, 1, 21)
 
 
-@pytest.mark.parametrize("num_concepts", [1, 2, 3, 4, 7, 20])
-@pytest.mark.parametrize("num_clients", [1, 2, 3, 5, 16])
-@pytest.mark.parametrize("pictures_per_client", [1, 5, 8, 64])
+@pytest.mark.parametrize("num_concepts", [1, 2, 4, 7, 20])
+@pytest.mark.parametrize("num_clients", [1, 2, 5, 16])
+@pytest.mark.parametrize("pictures_per_client", [1, 5, 64])
 def test_distance_starts_at_nothing_and_never_falls_as_the_knob_turns(num_concepts, num_clients, pictures_per_client):
     attributes = table(*range(3, 3 + num_concepts))
-    for seed in (0, 1):
-        parts = [by_skew(attributes, "object", num_clients, skew, pictures_per_client, seed) for skew in GRID]
-        distances = [mean_js_distance(concept_counts(attributes, "object", part)) for part in parts]
-        assert distances[0] < 1e-6
-        assert np.diff(distances).min() > -1e-9
-        if num_concepts > 1 and num_clients > 1:
-            assert distances[-1] > 0.2
+    parts = [by_skew(attributes, "object", num_clients, skew, pictures_per_client, 0) for skew in GRID]
+    distances = [mean_js_distance(concept_counts(attributes, "object", part)) for part in parts]
+    assert distances[0] < 1e-6
+    assert np.diff(distances).min() > -1e-9
+    if num_concepts > 1 and num_clients > 1:
+        assert distances[-1] > 0.2
 
 
 def test_at_full_skew_client_i_holds_concept_i_alone():
