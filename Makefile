@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STAGES := lint unit labs simulation engines browser
 REPORTS := .reports
 
-.PHONY: lab test $(STAGES:%=test-%) test-readme check-links html measure lint clean
+.PHONY: lab test $(STAGES:%=test-%) test-readme check-links test-processors html measure lint clean
 .DEFAULT_GOAL := lab
 
 # The stamp files say which step of the set-up is done, so that the second time is quick.
@@ -89,6 +89,14 @@ lint: $(VENV)/test-installed
 
 measure: $(VENV)/test-installed
 	$(BIN)/python tests/labs/measure.py
+
+# The tests as other processors would compute them: one-thread, two-threads, avx2 (labs too) and baseline; one after the
+# other, or one by name: test-processors-avx2.
+test-processors: $(VENV)/test-installed
+	$(BIN)/python tests/processors.py --workers $(WORKERS)
+
+test-processors-%: $(VENV)/test-installed
+	$(BIN)/python tests/processors.py --workers $(WORKERS) $*
 
 # README's commands as they stand there, some fifteen minutes; and links to other hosts. Weekly, for they need a network.
 test-readme: $(VENV)/test-installed
