@@ -7,12 +7,13 @@ import os
 import platform
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from urllib.parse import quote
 
 REPOSITORY = "https://github.com/fedgen-lab/fedgen-lab"
 MEMORY_LIMIT_MEGABYTES = 1000  # what one Binder session is sure to have
+MAIN_LIBRARIES = ("torch", "diffusers", "peft", "transformers", "flwr", "plotly", "ipywidgets", "ipykernel")
 
 
 @dataclass(frozen=True)
@@ -135,9 +136,15 @@ def self_check():
 
     supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
     ask("Python", platform.python_version(), supported, "Install Python 3.11, 3.12 or 3.13 and run `make lab` again.")
-    for package in ("torch", "diffusers", "peft", "transformers", "flwr", "plotly", "ipywidgets"):
-        found = present(package, version)
-        ask(package, found, found != "missing", "Install the lab again: `make lab`, or `pip install -e .`")
+    others = 0
+    for requirement in declared_requirements():
+        found = present(requirement.name, version)
+        fine = found != "missing" and requirement.specifier.contains(found, prereleases=True)
+        if fine and requirement.name not in MAIN_LIBRARIES:
+            others += 1
+        else:
+            ask(requirement.name, found, fine, f"pip install '{requirement}'")
+    ask("other libraries", f"{others} as needed")
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, and none is needed"
     ask("graphics processor", gpu)
     ask("threads of torch", f"{torch.get_num_threads()} on {os.cpu_count()} cores")
@@ -149,4 +156,65 @@ def self_check():
     for name in NAMES:
         found = present(name, lambda name: shipped(name).name)
         ask(f"data: {name}", found, found != "missing", "Get a full copy of the repository, with its `data` folder.")
+    found, fine = _try(_read_words)
+    ask("tokenizer of tiny-sd", found, fine, "Install the lab again: `make lab`, or `pip install -e .`")
+    found, fine = _try(_draw_from_a_thread)
+    ask("live runs", found, fine, "pip install 'ipykernel!=7.0.*', restart the kernel")
     return pd.DataFrame(rows)
+
+
+def declared_requirements():
+    """What the installed course declares to need, extras left out, as `packaging`'s requirements.
+
+    Empty where the course is not installed, but only lies on the path.
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        lines = requires("fedgen-lab") or []
+    except PackageNotFoundError:
+        return []
+    requirements = [Requirement(line) for line in lines]
+    return [one for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
+
+
+def _try(attempt):
+    """(what `attempt()` says, True), or (its error in words, False)."""
+    try:
+        return attempt(), True
+    except Exception as error:  # whatever it is, it is the answer
+        return f"{type(error).__name__}: {error}", False
+
+
+def _read_words():
+    """Let the shipped model's tokenizer read a caption."""
+    from transformers import CLIPTokenizer
+
+    from fedgen_lab.shipped import shipped
+
+    tokenizer = CLIPTokenizer.from_pretrained(str(shipped("tiny-sd") / "tokenizer"))
+    words = tokenizer.tokenize("a red star")
+    if len(words) != 3:
+        raise ValueError(f"'a red star' was read as {words}")
+    return "loads"
+
+
+def _draw_from_a_thread():
+    """Let a small job draw from its thread, as the dashboards do."""
+    from IPython import get_ipython
+    from IPython.display import display
+
+    from fedgen_lab.dashboards.job import Job
+
+    if get_ipython() is None:
+        return "no notebook here"
+    empty = {"text/html": "", "text/plain": ""}
+    handle = display(empty, raw=True, display_id=True)
+    job = Job(lambda job: handle.update(empty, raw=True))
+    if not job.start():
+        return "one is going on"
+    if not job.join(10):
+        raise TimeoutError("drawing from a thread takes more than 10 seconds")
+    if job.error is not None:
+        raise job.error
+    return "draw"

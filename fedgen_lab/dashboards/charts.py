@@ -5,6 +5,7 @@ figure widget sends five megabytes. Each chart says in one sentence what it show
 """
 
 import base64
+import contextvars
 import html
 import io
 import json
@@ -16,7 +17,8 @@ import numpy as np
 from IPython.display import HTML, display
 
 from fedgen_lab.dashboards import controls
-from fedgen_lab.dashboards.job import SECONDS_BETWEEN_UPDATES, runs_inline
+from fedgen_lab.dashboards.job import SECONDS_BETWEEN_UPDATES, drawing_job, error_sentence, runs_inline
+from fedgen_lab.dashboards.still import still_html
 
 # Each role looks the same everywhere in the lab: Okabe and Ito's colours, which colour-blind eyes tell apart, and a
 # dash and a marker for eyes and printers that see none.
@@ -34,6 +36,7 @@ PLOTLY = "application/vnd.plotly.v1+json"
 # Not "responsive": JupyterLab resizes charts itself, and with it they vanish when the theme changes.
 CONFIG = {"showSendToCloud": False, "displaylogo": False}
 NOTHING_YET = "There is nothing to show yet."
+SECONDS_UNTIL_STILL = 1.0  # of rest after the last update: a still picture costs some 0.1 s of computing
 _plotly_js_shown = False
 
 
@@ -113,6 +116,7 @@ class LiveChart:
         self._shown = None
         self._waiting = None  # the newest bundle that was too early to be sent
         self._timer = None
+        self._still_timer = None
         self._sent_at = 0.0
 
     def show(self):
@@ -127,31 +131,63 @@ class LiveChart:
     def update(self, chart, sentence, table=None):
         """Draw `chart` (a plotly figure) with `sentence` in words and `table` (a DataFrame) behind the button.
 
-        More than five updates a second are thinned out; the last one is always drawn.
+        More than five updates a second are thinned out; the last one is always drawn. After the last one, when no run
+        goes on, a still picture joins it, for front ends that can't draw a plotly figure.
         """
         self.sentence = sentence
         bundle = self._bundle(chart, sentence, table)
         with self._lock:
             wait = self._sent_at + SECONDS_BETWEEN_UPDATES - time.monotonic()
             if wait > 0 and not runs_inline():
-                self._waiting = (bundle, sentence, table)
+                self._waiting = (bundle, table, chart)
                 if self._timer is None:
-                    self._timer = threading.Timer(wait, self._send_waiting)
-                    self._timer.daemon = True
-                    self._timer.start()
+                    self._timer = _timer(wait, self._send_waiting)
                 return
             self._waiting = None
-            self._send(bundle, sentence, table)
+            self._send(bundle, table, chart)
 
     def _send_waiting(self):
-        with self._lock:
-            self._timer = None
-            if self._waiting is not None:
-                waiting, self._waiting = self._waiting, None
-                self._send(*waiting)
+        try:
+            with self._lock:
+                self._timer = None
+                if self._waiting is not None:
+                    waiting, self._waiting = self._waiting, None
+                    self._send(*waiting)
+        except Exception as error:
+            self._tell(error)
 
-    def _send(self, bundle, sentence, table):
+    def _still_soon(self, bundle, chart):
+        """Let `bundle` have its still picture once the chart has come to rest; a newer one takes its place."""
+        if self._still_timer is not None:
+            self._still_timer.cancel()
+            self._still_timer = None
+        job = drawing_job()
+        if chart.data and not runs_inline() and (job is None or job.state != "running"):
+            self._still_timer = _timer(SECONDS_UNTIL_STILL, self._send_still, bundle, chart)
+
+    def _send_still(self, bundle, chart):
+        try:
+            still = {"text/html": still_html(chart, bundle["text/plain"])}
+        except Exception:
+            return  # a chart of a kind that no lab has stays without
+        try:
+            with self._lock:
+                if self._handle is not None and bundle is self._shown:
+                    self._handle.update(bundle | still, raw=True)
+        except Exception as error:
+            self._tell(error)
+
+    def _tell(self, error):
+        """An error in a timer has no caller who would hear of it: the run's status line says it, and the caption."""
+        job = drawing_job()
+        if job is not None:
+            job.fail(error)
+        problem = html.escape(error_sentence(error))
+        self.caption.value = f'<p class="fedgen-note" role="status"><b>Problem:</b> {problem}</p>'
+
+    def _send(self, bundle, table, chart):
         self._sent_at = time.monotonic()
+        sentence = bundle["text/plain"]
         if self._handle is not None and bundle != self._shown:
             if not runs_inline():
                 # JupyterLab's plotly renderer draws once and then ignores updates: a blank of the same height (7 is
@@ -160,10 +196,11 @@ class LiveChart:
                 blank = {"text/html": f'<div style="height: {height}px"></div>', "text/plain": sentence}
                 self._handle.update(blank, raw=True)
             self._handle.update(bundle, raw=True)
-            self._shown = bundle
+        self._shown = bundle
         self.caption.value = f'<p class="fedgen-note">{html.escape(sentence)}</p>'
         self.table.value = "" if table is None else table_html(table)
         self.button.disabled = table is None
+        self._still_soon(bundle, chart)
 
     def _toggle_table(self):
         hidden = self.table.layout.display == "none"
@@ -197,7 +234,18 @@ def show_chart(chart, sentence, table=None, name="chart"):
     live = LiveChart(name)
     live.show()
     live.update(chart, sentence, table)
+    if live._still_timer is not None:  # nothing newer will come, so there is no rest to wait for
+        live._still_timer.cancel()
+        live._send_still(live._shown, chart)
     return live
+
+
+def _timer(seconds, call, *arguments):
+    """Calls `call(*arguments)` in so many seconds, in a copy of this context, as a job's thread runs in one."""
+    timer = threading.Timer(seconds, contextvars.copy_context().run, [call, *arguments])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _show_plotly_js():

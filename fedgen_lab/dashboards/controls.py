@@ -152,13 +152,15 @@ def row(children):
 
 
 STYLE = """<style>
-.fedgen-help { color: var(--jp-ui-font-color2, #666); font-size: 12px; line-height: 1.3; display: block;
-  white-space: normal; }
+/* Colours come in pairs: where a page has no such variables, dark words must not meet its dark background. */
+.fedgen-help, .fedgen-note, .fedgen-table, .fedgen-strip {
+  color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color0, #fff); }
+.fedgen-help { opacity: 0.85; font-size: 12px; line-height: 1.3; display: block; white-space: normal; }
 .fedgen-status { padding: 6px 10px; border-left: 4px solid #0072B2; line-height: 1.4; white-space: normal;
   color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color2, #eee); }
 .fedgen-status[data-state="failed"] { border-left: 4px double #D55E00; }
-.fedgen-note { color: var(--jp-ui-font-color1, #222); line-height: 1.4; margin: 2px 8px 2px 0; white-space: normal; }
-.fedgen-table { overflow: auto; max-height: 320px; margin-bottom: 12px; color: var(--jp-ui-font-color1, #222); }
+.fedgen-note { line-height: 1.4; margin: 2px 8px 2px 0; white-space: normal; }
+.fedgen-table { overflow: auto; max-height: 320px; margin-bottom: 12px; }
 .fedgen-table table { border-collapse: collapse; font-size: 12px; }
 .fedgen-table td:first-child { min-width: 130px; }
 .fedgen-table th, .fedgen-table td { padding: 2px 10px; text-align: right;
@@ -166,14 +168,14 @@ STYLE = """<style>
 .fedgen-facts .fedgen-table td { text-align: left; overflow-wrap: anywhere; }
 .fedgen-pictures { display: flex; flex-wrap: wrap; gap: 4px; }
 .fedgen-pictures img, .fedgen-strip img { image-rendering: pixelated; display: block; }
-.fedgen-strip { overflow-x: auto; color: var(--jp-ui-font-color1, #222); }
+.fedgen-strip { overflow-x: auto; }
 .fedgen-strip table { border-collapse: collapse; }
 .fedgen-strip th { font-size: 11px; font-weight: normal; text-align: left; padding: 2px 4px 2px 0; line-height: 1.2;
   white-space: normal; max-width: 150px; }
 .fedgen-strip th[scope="col"] { overflow-wrap: anywhere; hyphens: auto; }
 .fedgen-strip td { padding: 2px; text-align: left; }
 .js-plotly-plot .infolayer text, .js-plotly-plot .xtick text, .js-plotly-plot .ytick text {
-  fill: var(--jp-ui-font-color1, #555) !important; }
+  fill: var(--jp-ui-font-color1, #767676) !important; }
 </style>"""
 
 

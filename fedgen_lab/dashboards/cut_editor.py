@@ -77,12 +77,12 @@ class CutEditor:
         ]
         self.gantt = charts.LiveChart("iteration")
 
-        self.race = Job(self._race, self._show_race)
+        self.status = controls.StatusLine("Ready. The race begins at random cuts, with the devices and links above.")
+        self.race = Job(self._race, self._show_race, self.status)
         self.race_so_far, self._drawn_at = None, 0.0
         self.race_button = controls.button("Race the genetic algorithm", self.race.start)
         self.stop_button = controls.button("Stop", self._stop)
         self.stop_button.disabled = True
-        self.status = controls.StatusLine("Ready. The race begins at random cuts, with the devices and links above.")
         self.race_chart = charts.LiveChart("race")
 
         for knob in (self.clients, self.links):
@@ -206,13 +206,13 @@ class CutEditor:
         return race
 
     def _stop(self):
-        self.race.cancel()
+        self.race.stop()
         self._show_race(self.race)
 
     def _show_race(self, job):
         running, race = job.state == "running", self.race_so_far
         self.race_button.disabled = running
-        self.stop_button.disabled = not running or job.should_stop()
+        self.stop_button.disabled = not job.can_stop()
         words = {"done": "Done: ", "cancelled": "Stopped: "}.get(job.state, "")
         self.status.say(words + race.sentence() if words and race is not None else job.message, job.state)
         # A new chart keeps the browser busy for a moment: once a second leaves it free for the Stop button.

@@ -29,7 +29,7 @@ class GuidanceKnob:
         )
         self.status = StatusLine("Turn the knob to draw.")
         self.shown = widgets.HTML(layout={"width": "100%"})
-        self.job = Job(self._draw, self._update)
+        self.job = Job(self._draw, self._update, self.status)
         self.knob.observe(lambda value: self.job.start())
         self.box = widgets.VBox([style(), self.knob.box, self.status.widget, self.shown], layout={"width": "100%"})
 

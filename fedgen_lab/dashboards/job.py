@@ -6,6 +6,7 @@ same work runs inside `start()`, so a cell behaves alike with and without a brow
 """
 
 import atexit
+import contextvars
 import ctypes
 import os
 import sys
@@ -17,6 +18,7 @@ SECONDS_BETWEEN_UPDATES = 0.2  # five a second: the eye follows, and the browser
 
 _turn = threading.RLock()
 _running = None  # the one job of this kernel that computes now: Flower allows one run per process
+_drawing_for = contextvars.ContextVar("the job in whose thread this is", default=None)
 
 
 class Job:
@@ -25,22 +27,26 @@ class Job:
     work(job) -> result: the work. It calls `job.report(sentence)` as it goes and stops soon after `job.should_stop()`
         turns true, returning what it has.
     on_update(job): draws the present state: at most five times a second while the work reports, and once at the end.
+        It tells the status line first and draws then, so that a chart that fails can't keep the state from it.
+    status: the dashboard's StatusLine. It hears of an error even where `on_update` fails.
 
     `state` is one of STATES, `message` a sentence for the status line, `result` what the work returned (also after a
     stop), `error` the exception of a failed job, whole.
 
     Making a job stops a job that an earlier run of the same notebook cell left running. Another cell's job is never
-    touched: `start()` then returns False and says so in `message`.
+    touched: `start()` then returns False and says so in `message`, and `stop()` stops that other job.
     """
 
-    def __init__(self, work, on_update=None):
+    def __init__(self, work, on_update=None, status=None):
         self.work = work
         self.on_update = on_update or (lambda job: None)
+        self.status = status
         self.state = "idle"
         self.message = ""
         self.result = None
         self.error = None
         self._stop = threading.Event()
+        self._refused = False  # because another job of this kernel was running
         self._thread = None
         self._drawn_at = 0.0
         self._cell, self._execution = _here()
@@ -56,24 +62,44 @@ class Job:
             earlier = _running
             if earlier is self:
                 return False
-            if earlier is not None and not earlier.should_stop():
+            self._refused = earlier is not None and not earlier.should_stop()
+            if self._refused:
                 self.message = (
                     "Another run is going on in this notebook: stop it or wait for its end, then start again."
                 )
-                self.on_update(self)
+                self._draw()
                 return False
             _running = self
             self._stop.clear()
             self.state, self.message = "running", "Starting."
             self.result = self.error = None
             self._drawn_at = 0.0
+        # In a copy of this context: ipykernel 7.0 looks there for the cell that a thread's output belongs to.
+        run = contextvars.copy_context().run
         if runs_inline():
-            self._run(None)
+            run(self._run, None)
         else:
             # Daemon, so that a kernel can always end; `_stop_at_exit` gives it a moment to end well.
-            self._thread = threading.Thread(target=self._run, args=(earlier,), name="fedgen-job", daemon=True)
-            self._thread.start()
+            self._thread = threading.Thread(target=run, args=(self._run, earlier), name="fedgen-job", daemon=True)
+            try:
+                self._thread.start()
+            except RuntimeError as error:  # the system has no thread left
+                self._end("failed", error)
         return True
+
+    def stop(self):
+        """What a Stop button does: cancel this job, or the job for which its start was refused."""
+        with _turn:
+            if self.state == "running" or not self._refused:
+                self.cancel()
+            elif _running is not None:
+                _running.cancel()
+                self.message = "The other run stops after its present step. Then start again."
+
+    def can_stop(self):
+        """True while there is something for a Stop button to stop."""
+        job = _running if self._refused else self
+        return job is not None and job.state == "running" and not job.should_stop()
 
     def cancel(self):
         """Ask the work to stop at its next step. What it has computed so far is kept."""
@@ -91,9 +117,30 @@ class Job:
             self.message = sentence
         now = time.monotonic()
         if now - self._drawn_at >= SECONDS_BETWEEN_UPDATES:
-            self.on_update(self)
+            self._draw()
             self._drawn_at = time.monotonic()
         return not self.should_stop()
+
+    def fail(self, error):
+        """Something of this job could not be drawn: a run that goes on ends, and the status line says why."""
+        first = self.error is None
+        self.error = self.error or error
+        self.message = error_sentence(self.error)
+        if self.state == "running":
+            self._stop.set()
+        else:
+            self.state = "failed"
+        drawn = False
+        if first:  # once only: what fails in a chart's timer would start that timer again
+            try:
+                self.on_update(self)
+                drawn = True
+            except Exception:
+                pass  # the same error most likely; it is told below
+        if self.status is not None:
+            self.status.say(self.message, "failed")
+        elif not drawn:
+            raise error
 
     def join(self, timeout=None):
         """Wait until the work has ended, at most `timeout` seconds; True when it has."""
@@ -102,31 +149,51 @@ class Job:
             thread.join(timeout)
         return self.state != "running"
 
+    def _draw(self):
+        try:
+            self.on_update(self)
+        except Exception as error:
+            self.fail(error)
+
     def _run(self, earlier):
-        global _running
+        _drawing_for.set(self)
+        state, error = "cancelled", None
         try:
             if earlier is not None:
                 earlier.join()
             self.result = self.work(self)
-            state, message = ("cancelled", "Stopped.") if self.should_stop() else ("done", "Done.")
-        except Exception as error:
-            self.error = error
-            state, message = "failed", error_sentence(error)
+            if not self.should_stop():
+                state = "done"
+        except KeyboardInterrupt:  # the kernel's own stop button, where the work runs inside the cell
+            raise
+        except BaseException as caught:
+            state, error = "failed", caught
+            if not isinstance(caught, Exception):
+                raise
+        finally:
+            self._end(state, error)
+
+    def _end(self, state, error):
+        """The work is over, by whatever: say so, draw for the last time, and let the next job run."""
+        global _running
+        error = self.error or error  # what could not be drawn on the way came first
+        words = {"done": "Done.", "cancelled": "Stopped."}
         try:
-            self.state, self.message = state, message
-            self.on_update(self)
-        except Exception as error:
-            # The work ended but could not be drawn: say so, and let the status line show it.
-            self.state, self.error, self.message = "failed", error, error_sentence(error)
-            try:
-                self.on_update(self)
-            except Exception:
-                pass
+            if error is not None:
+                state, self.error = "failed", error
+            self.state = state
+            self.message = words[state] if error is None else error_sentence(error)
+            self._draw()
         finally:
             give_memory_back()
             with _turn:
                 if _running is self:
                     _running = None
+
+
+def drawing_job():
+    """The job in whose thread, or in whose timer, this is called; None elsewhere."""
+    return _drawing_for.get()
 
 
 def runs_inline():
@@ -165,12 +232,16 @@ def _give_memory_back_after_every_cell():
 
 
 def _here():
-    """The notebook cell being run and this run of it, or ("", "") where the front end does not say."""
+    """The notebook cell being run and this run of it, or ("", "") where no cell runs.
+
+    JupyterLab sends an id of the cell. VS Code and Colab send none: there a cell is known by its text.
+    """
     try:
         from IPython import get_ipython
 
-        header = get_ipython().get_parent()
-        return header["metadata"].get("cellId", ""), header["header"].get("msg_id", "")
+        parent = get_ipython().get_parent()
+        cell = parent["metadata"].get("cellId") or parent["content"].get("code", "")
+        return cell, parent["header"].get("msg_id", "")
     except (ImportError, AttributeError, KeyError, TypeError):
         return "", ""
 

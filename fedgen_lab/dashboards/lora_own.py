@@ -37,9 +37,9 @@ class OwnPictures:
             description="Column that makes clients differ", placeholder="read the pictures to see the columns",
             style={"description_width": "initial"}, layout={"width": "auto"}, ensure_option=False,
         )  # fmt: skip
-        self.reading = Job(self._read, self._show_reading)
-        self.read_button = controls.button("Read the pictures", self.reading.start)
         self.status = controls.StatusLine("Say where your pictures are, then read them.")
+        self.reading = Job(self._read, self._show_reading, self.status)
+        self.read_button = controls.button("Read the pictures", self.reading.start)
         self.preview = widgets.HTML(layout={"width": "100%"})
         self.fields = (self.path, self.caption_file, self.file_column, self.text_column, self.concept)
         self.panel = Panel("Start on these pictures", LiveRun, run_own, self.scenario, changed)

@@ -26,13 +26,13 @@ class Panel:
 
     def __init__(self, start_words, new_run, work, scenario, changed):
         self.runs = []
-        self.job = Job(self._work, self._update)
+        self.status = controls.StatusLine(f"Ready. {start_words} begins a live run on this machine.")
+        self.job = Job(self._work, self._update, self.status)
         self._new_run, self._do, self._scenario, self._changed = new_run, work, scenario, changed
         self._drawn = None  # what of the run is on the page already
         self.start_button = controls.button(start_words, self.start, main=True)
         self.stop_button = controls.button("Stop", self.stop)
         self.stop_button.disabled = True
-        self.status = controls.StatusLine(f"Ready. {start_words} begins a live run on this machine.")
         self.pictures = widgets.HTML(layout={"width": "100%"})
         buttons = controls.row([self.start_button, self.stop_button])
         self.box = widgets.VBox([buttons, self.status.widget, self.pictures], layout={"width": "100%"})
@@ -43,7 +43,7 @@ class Panel:
 
     def stop(self):
         """Stop after the present step; what was computed stays."""
-        self.job.cancel()
+        self.job.stop()
         self._tell()
 
     def running(self):
@@ -75,7 +75,7 @@ class Panel:
     def _tell(self):
         job, run = self.job, self.latest()
         self.start_button.disabled = self.running()
-        self.stop_button.disabled = not self.running() or job.should_stop()
+        self.stop_button.disabled = not job.can_stop()
         sentence = job.message
         if sentence in ("Done.", "Stopped.") and run is not None:
             sentence = f"{sentence.rstrip('.')}: {run.summary()}"
@@ -91,11 +91,13 @@ class Measuring:
     """
 
     def __init__(self, start_words, ready):
-        self.rows, self.job = [], Job(self._work, self._update)
+        self.rows = []
+        self.status = controls.StatusLine(ready)
+        self.job = Job(self._work, self._update, self.status)
         self.start_button = controls.button(start_words, self.start, main=True)
         self.stop_button = controls.button("Stop", self.stop)
         self.stop_button.disabled = True
-        self.buttons, self.status = controls.row([self.start_button, self.stop_button]), controls.StatusLine(ready)
+        self.buttons = controls.row([self.start_button, self.stop_button])
         self.shown, self.table = (widgets.HTML(layout={"width": "100%"}) for _ in range(2))
 
     def start(self):
@@ -104,7 +106,7 @@ class Measuring:
 
     def stop(self):
         """Stop soon; what is half measured is not shown."""
-        self.job.cancel()
+        self.job.stop()
         self._tell()
 
     def frame(self):
@@ -130,7 +132,7 @@ class Measuring:
     def _tell(self):
         job = self.job
         self.start_button.disabled = job.state == "running"
-        self.stop_button.disabled = job.state != "running" or job.should_stop()
+        self.stop_button.disabled = not job.can_stop()
         self.status.say(self._sentence(job), job.state)
 
     def _ipython_display_(self):

@@ -19,7 +19,7 @@ class Redrawn:
         self.knobs, self._paint, self.sentence = knobs, draw, ""
         self.status = controls.StatusLine("Turn a knob to draw.")
         self.shown = widgets.HTML(layout={"width": "100%"})
-        self.job = Job(self._draw, self._update)
+        self.job = Job(self._draw, self._update, self.status)
         for one in knobs.values():
             one.observe(lambda _: self.job.start())
         boxes = controls.grid([one.box for one in knobs.values()])

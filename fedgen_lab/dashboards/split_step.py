@@ -266,7 +266,7 @@ def _net_map(net, held, hop):
     return (
         f'<svg role="img" aria-label="{label}" viewBox="0 0 {_WIDTH} 190" fill="currentColor" style="display: block; '
         f"flex: 1 1 340px; min-width: 0; max-width: {_WIDTH}px; font: 13px sans-serif; "
-        'color: var(--jp-ui-font-color1, #222)">'
+        'color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color0, #fff)">'
         f"{''.join(parts)}</svg>"
     )
 

@@ -37,7 +37,8 @@ class Board:
     @property
     def html(self) -> str:
         rows = self.table.to_html(index=False, border=0, justify="left")
-        return f'<div style="overflow-x: auto; color: var(--jp-ui-font-color1, #222)">{rows}</div>'
+        look = "color: var(--jp-ui-font-color1, #222); background: var(--jp-layout-color0, #fff)"
+        return f'<div style="overflow-x: auto; {look}">{rows}</div>'
 
     @property
     def text(self) -> str:

@@ -1,7 +1,11 @@
 """Knobs agree with their boxes, stay in range, and everything has a name."""
 
+import re
+from pathlib import Path
+
 import pytest
 
+import fedgen_lab
 from fedgen_lab.dashboards import controls
 
 
@@ -65,3 +69,11 @@ def test_the_status_line_shows_words_as_words_and_names_a_problem():
     assert "Problem" in line.widget.value
     line.say("Round 1 of 5.", "running")
     assert 'aria-live="off"' in line.widget.value and "Problem" not in line.widget.value
+
+
+def test_words_with_a_colour_have_a_background_too():
+    # A page in dark colours that lacks JupyterLab's variables would show dark words on dark.
+    for path in Path(fedgen_lab.__file__).parent.rglob("*.py"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if re.search(r"(?<![-\w])color: ?(var|#)", line):
+                assert "background: " in line, f"{path.name}: {line.strip()}"

@@ -48,6 +48,61 @@ def test_the_self_check_asks_what_a_lab_needs_and_says_what_to_do_where_somethin
     assert "3.11" in course.self_check().set_index("what").loc["Python", "what to do"]
 
 
+def test_the_self_check_names_a_library_outside_its_declared_range(monkeypatch):
+    declared = ["torch>=2.8,<3", "ipykernel>=6.29,!=7.0.*,<8", "deap>=1.4,<2", "tqdm>=4", 'absent>=1; extra == "test"']
+    found = {"torch": "2.13.0+cpu", "ipykernel": "7.0.1", "deap": "1.3", "tqdm": "4.66"}
+    monkeypatch.setattr(course, "requires", lambda name: declared)
+    monkeypatch.setattr(course, "version", found.__getitem__)
+    checked = course.self_check().set_index("what")
+    assert checked.loc["torch", "fine"] == "yes" and checked.loc["other libraries", "found"] == "1 as needed"
+    for name in ("ipykernel", "deap"):
+        assert tuple(checked.loc[name, ["found", "fine"]]) == (found[name], "no")
+        assert checked.loc[name, "what to do"].startswith(f"pip install '{name}")
+    assert not {"tqdm", "absent"} & set(checked.index)
+
+
+def test_every_declared_dependency_is_looked_at_and_no_extra():
+    names = {requirement.name for requirement in course.declared_requirements()}
+    assert {"torch", "diffusers", "numpy", "web3", "jupyterlab"} <= names and "pytest" not in names
+
+
+def test_the_self_check_says_no_where_the_tokenizer_does_not_load(monkeypatch):
+    import transformers
+
+    assert course.self_check().set_index("what").loc["tokenizer of tiny-sd", "fine"] == "yes"
+
+    def from_pretrained(*_, **__):
+        raise TypeError("expected str, bytes or os.PathLike object, not NoneType")
+
+    monkeypatch.setattr(transformers.CLIPTokenizer, "from_pretrained", from_pretrained)
+    row = course.self_check().set_index("what").loc["tokenizer of tiny-sd"]
+    assert row["fine"] == "no" and "not NoneType" in row["found"] and row["what to do"]
+
+
+def test_the_self_check_says_no_where_a_thread_cant_draw(monkeypatch):
+    import threading
+
+    import IPython
+
+    monkeypatch.delenv("FEDGEN_RUN", raising=False)
+    monkeypatch.setattr(IPython, "get_ipython", lambda: object())
+    main_thread, drawn_in = threading.current_thread(), []
+
+    class Handle:
+        def update(self, bundle, raw):
+            drawn_in.append(threading.current_thread())
+            if broken:
+                raise LookupError("parent_header")
+
+    monkeypatch.setattr(IPython.display, "display", lambda *shown, **how: Handle())
+    broken = False
+    assert course.self_check().set_index("what").loc["live runs", "fine"] == "yes"
+    assert drawn_in and main_thread not in drawn_in
+    broken = True
+    row = course.self_check().set_index("what").loc["live runs"]
+    assert row["fine"] == "no" and "parent_header" in row["found"] and "ipykernel" in row["what to do"]
+
+
 def test_a_process_that_took_memory_and_gave_it_back_still_has_its_peak():
     if course.peak_megabytes() is None:
         pytest.skip("this system does not tell a process's peak memory")

@@ -1,5 +1,6 @@
 """A job can be watched, stopped and started again, and never gets in another one's way."""
 
+import contextvars
 import platform
 import re
 import subprocess
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from fedgen_lab.dashboards import job as job_module
+from fedgen_lab.dashboards.controls import StatusLine
 from fedgen_lab.dashboards.job import Job, error_sentence
+from fedgen_lab.dashboards.panel import Panel
 
 
 @pytest.fixture(autouse=True)
@@ -184,6 +187,180 @@ def test_start_of_a_running_job_does_nothing():
     assert job.start() is True
     assert job.start() is False
     assert job.state == "running"
+
+
+def test_a_thread_runs_in_the_context_of_the_cell_that_started_it():
+    # ipykernel 7.0 keeps the cell that output belongs to in a context variable without a default.
+    cell = contextvars.ContextVar("cell")
+    cell.set("cell-1")
+    job = Job(lambda job: cell.get())
+    job.start()
+    assert job.join(10) and job.result == "cell-1"
+
+
+@pytest.mark.parametrize("how", ["inline", "thread"])
+@pytest.mark.parametrize(
+    "caught, state, words",
+    [(SystemExit(3), "failed", "SystemExit"), (KeyboardInterrupt(), "cancelled", "Stopped.")],
+    ids=["exit", "interrupt"],
+)
+def test_whatever_ends_the_work_a_later_start_works(monkeypatch, how, caught, state, words):
+    if how == "inline":
+        monkeypatch.setenv("FEDGEN_RUN", "inline")
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)  # silent, as it is about SystemExit
+    errors = [caught]
+
+    def work(job):
+        if errors:
+            raise errors.pop()
+        return "second run"
+
+    shown = []
+    job = Job(work, lambda job: shown.append((job.state, job.message)))
+    if how == "inline":
+        with pytest.raises(type(caught)):  # the cell hears of it, too
+            job.start()
+    else:
+        job.start()
+    assert job.join(10)
+    assert job.state == state and words in job.message and shown[-1] == (job.state, job.message)
+    until(lambda: job_module._running is None)
+    assert job.start() and job.join(10)
+    assert job.state == "done" and job.result == "second run"
+
+
+def test_a_machine_without_a_free_thread_is_named_and_a_later_start_works(monkeypatch):
+    job = Job(lambda job: 1)
+
+    def no_thread(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", no_thread)
+        job.start()
+    assert job.state == "failed" and "can't start new thread" in job.message
+    assert job.start() and job.join(10) and job.state == "done"
+
+
+@pytest.mark.parametrize("when", ["running", "done"])
+def test_where_drawing_fails_the_status_line_says_so_all_the_same(when):
+    def draw(job):
+        if job.state in (when, "failed"):
+            raise LookupError("parent_header")
+
+    status = StatusLine("Ready.")
+    job = Job(lambda job: job.report("Step 1."), draw, status)
+    job.start()
+    assert job.join(10)
+    assert job.state == "failed" and isinstance(job.error, LookupError)
+    assert "Problem" in status.widget.value and "parent_header" in status.sentence
+    until(lambda: job_module._running is None)
+
+
+def test_work_that_swallows_errors_cant_swallow_one_of_drawing():
+    # A strategy catches what a client's code raises, and drawing happens inside that.
+    def draw(job):
+        if job.state == "running":
+            raise LookupError("parent_header")
+
+    def work(job):
+        try:
+            goes_on = job.report("Step 1.")
+        except Exception:
+            goes_on = True
+        assert not goes_on  # nobody sees this run any more
+        return "half a result"
+
+    status = StatusLine("Ready.")
+    job = Job(work, draw, status)
+    job.start()
+    assert job.join(10)
+    assert job.state == "failed" and "parent_header" in job.message and "parent_header" in status.sentence
+    assert job.result == "half a result"
+
+
+# ---- cells and Stop buttons
+
+
+class Shell:
+    """What IPython's shell tells of the running cell."""
+
+    def __init__(self):
+        self.parent = {}
+
+    def run(self, code, execution, **metadata):
+        """As if a front end ran a cell of this text; with cellId as keyword where it sends one."""
+        self.parent = {"metadata": metadata, "header": {"msg_id": execution}, "content": {"code": code}}
+
+    def press(self):
+        """As if a learner pressed a button: a message that has no cell."""
+        self.parent = {"metadata": {}, "header": {"msg_id": "click"}, "content": {"data": {}}}
+
+    def get_parent(self):
+        return self.parent
+
+
+@pytest.fixture
+def shell(monkeypatch):
+    import IPython
+
+    shell = Shell()
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
+    return shell
+
+
+def test_without_a_cell_id_a_cell_that_is_run_again_takes_its_old_run_over(shell):
+    shell.run("dashboard()", "execution-1")
+    old = Job(endless)
+    shell.press()
+    old.start()
+    shell.run("other_dashboard()", "execution-2")
+    Job(endless)
+    assert not old.should_stop()
+    shell.run("dashboard()", "execution-3")
+    new = Job(endless)
+    assert old.should_stop()
+    assert new.start()
+    until(lambda: new.message.startswith("Step"))
+    assert old.state == "cancelled"
+
+
+def test_with_a_cell_id_cells_of_the_same_text_are_two_cells(shell):
+    shell.run("dashboard()", "execution-1", cellId="cell-1")
+    old = Job(endless)
+    old.start()
+    shell.run("dashboard()", "execution-2", cellId="cell-2")
+    Job(endless)
+    assert not old.should_stop()
+    shell.run("dashboard(changed=True)", "execution-3", cellId="cell-1")
+    Job(endless)
+    assert old.should_stop()
+
+
+def test_a_refused_start_makes_stop_stop_the_run_that_goes_on():
+    first, second = Job(endless), Job(lambda job: "second")
+    assert not first.can_stop() and not second.can_stop()
+    first.start()
+    second.stop()  # nothing was refused, so this has nothing to stop
+    assert first.can_stop() and not first.should_stop() and not second.can_stop()
+    assert second.start() is False
+    assert second.can_stop()
+    second.stop()
+    assert first.should_stop() and not second.can_stop() and "start again" in second.message
+    assert second.start() and second.join(10)
+    assert first.state == "cancelled" and second.result == "second"
+
+
+def test_a_panel_whose_start_was_refused_offers_stop(shell):
+    shell.run("dashboard(4)", "execution-1")
+    old = Job(endless)
+    old.start()
+    shell.run("dashboard(5)", "execution-2")  # changed, so without an id nobody can tell that it is the same cell
+    panel = Panel("Start", new_run=None, work=None, scenario=None, changed=None)
+    panel.start_button.click()
+    assert "Another run" in panel.status.sentence and not panel.stop_button.disabled
+    panel.stop_button.click()
+    assert old.should_stop() and "start again" in panel.status.sentence and panel.stop_button.disabled
 
 
 @pytest.mark.skipif(sys.platform != "linux" or not platform.libc_ver()[0], reason="only glibc can be asked for it")
