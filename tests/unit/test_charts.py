@@ -2,6 +2,7 @@
 
 import base64
 import contextvars
+import functools
 import io
 import json
 import re
@@ -147,13 +148,22 @@ def test_a_display_that_fails_reaches_the_status_line_wherever_it_fails(threads,
     assert "Problem" in status.widget.value and isinstance(job.error, LookupError)
 
 
-def test_a_display_that_always_fails_is_told_once_and_not_tried_for_ever(threads):
-    calls = []
-    chart, sent = live_chart(fails=lambda: not calls.append(1))
-    job, status = run(chart, updates=3)
-    until(lambda: "parent_header" in status.sentence and job.join(0))
-    until(lambda: at_rest(chart))
-    assert job.state == "failed" and chart._shown is None
+def test_a_display_that_always_fails_is_told_and_not_tried_for_ever(threads, monkeypatch):
+    waiting = []  # timers, fired by hand
+
+    def timer(seconds, call, *arguments):
+        waiting.append(functools.partial(contextvars.copy_context().run, call, *arguments))
+        return SimpleNamespace(cancel=lambda: None)
+
+    monkeypatch.setattr(charts, "_timer", timer)
+    chart, sent = live_chart(fails=lambda: True)
+    job, status = run(chart)
+    assert job.join(10) and job.state == "failed"
+    for _ in range(10):
+        if waiting:
+            waiting.pop()()
+    assert not waiting and not sent
+    assert "parent_header" in status.sentence and "parent_header" in chart.caption.value
 
 
 def test_without_a_run_the_caption_says_what_failed_in_the_timer(threads):
