@@ -41,10 +41,27 @@ def rival(method):
     return import_module(f"fedgen_lab.split.rivals.{method}")
 
 
+@pytest.fixture
+def double(monkeypatch):
+    """Everything in float64, uint8 pictures too: a bias before BatchNorm has no gradient but rounding, which Adam makes
+    a full step of."""
+    monkeypatch.setattr(core, "to_pictures", lambda pixels: pixels.double() / 127.5 - 1)
+    torch.set_default_dtype(torch.float64)
+    yield torch.float64
+    torch.set_default_dtype(torch.float32)
+
+
+def held(scenario):
+    """What the scenario's clients hold; under `double` in float64."""
+    dealt = deal(scenario)
+    pictures = [core.to_pictures(core.to_bytes(own)) for own in dealt.pictures]
+    return SimpleNamespace(pictures=pictures, labels=dealt.labels)
+
+
 @lru_cache
-def watched(method):
-    """A run of SMALL: (its outcome, its events, every tensor on the wire as (sender, kind, name, tensor), and what each
-    client was left with in Flower's state)."""
+def watched(method, numbers=torch.float32):
+    """A run of SMALL in torch's default `numbers`: (its outcome, its events, every tensor on the wire as (sender, kind,
+    name, tensor), and what each client was left with in Flower's state)."""
     module, wire, events, left = rival(method), [], [], {}
 
     def note(sender, kind, content):
@@ -64,20 +81,24 @@ def watched(method):
 
         return client
 
-    outcome = core.play(replace(SMALL, method=method), module.server_app, listening, module.WHAT, None, events.append)
+    outcome = core.play(
+        replace(SMALL, method=method), module.server_app, listening, module.WHAT, None, events.append, held(SMALL)
+    )  # fmt: skip
     return outcome, events, wire, left
 
 
 @lru_cache
-def outcome_of(method):
-    return rival(method).run(replace(SMALL, method=method)) if method in KEEPING else watched(method)[0]
+def outcome_of(method, numbers=torch.float32):
+    if method not in KEEPING:
+        return watched(method, numbers)[0]
+    return rival(method).run(replace(SMALL, method=method), dealt=held(SMALL))
 
 
 def alone(scenario, client, rounds):
     """What a client has after some rounds with nobody else, by the unsplit step."""
     generator, discriminator = start_nets(scenario)
     adams = new_adam(generator, scenario.learning_rate), new_adam(discriminator, scenario.learning_rate)
-    own = deal(scenario).pictures[client], deal(scenario).labels[client]
+    own = held(scenario).pictures[client], held(scenario).labels[client]
     for server_round in range(1, rounds + 1):
         for i in range(scenario.iterations):
             gan_step(generator, discriminator, *adams, *draw_batch(scenario, *own, client, server_round, i))
@@ -119,17 +140,18 @@ def test_every_rival_leaves_a_generator_for_each_client_and_says_how_far_it_is(m
 
 
 @pytest.mark.parametrize("method", ["mdgan", "fslgan"])
-def test_what_a_device_keeps_in_memory_and_in_flowers_state_gives_the_same_bits(method):
-    for fast, plain in zip(outcome_of(method).generators, watched(method)[0].generators, strict=True):
-        assert_same(fast, plain)
+def test_what_a_device_keeps_in_memory_and_in_flowers_state_gives_the_same_generators(method, double):
+    both = outcome_of(method, double).generators, watched(method, double)[0].generators
+    for fast, plain in zip(*both, strict=True):
+        assert_same(fast, plain, 1e-9)
 
 
 @pytest.mark.parametrize("method", ["local", "pflgan"])
-def test_a_lone_devices_memory_is_as_good_as_flowers_state(method):
-    left = watched(method)[3]
-    for client, state in enumerate(outcome_of(method).generators):
+def test_a_lone_devices_memory_is_as_good_as_flowers_state(method, double):
+    left = watched(method, double)[3]
+    for client, state in enumerate(outcome_of(method, double).generators):
         kept = left[client]["gan"].to_torch_state_dict()
-        assert_same(state, {name.removeprefix("g."): t for name, t in kept.items() if name.startswith("g.")})
+        assert_same(state, {name.removeprefix("g."): t for name, t in kept.items() if name.startswith("g.")}, 1e-9)
 
 
 @pytest.mark.parametrize("method", RIVALS)
@@ -169,36 +191,37 @@ def test_a_client_with_less_than_a_batch_computes_for_the_pictures_that_it_has()
     assert work["mdgan"] == [pytest.approx((d_part + 2 * d_whole) / 3)], "the fakes of the server fill their batch"
 
 
-def test_local_only_sends_nothing_but_the_word():
+def test_local_only_sends_nothing_but_the_word(double):
     sent = outcome_of("local").trace.frame()
     assert len(sent) == 2 * 3 * SMALL.rounds and sent["bytes"].max() < 200
     assert not watched("local")[2]
-    for client, state in enumerate(outcome_of("local").generators):
-        assert_same(state, alone(SMALL, client, SMALL.rounds)[0].state_dict())
+    for client, state in enumerate(outcome_of("local", double).generators):
+        assert_same(state, alone(SMALL, client, SMALL.rounds)[0].state_dict(), 1e-9)
 
 
-def test_centralised_trains_on_everybodys_batches_put_together():
+def test_centralised_trains_on_everybodys_batches_put_together(double):
     scenario = replace(SMALL, method="centralised", rounds=1, iterations=1)
     generator, discriminator = start_nets(scenario)
-    batches = [draw_batch(scenario, deal(scenario).pictures[c], deal(scenario).labels[c], c, 1, 0) for c in range(3)]
+    own = held(scenario)
+    batches = [draw_batch(scenario, own.pictures[client], own.labels[client], client, 1, 0) for client in range(3)]
     adams = new_adam(generator, scenario.learning_rate), new_adam(discriminator, scenario.learning_rate)
     gan_step(generator, discriminator, *adams, *(torch.cat(parts) for parts in zip(*batches, strict=True)))
-    assert_same(rival("centralised").run(scenario).generators[2], generator.state_dict(), 1e-6)
+    assert_same(rival("centralised").run(scenario, dealt=own).generators[2], generator.state_dict(), 1e-9)
     sent = outcome_of("centralised").trace.frame()
     assert len(sent) == 6, "each client sends its pictures once"
 
 
-def test_one_step_of_fedgan_on_equal_data_is_the_average_of_the_clients_steps():
+def test_one_step_of_fedgan_on_equal_data_is_the_average_of_the_clients_steps(double):
     scenario = replace(SMALL, method="fedgan", rounds=1, iterations=1)
     steps = [alone(scenario, client, 1)[0].state_dict() for client in range(3)]
     mean = {name: torch.stack([s[name].double() for s in steps]).mean(0).to(steps[0][name].dtype) for name in steps[0]}
-    for state in rival("fedgan").run(scenario).generators:
-        assert_same(state, mean, 1e-6)
+    for state in rival("fedgan").run(scenario, dealt=held(scenario)).generators:
+        assert_same(state, mean, 1e-9)
 
 
-def test_fedgan_weighs_clients_by_their_pictures():
+def test_fedgan_weighs_clients_by_their_pictures(double):
     scenario = replace(SMALL, method="fedgan", rounds=1, iterations=1, num_clients=2)
-    dealt = SimpleNamespace(pictures=[p[:n] for p, n in zip(deal(scenario).pictures, (4, 12), strict=True)],
+    dealt = SimpleNamespace(pictures=[p[:n] for p, n in zip(held(scenario).pictures, (4, 12), strict=True)],
                             labels=[p[:n] for p, n in zip(deal(scenario).labels, (4, 12), strict=True)])  # fmt: skip
     few, many = (rival("local").run(scenario, dealt=dealt).generators[c]["4.0.weight"] for c in (0, 1))
     average = rival("fedgan").run(scenario, dealt=dealt).generators[0]["4.0.weight"]
@@ -206,18 +229,18 @@ def test_fedgan_weighs_clients_by_their_pictures():
 
 
 @pytest.mark.parametrize("method", ["fedgan", "hflgan", "centralised"])
-def test_with_one_client_the_federation_is_local_training(method):
+def test_with_one_client_the_federation_is_local_training(method, double):
     one = replace(SMALL, num_clients=1, domains="digits", rounds=2, method=method)
-    assert_same(rival(method).run(one).generators[0], alone(one, 0, 2)[0].state_dict(), 1e-6)
+    assert_same(rival(method).run(one, dealt=held(one)).generators[0], alone(one, 0, 2)[0].state_dict(), 1e-9)
 
 
-def test_with_one_client_md_gan_is_the_unsplit_step():
+def test_with_one_client_md_gan_is_the_unsplit_step(double):
     """The server draws labels and noise; a client that holds those very labels does exactly what `gan_step` does."""
     one = replace(SMALL, num_clients=1, domains="digits", method="mdgan", rounds=1, iterations=1, pictures_per_client=4)
     generator, discriminator = start_nets(one)
     _, labels = feedback.make_fakes(one, generator, 1, 0, 0)
     generator, discriminator = start_nets(one)  # making fakes moved the generator's running statistics
-    own = deal(one).pictures[0]
+    own = held(one).pictures[0]
     order = draw_batch(one, torch.arange(4.0), torch.arange(4), 0, 1, 0)[1]  # the batch holds these rows
     dealt = SimpleNamespace(pictures=[own], labels=[torch.empty(4, dtype=torch.int64).scatter(0, order, labels)])
     draw = torch.Generator().manual_seed(one.seed_of(1, 0, 0, 0))
@@ -225,7 +248,7 @@ def test_with_one_client_md_gan_is_the_unsplit_step():
     z = torch.randn(4, 100, generator=draw)
     adams = new_adam(generator, one.learning_rate), new_adam(discriminator, one.learning_rate)
     gan_step(generator, discriminator, *adams, own[order], labels, z)
-    assert_same(rival("mdgan").run(one, dealt=dealt).generators[0], generator.state_dict(), 1e-6)
+    assert_same(rival("mdgan").run(one, dealt=dealt).generators[0], generator.state_dict(), 1e-9)
 
 
 def test_md_gan_sends_two_different_batches_once_there_are_eight_clients():
@@ -286,20 +309,21 @@ def test_a_discriminator_in_three_parts_is_the_whole_discriminator():
     whole, pictures = deepcopy(blocks), torch.randn(4, 1, 14, 14, dtype=torch.float64, requires_grad=True)
     labels = torch.arange(4)
     logits, expected = fslgan.in_parts(blocks, pictures, labels, ledger), run_blocks(whole, pictures, labels)
-    torch.testing.assert_close(logits, expected, rtol=0, atol=0)
+    torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     (gradient,) = torch.autograd.grad(adversarial_loss(logits, True), pictures)
     (other,) = torch.autograd.grad(adversarial_loss(expected, True), pictures)
-    torch.testing.assert_close(gradient, other, rtol=0, atol=0)
+    torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-9)
     handed = 4 * (16 * 14 * 14 + 32 * 7 * 7)  # numbers between the first and second device, and second and third
     assert ledger["bytes"] == 2 * 8 * handed, "activations one way, gradients the other"
 
 
-def test_pfl_gan_is_local_training_until_the_exchange_and_not_after_it():
+def test_pfl_gan_is_local_training_until_the_exchange_and_not_after_it(double):
     rounds = []
-    rival("pflgan").run(replace(SMALL, method="pflgan"),
+    rival("pflgan").run(replace(SMALL, method="pflgan"), dealt=held(SMALL),
                         on_event=lambda e: rounds.append(e) if isinstance(e, GanRound) else None)  # fmt: skip
-    assert_same(rounds[1].generators[2], alone(SMALL, 2, 1)[0].state_dict())
-    assert not torch.equal(rounds[2].generators[2]["4.0.weight"], outcome_of("local").generators[2]["4.0.weight"])
+    assert_same(rounds[1].generators[2], alone(SMALL, 2, 1)[0].state_dict(), 1e-9)
+    local = outcome_of("local", double).generators[2]["4.0.weight"]
+    assert (rounds[2].generators[2]["4.0.weight"] - local).abs().max() > 1e-4
 
 
 def test_a_client_of_pfl_gan_gets_as_many_fakes_as_it_has_pictures():
@@ -319,11 +343,12 @@ def test_likeness_finds_clients_of_the_same_domain():
         likeness(pictures[:1])
 
 
-def test_with_one_edge_a_round_of_hfl_gan_is_one_of_fedgan():
+def test_with_one_edge_a_round_of_hfl_gan_is_one_of_fedgan(double):
     one_edge = replace(SMALL, num_clusters=1, method="hflgan", rounds=1)
-    fedgan = rival("fedgan").run(replace(one_edge, method="fedgan"))
-    for state, other in zip(rival("hflgan").run(one_edge).generators, fedgan.generators, strict=True):
-        assert_same(state, other, 1e-6)
+    fedgan = rival("fedgan").run(replace(one_edge, method="fedgan"), dealt=held(one_edge))
+    hflgan_run = rival("hflgan").run(one_edge, dealt=held(one_edge))
+    for state, other in zip(hflgan_run.generators, fedgan.generators, strict=True):
+        assert_same(state, other, 1e-9)
 
 
 def test_the_edges_of_hfl_gan_keep_their_generators_and_share_discriminators_through_the_cloud():
@@ -402,17 +427,17 @@ def test_a_client_too_many_is_told_so():
     assert "num-clients=3" in refused[0].reason
 
 
-def test_where_node_ids_tell_nothing_the_server_asks_who_is_who():
+def test_where_node_ids_tell_nothing_the_server_asks_who_is_who(double):
     scenario = replace(SMALL, rounds=1, iterations=1, method="mdgan")
     states = []
     server = mdgan.server_app(on_round=lambda event: states.append(event.generators[0]))
-    with LabGrid(mdgan.client_app(), 3, scenario.to_run_config()) as grid:
+    with LabGrid(mdgan.client_app(held(scenario)), 3, scenario.to_run_config()) as grid:
         far = SimpleNamespace(
             get_node_ids=grid.get_node_ids, push_messages=grid.push_messages, pull_messages=grid.pull_messages
         )
         server(far, Context(1, 1, {}, RecordDict(), scenario.to_run_config()))
     assert set(grid.trace.frame()["kind"]) == {"query", "train.feedback"}
-    assert_same(states[-1], mdgan.run(scenario).generators[0])
+    assert_same(states[-1], mdgan.run(scenario, dealt=held(scenario)).generators[0], 1e-9)
 
 
 def test_another_seed_gives_other_pictures():
