@@ -13,6 +13,14 @@ from urllib.parse import quote
 
 REPOSITORY = "https://github.com/fedgen-lab/fedgen-lab"
 MEMORY_LIMIT_MEGABYTES = 1000  # what one Binder session is sure to have
+SET_UP_CELL = f"""# Set-up. On Colab this installs the course. Where another lab is still running, it says so.
+from importlib.util import find_spec
+
+if find_spec("fedgen_lab") is None:
+    %pip install -q --no-deps git+{REPOSITORY}
+from fedgen_lab.session import finish, set_up
+
+set_up()"""  # the first code cell of every lab
 MAIN_LIBRARIES = ("torch", "diffusers", "peft", "transformers", "flwr", "plotly", "ipywidgets", "ipykernel")
 
 
@@ -59,11 +67,15 @@ def lab(name):
 
 
 def launch_links(name):
-    """Markdown that opens lab `name` elsewhere: on Binder, or as a page to read. The badge is a local image."""
+    """Markdown that opens lab `name` on Binder, on Colab, or as a page to read. The badges are local images."""
     path = f"labs/{lab(name).name}.ipynb"
     owner_and_name = REPOSITORY.removeprefix("https://github.com/")
     binder = f"https://mybinder.org/v2/gh/{owner_and_name}/HEAD?labpath={quote(path, safe='')}"
-    return f"[![Open in Binder](images/launch-binder.svg)]({binder}) · [Read on GitHub]({REPOSITORY}/blob/main/{path})"
+    colab = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{path}"
+    return (
+        f"[![Open in Binder](images/launch-binder.svg)]({binder}) · "
+        f"[![Open in Colab](images/launch-colab.svg)]({colab}) · [Read on GitHub]({REPOSITORY}/blob/main/{path})"
+    )
 
 
 def header(name, measured):
@@ -91,7 +103,7 @@ def peak_megabytes(pid="self"):
     Returns None where the system does not tell (macOS, Windows) or the process is gone.
     """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     kibibytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
@@ -101,12 +113,13 @@ def peak_megabytes(pid="self"):
 def free_megabytes():
     """The memory that programs can still take here, a container's limit included, in megabytes; None if unknown."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     free = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("MemAvailable:")]
     try:
-        limit, used = (Path("/sys/fs/cgroup", one).read_text().strip() for one in ("memory.max", "memory.current"))
+        group = Path("/sys/fs/cgroup")
+        limit, used = ((group / one).read_text("utf-8").strip() for one in ("memory.max", "memory.current"))
     except OSError:
         return min(free, default=None)
     if limit.isdigit():  # "max" where the container has no limit

@@ -14,15 +14,16 @@ from pathlib import Path
 import nbformat
 from nbclient import NotebookClient
 
-from fedgen_lab.course import LABS, header, lab, launch_links, peak_megabytes
+from fedgen_lab.course import LABS, SET_UP_CELL, header, lab, launch_links, peak_megabytes
 
 FOLDER = Path(__file__).resolve().parents[2] / "labs"
 MEASURED = FOLDER / "measured.json"
+SET_UP_ID = "5e70c311"
 
 
 def cpu_seconds(pid):
     """Processor time that `pid` and its finished children have used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
     return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
 
 
@@ -43,7 +44,7 @@ def measure(path):
 
 
 def dress(notebook, name, measured):
-    """Put the measured header and the launch links of lab `name` into the first cells of `notebook`, in place."""
+    """Put the measured header, the launch links and the set-up cell of lab `name` into `notebook`, in place."""
     for start, line in (("**Time:**", header(name, measured)), ("[![", launch_links(name))):
         places = [
             (cell, number)
@@ -53,23 +54,32 @@ def dress(notebook, name, measured):
         cell, number = places[0] if places else (notebook["cells"][0], None)
         lines = "".join(cell["source"]).splitlines()
         lines = [*lines, "", line] if number is None else [*lines[:number], line, *lines[number + 1:]]
-        cell["source"] = [text + "\n" for text in lines[:-1]] + lines[-1:]
+        cell["source"] = split(lines)
+    cells = [cell for cell in notebook["cells"] if "setup" not in cell["metadata"].get("tags", [])]
+    set_up = {"cell_type": "code", "execution_count": None, "id": SET_UP_ID, "metadata": {"tags": ["setup"]}}
+    set_up |= {"outputs": [], "source": split(SET_UP_CELL.splitlines())}
+    notebook["cells"] = [cells[0], set_up, *cells[1:]]
+
+
+def split(lines):
+    """These lines as a notebook's file keeps them: all but the last with their line break."""
+    return [text + "\n" for text in lines[:-1]] + lines[-1:]
 
 
 def main(names):
     """Measure the labs called `names` (all when there are none) and write what came out."""
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "FEDGEN_RUN": "inline", "FEDGEN_PROFILE": "binder"}
-    measured = json.loads(MEASURED.read_text()) if MEASURED.exists() else {}
+    measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
     for one in [lab(name) for name in names] or LABS:
         path = FOLDER / f"{one.name}.ipynb"
         with tempfile.TemporaryDirectory() as scratch:
             os.environ["FEDGEN_PROGRESS"] = str(Path(scratch) / "my_progress.json")
             measured[one.name] = measure(path)
         print(one.name, measured[one.name], flush=True)
-        MEASURED.write_text(json.dumps(dict(sorted(measured.items())), indent=2) + "\n")
-        notebook = json.loads(path.read_text())
+        MEASURED.write_text(json.dumps(dict(sorted(measured.items())), indent=2) + "\n", encoding="utf-8")
+        notebook = json.loads(path.read_text(encoding="utf-8"))
         dress(notebook, one.name, measured)
-        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+        path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

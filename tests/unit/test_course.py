@@ -14,12 +14,15 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_launch_link_leads_to_the_lab_it_stands_in_and_its_badge_is_a_local_image():
     links = course.launch_links("03")
     assert "mybinder.org/v2/gh/fedgen-lab/fedgen-lab/HEAD?labpath=labs%2F03_federated_lora.ipynb" in links
-    assert (ROOT / "labs" / "images" / "launch-binder.svg").exists()
-    assert "(images/launch-binder.svg)" in links
+    assert "colab.research.google.com/github/fedgen-lab/fedgen-lab/blob/main/labs/03_federated_lora.ipynb" in links
+    for host in ("binder", "colab"):
+        assert (ROOT / "labs" / "images" / f"launch-{host}.svg").exists()
+        assert f"(images/launch-{host}.svg)" in links
 
 
 def test_the_repository_address_is_written_in_one_module_only():
-    holders = [path.name for path in (ROOT / "fedgen_lab").rglob("*.py") if course.REPOSITORY in path.read_text()]
+    paths = (ROOT / "fedgen_lab").rglob("*.py")
+    holders = [path.name for path in paths if course.REPOSITORY in path.read_text("utf-8")]
     assert holders == ["course.py"]
 
 
@@ -37,7 +40,7 @@ def test_a_lab_that_does_not_exist_is_named_with_those_that_do():
 
 def test_the_course_map_has_a_row_for_every_lab_and_stands_in_the_readme():
     assert course.course_map().data.count("\n") == len(course.LABS) + 1
-    assert course.course_map("labs/").data in (ROOT / "README.md").read_text()
+    assert course.course_map("labs/").data in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_self_check_asks_what_a_lab_needs_and_says_what_to_do_where_something_is_missing(monkeypatch):
@@ -107,7 +110,7 @@ def test_a_process_that_took_memory_and_gave_it_back_still_has_its_peak():
     if course.peak_megabytes() is None:
         pytest.skip("this system does not tell a process's peak memory")
     code = "from fedgen_lab.course import peak_megabytes; big = b'x' * 200_000_000; del big; print(peak_megabytes())"
-    peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, encoding="utf-8").stdout)
     assert 200 < peak < 300
     assert course.peak_megabytes(pid=2**22 + 1) is None
 
@@ -115,4 +118,5 @@ def test_a_process_that_took_memory_and_gave_it_back_still_has_its_peak():
 def test_importing_the_package_and_the_course_brings_no_heavy_library_along():
     heavy = {"torch", "pandas", "diffusers", "plotly", "flwr", "matplotlib", "IPython"}
     code = f"import sys, fedgen_lab.course; print(*({heavy} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == ""
+    command = [sys.executable, "-c", code]
+    assert not subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout.strip()

@@ -22,7 +22,12 @@ def read(name):
 
 
 def sources(name, kind):
-    return ["".join(cell["source"]) for cell in read(name)["cells"] if cell["cell_type"] == kind]
+    """The source of every cell of this kind but the set-up cell, which is the same in every lab."""
+    return ["".join(cell["source"]) for cell in read(name)["cells"] if cell["cell_type"] == kind and not sets_up(cell)]
+
+
+def sets_up(cell):
+    return "setup" in cell["metadata"].get("tags", [])
 
 
 def prose(name):
@@ -41,7 +46,9 @@ def steps_in(text):
 
 
 def code_lines(source):
-    return [line for line in source.splitlines() if line.strip() and not line.strip().startswith("#")]
+    """The lines of code that are a lab's own: `finish()` ends them all."""
+    lines = [line.strip() for line in source.splitlines()]
+    return [line for line in lines if line and not line.startswith("#") and line != "finish()"]
 
 
 def test_the_folder_holds_exactly_the_labs_of_the_course():
@@ -60,12 +67,20 @@ def test_a_lab_starts_with_its_title_and_what_one_can_do_after_it(name):
 
 @every_lab
 def test_the_header_quotes_what_was_measured_and_links_to_a_place_to_run(name):
-    measured = json.loads((LABS / "measured.json").read_text())
+    measured = json.loads((LABS / "measured.json").read_text(encoding="utf-8"))
     head = "\n".join(sources(name, "markdown")[:3]).splitlines()
     assert course.header(name, measured) in head, "run `make measure`"
     assert course.launch_links(name) in head, "run `make measure`"
     assert measured[name]["peak_megabytes"] < course.MEMORY_LIMIT_MEGABYTES
     assert measured[name]["cpu_seconds"] <= 240, "a lab must stay within four minutes of one core"
+
+
+@every_lab
+def test_a_lab_sets_itself_up_first_as_all_labs_do_and_frees_memory_last(name):
+    code = [cell for cell in read(name)["cells"] if cell["cell_type"] == "code"]
+    assert [cell["id"] for cell in code if sets_up(cell)] == [code[0]["id"]]
+    assert "".join(code[0]["source"]) == course.SET_UP_CELL, "run `make measure`"
+    assert "finish()" in "".join(code[-1]["source"]).splitlines()
 
 
 @every_lab

@@ -1,0 +1,215 @@
+"""A lab's session: its first cell installs what is missing and tells of labs that still run; its end frees memory.
+
+Every lab begins with `set_up()` and ends with `finish()`. A host such as Binder limits the memory of all open labs
+together, and a lab that is done keeps its own until its kernel is shut down. Only the standard library is imported at
+the top: on Colab `set_up` is called before anything else is installed.
+"""
+
+import gc
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import urllib.request
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+
+from fedgen_lab.course import LABS, MEMORY_LIMIT_MEGABYTES, declared_requirements
+
+# What a notebook itself runs on, and torch, which a host brings for its own processor: another version breaks both.
+HOSTS_OWN = ("ipykernel", "ipython", "jupyterlab", "torch")
+SECONDS_TO_ANSWER = 3
+
+
+def set_up():
+    """What a lab's first cell calls: install what is missing, then tell which other labs are still running."""
+    install(missing())
+    labs = running_labs()
+    if labs:
+        show_running(labs)
+
+
+def finish():
+    """What a lab's last code cell calls: free what can be freed, and say in one line what is left and who frees it."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("fedgen_lab."):
+            for value in list(vars(module).values()):
+                getattr(value, "cache_clear", lambda: None)()
+    gc.collect()
+    from fedgen_lab.dashboards.job import give_memory_back
+
+    give_memory_back()
+    held = held_megabytes(os.getpid())
+    print(f"This lab still holds {held:,.0f} MB. Before you open the next lab, give them back: Kernel > Shut Down.")
+
+
+# -- what is missing ---------------------------------------------------------------------------------------------------
+
+
+def missing():
+    """The requirements of the installed course that this environment does not meet, as pip takes them.
+
+    What belongs to the host is never among them.
+    """
+    return [str(one) for one in declared_requirements() if one.name not in HOSTS_OWN and not _is_met(one)]
+
+
+def install(wanted):
+    """Install these requirements with pip, and say so in one line. The host's own packages stay as they are."""
+    if not wanted:
+        return
+    kept = [f"{name}=={version}" for name in HOSTS_OWN if (version := _version(name))]
+    command = [sys.executable, "-m", "pip", "install", "-q", *wanted, *kept]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    names = ", ".join(re.match(r"[\w.-]+", one)[0] for one in wanted)
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "pip said nothing").splitlines()[-1]
+        print(f"These could not be installed: {names} ({said}). Is there a network? Then run this cell again.")
+    else:
+        importlib.invalidate_caches()
+        print(f"Installed for the labs: {names}.")
+
+
+def _is_met(requirement):
+    version = _version(requirement.name)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
+
+
+def _version(name):
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+# -- labs that still run -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunningLab:
+    """Another lab of this Jupyter server whose kernel is up."""
+
+    name: str  # its file, "03_federated_lora.ipynb"
+    megabytes: float | None  # what its kernel holds; None where that can't be read
+    server: dict  # "url" and "token"
+    session: str  # the server's name for it
+
+    def shut_down(self):
+        """End its kernel, as *Kernel > Shut Down* does. Raises OSError when the server doesn't."""
+        _ask(self.server, f"api/sessions/{self.session}", "DELETE")
+
+
+def running_labs(kernel=None):
+    """Every other lab on the Jupyter server that runs this notebook's kernel; [] where there is no such server.
+
+    kernel: the kernel's id, this process's own unless given. A kernel that has no notebook server (a test, VS Code,
+    Colab) has no labs beside it.
+    """
+    kernel = kernel or _own_kernel()
+    for server in _servers() if kernel else ():
+        try:
+            sessions = [one for one in _ask(server, "api/sessions") if one.get("kernel")]
+        except (OSError, ValueError):  # an old note of a server that is gone, or one of somebody else's
+            continue
+        if kernel in [one["kernel"]["id"] for one in sessions]:
+            return [
+                RunningLab(name, _kernel_megabytes(one["kernel"]["id"]), server, one["id"])
+                for one in sessions
+                if one["kernel"]["id"] != kernel and _is_lab(name := PurePosixPath(one["path"]).name)
+            ]
+    return []
+
+
+def show_running(labs):
+    """Show these labs in the running cell, with a button for each that shuts it down."""
+    import ipywidgets as widgets
+    from IPython.display import display
+
+    said = widgets.HTML(_notice(labs))
+    buttons = [widgets.Button(description=f"Shut down {lab.name}", layout={"width": "auto"}) for lab in labs]
+    still = dict(zip(buttons, labs, strict=True))
+
+    def shut_down(button):
+        button.disabled = True
+        try:
+            still[button].shut_down()
+        except OSError:
+            button.description = f"{still[button].name} did not end: choose Kernel > Shut Down Kernel in its tab"
+            return
+        button.description = f"{still.pop(button).name} is shut down"
+        said.value = _notice(list(still.values()))
+
+    for button in buttons:
+        button.on_click(shut_down)
+    display(widgets.VBox([said, *buttons]))
+
+
+def held_megabytes(pid):
+    """What process `pid` holds now, in megabytes (10^6 bytes); None where that can't be read."""
+    import psutil  # ipykernel brings it along
+
+    try:
+        return psutil.Process(pid).memory_info().rss / 1e6
+    except psutil.Error:
+        return None
+
+
+def _notice(labs):
+    """What is said of the labs that still run, as HTML in the labs' quiet box."""
+    if not labs:
+        return ""
+    from fedgen_lab.exercises.notice import box
+
+    held = [f"{lab.name} ({lab.megabytes:,.0f} MB)" if lab.megabytes else lab.name for lab in labs]
+    return box(
+        f"Still running: {', '.join(held)}. This lab needs up to {MEMORY_LIMIT_MEGABYTES} MB beside that; Binder ends "
+        "a session at 2,000 MB. Shut down what you have finished: its page and its pictures stay, its variables go."
+    )
+
+
+def _is_lab(name):
+    return name.endswith(".ipynb") and any(name.startswith(lab.name) for lab in LABS)
+
+
+def _own_kernel():
+    """The id of the kernel that this process is, or None: it stands in the name of its connection file."""
+    from IPython import get_ipython
+
+    file = getattr(getattr(get_ipython(), "kernel", None), "parent", None)
+    found = re.fullmatch(r"kernel-(.+)\.json", Path(getattr(file, "connection_file", "")).name)
+    return found[1] if found else None
+
+
+def _servers():
+    """Jupyter servers that this user has started, the newest first, from the notes they leave in the runtime folder."""
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    notes = Path(jupyter_runtime_dir()).glob("jpserver-*.json")
+    for note in sorted(notes, key=os.path.getmtime, reverse=True):
+        try:
+            server = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if server.get("url", "").startswith("http"):
+            yield {"url": server["url"], "token": server.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", "")}
+
+
+def _ask(server, path, method="GET"):
+    """What the server answers, from JSON. Raises OSError when it doesn't, ValueError when that isn't JSON."""
+    request = urllib.request.Request(server["url"].rstrip("/") + "/" + path, method=method)
+    request.add_header("Authorization", f"token {server['token']}")
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
+    with opener.open(request, timeout=SECONDS_TO_ANSWER) as answer:
+        return json.loads(answer.read() or "null")
+
+
+def _kernel_megabytes(kernel):
+    import psutil
+
+    for process in psutil.process_iter(["cmdline"]):
+        if any(f"kernel-{kernel}.json" in argument for argument in process.info["cmdline"] or ()):
+            return held_megabytes(process.pid)
+    return None
