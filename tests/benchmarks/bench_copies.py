@@ -91,8 +91,8 @@ if __name__ == "__main__":
     part = generated[: arguments.loop]
     (expected, at), loop, _ = seconds(lambda: plain_loop(part, training))
     loop *= len(generated) / len(part)
-    apart = np.abs(expected - found[: len(part), 0]).max()
-    assert apart < 1e-3, f"the two find distances that are {apart:.1e} apart"  # near 0 float32 loses digits in the loop
-    print(f"same rows in {np.mean(at == rows[: len(part), 0]):.1%}, distances at most {apart:.1e} apart")
+    apart = np.abs(expected**2 - found[: len(part), 0] ** 2).max()  # near 0 a root makes much of the last digits
+    assert apart < 1e-5, f"the two find squared distances that are {apart:.1e} apart"
+    print(f"same rows in {np.mean(at == rows[: len(part), 0]):.1%}, squared distances at most {apart:.1e} apart")
     print(f"plain loop {loop:.0f} CPU s (from {len(part)} pictures), ours {ours:.2f} CPU s")
     print(f"RESULT copies_speedup {loop / ours:.2f}")
