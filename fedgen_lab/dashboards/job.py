@@ -174,21 +174,22 @@ class Job:
             self._end(state, error)
 
     def _end(self, state, error):
-        """The work is over, by whatever: say so, draw for the last time, and let the next job run."""
+        """The work is over, by whatever: let the next job run, say so, and draw for the last time."""
         global _running
         error = self.error or error  # what could not be drawn on the way came first
         words = {"done": "Done.", "cancelled": "Stopped."}
-        try:
+        with _turn:
             if error is not None:
                 state, self.error = "failed", error
             self.state = state
             self.message = words[state] if error is None else error_sentence(error)
+            # Before the last drawing, which lets the Start button be pressed again.
+            if _running is self:
+                _running = None
+        try:
             self._draw()
         finally:
             give_memory_back()
-            with _turn:
-                if _running is self:
-                    _running = None
 
 
 def drawing_job():

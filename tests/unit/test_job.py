@@ -229,6 +229,19 @@ def test_whatever_ends_the_work_a_later_start_works(monkeypatch, how, caught, st
     assert job.state == "done" and job.result == "second run"
 
 
+def test_a_start_works_from_the_moment_the_end_is_drawn():
+    starts = []
+
+    def draw(job):
+        if job.state == "done" and not starts:  # here a dashboard enables its Start button
+            starts.append(job.start())
+
+    job = Job(lambda job: 1, draw)
+    job.start()
+    until(lambda: starts and job.join(0))
+    assert starts == [True] and job.state == "done"
+
+
 def test_a_machine_without_a_free_thread_is_named_and_a_later_start_works(monkeypatch):
     job = Job(lambda job: 1)
 
@@ -369,7 +382,7 @@ def test_memory_that_a_run_has_freed_goes_back_to_the_system(monkeypatch):
     told = {}
 
     def megabytes():
-        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1]) / 1024
 
     def work(job):
         blocks = [bytes(4000) for _ in range(50_000)]
@@ -400,6 +413,6 @@ shell.run_cell("blocks = [bytes(4000) for _ in range(50_000)]; full = megabytes(
 shell.run_cell("blocks = blocks[::1000]; held = megabytes()")
 print(shell.user_ns["held"] - megabytes(), shell.user_ns["full"] - megabytes())
 """
-    done = subprocess.run([sys.executable, "-c", cells], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", cells], capture_output=True, text=True, check=True, encoding="utf-8")
     by_the_hook, freed = map(float, done.stdout.split()[-2:])
     assert by_the_hook > 100 and freed > 100
