@@ -24,7 +24,7 @@ PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 def has_nvidia_gpu():
     """Whether nvidia-smi is there and lists at least one GPU."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30)
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, encoding="utf-8")
     except (OSError, subprocess.TimeoutExpired):
         return False
     return listed.returncode == 0 and "GPU" in listed.stdout
@@ -40,7 +40,7 @@ def offered(options):
     """The "+cpu" versions that pip can see with `options`; none when it can't say within two minutes."""
     try:
         asked = subprocess.run(
-            [*PIP, "index", "versions", "torch", *options], capture_output=True, text=True, timeout=120
+            [*PIP, "index", "versions", "torch", *options], capture_output=True, timeout=120, encoding="utf-8"
         )
     except subprocess.TimeoutExpired:
         return []
@@ -55,7 +55,7 @@ def main():
         return print("torch: pip's usual build is the right one here.")
     if has_nvidia_gpu():
         return print("torch: an NVIDIA GPU is here, so pip's usual build with CUDA it is.")
-    project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text())["project"]
+    project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = next(line for line in project["dependencies"] if line.startswith("torch>"))
     for place, options in (("pip's own configuration", []), ("PyTorch's CPU index", CPU_INDEX)):
         for version in offered(options)[:1]:

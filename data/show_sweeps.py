@@ -16,7 +16,7 @@ SWEEPS = Path(__file__).parent / "sweeps"
 
 def table(name, measures):
     """One row for each point of sweep `name`: every measure after the last round."""
-    entries = json.loads((SWEEPS / f"{name}.json").read_text())["points"]
+    entries = json.loads((SWEEPS / f"{name}.json").read_text(encoding="utf-8"))["points"]
     rows = []
     for entry in entries:
         result = dict(entry["result"])

@@ -30,7 +30,7 @@ def make_tokenizer() -> CLIPTokenizer:
         return pieces
 
     lab = [*sprites.OBJECTS, *sprites.HELD_OUT_OBJECTS, *sprites.COLOURS, *sprites.STYLES, *sprites.HELD_OUT_STYLES]
-    for word in lab + CAPTION_WORDS + (HERE / "words.txt").read_text().split():
+    for word in lab + CAPTION_WORDS + (HERE / "words.txt").read_text(encoding="utf-8").split():
         while len(pieces := encode(word)) > 1:  # add merges from the left until the word is one token
             rank[tuple(pieces[:2])] = len(merges)
             merges.append(tuple(pieces[:2]))

@@ -32,7 +32,7 @@ def main():
 
     OUT.mkdir(exist_ok=True)
     log = OUT / "judges.json"
-    judges = json.loads(log.read_text())["judges"] if log.exists() else {}
+    judges = json.loads(log.read_text(encoding="utf-8"))["judges"] if log.exists() else {}
     for name in args.names:
         for side in SIDES:
             began = time.process_time()
@@ -50,7 +50,7 @@ def main():
             }
             print(f"{name}-{side}: {json.dumps(judges[f'{name}-{side}'])}", flush=True)
     made = {"command": "python data/train_domain_judges.py", "seed": args.seed, "steps": args.steps}
-    log.write_text(json.dumps({**made, "torch": torch.__version__, "judges": judges}, indent=1) + "\n")
+    log.write_text(json.dumps({**made, "torch": torch.__version__, "judges": judges}, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def main():
              "unseen": examined(net, verifier, kinds, unseen, int(last.generate_state(1)[0])), "log": log}  # fmt: skip
     notes["cpu_seconds"] = round(time.process_time() - began)
     print(json.dumps(notes["unseen"], indent=1), flush=True)
-    (args.out / "fingerprinter.json").write_text(json.dumps(notes, indent=1) + "\n")
+    (args.out / "fingerprinter.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def main() -> None:
     notes = {"command": "python data/train_judge.py", "seed": args.seed, "sprites": args.sprites, "steps": args.steps,
              "batch": args.batch, "width": judge.width, "torch": torch.__version__,
              "unseen_sprites": len(unseen), "log": log}
-    (args.out / "judge.json").write_text(json.dumps(notes, indent=1) + "\n")
+    (args.out / "judge.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ import shutil
 from importlib import resources
 from pathlib import Path
 
+from fedgen_lab.files import patiently
+
 RECORD = ".fedgen-lab.json"  # in a folder of copies: the hash of each file as it was copied
 
 
@@ -82,5 +84,8 @@ def _copy(source, target):
     """Copy in one step, so that nobody ever finds half a file."""
     target.parent.mkdir(parents=True, exist_ok=True)
     half = target.with_name(target.name + ".part")
-    shutil.copyfile(source, half)
-    os.replace(half, target)
+    try:
+        shutil.copyfile(source, half)
+        patiently(lambda: os.replace(half, target))
+    finally:
+        half.unlink(missing_ok=True)

@@ -20,6 +20,8 @@ from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
+from fedgen_lab.files import patiently
+
 SWEEPS = {
     "federated_lora": "fedgen_lab.lora.sweep_methods",
     "own_pictures": "fedgen_lab.lora.sweep_own",
@@ -112,7 +114,7 @@ def _write(path, sweep):
     head = json.dumps({"name": sweep["name"], "made": sweep["made"]})[:-1]
     half = path.with_suffix(".part")
     half.write_text(f'{head}, "points": [\n{points}\n]}}\n', encoding="utf-8")
-    half.replace(path)
+    patiently(lambda: half.replace(path))
 
 
 def main():

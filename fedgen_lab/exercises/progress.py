@@ -46,7 +46,7 @@ class Board:
 
     def _export(self) -> None:
         self.refresh()
-        content = base64.b64encode(export_text().encode()).decode()
+        content = base64.b64encode(export_text().encode("utf-8", "backslashreplace")).decode()
         address = f"data:application/json;base64,{content}"
         link = f'<a download="my_progress.json" href="{address}">Download my_progress.json</a>'
         self._say(f"Your progress is ready: {link}. Import it in another session to go on from here.")
@@ -56,7 +56,7 @@ class Board:
             return
         content = bytes(change["new"][0]["content"])
         try:
-            self._say(html.escape(import_text(content.decode("utf-8", errors="replace"))))
+            self._say(html.escape(import_text(content.decode("utf-8-sig", errors="replace"))))
         except ValueError as error:
             self._say(f"<b>Problem:</b> {html.escape(str(error))}")
         self.refresh()

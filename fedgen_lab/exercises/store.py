@@ -9,6 +9,8 @@ import tempfile
 import warnings
 from pathlib import Path
 
+from fedgen_lab.files import patiently
+
 SECTIONS = ("exercises", "guesses", "recall")
 _unsaved: dict[Path, dict] = {}  # what could not be written to disk, so that a read-only folder does not stop a lesson
 
@@ -30,18 +32,12 @@ def load() -> dict:
     anew.
     """
     path = progress_file()
-    if path in _unsaved:
-        return json.loads(json.dumps(_unsaved[path]))
+    kept = json.loads(json.dumps(_unsaved.get(path, parse("{}"))))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        return parse("{}")
-    except (OSError, UnicodeDecodeError) as error:
-        return _set_aside(path, error)
-    try:
-        return parse(text)
-    except ValueError as error:
-        return _set_aside(path, error)
+        return merge(kept, _on_disk(path))
+    except (OSError, ValueError) as error:
+        _set_aside(path, error)
+        return kept
 
 
 def note(section: str, key: str, **facts) -> None:
@@ -54,22 +50,26 @@ def note(section: str, key: str, **facts) -> None:
 def save(everything: dict) -> None:
     """Write the whole record in one step, so that a crash never leaves half a file."""
     path = progress_file()
-    text = json.dumps({"format": 1, **everything}, indent=1, ensure_ascii=False, sort_keys=True)
-    temporary = ""
+    temporary = None
     try:
+        if path in _unsaved:  # another notebook may have saved meanwhile
+            everything = merge(everything, _on_disk(path))
+        text = json.dumps({"format": 1, **everything}, indent=1, ensure_ascii=False, sort_keys=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False, suffix=".part") as file:
-            temporary = file.name
-            file.write(text)
-        os.replace(temporary, path)
+        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False, suffix=".part") as file:
+            temporary = Path(file.name)
+            file.write(text.encode("utf-8", "backslashreplace"))  # half a letter stays as JSON writes it: \ud800
+        patiently(lambda: os.replace(temporary, path))
         _unsaved.pop(path, None)
-    except OSError as error:
-        Path(temporary or os.devnull + ".part").unlink(missing_ok=True)
+    except (OSError, ValueError) as error:
         if path not in _unsaved:
             warnings.warn(
                 f"Progress cannot be saved to {path} ({error}). It is kept until the kernel stops.", stacklevel=2
             )
         _unsaved[path] = everything
+    finally:
+        if temporary:
+            temporary.unlink(missing_ok=True)
 
 
 def parse(text: str) -> dict:
@@ -110,7 +110,15 @@ def count(facts: dict, name: str) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
-def _set_aside(path: Path, error: Exception) -> dict:
+def _on_disk(path: Path) -> dict:
+    """The record in the file, which Notepad may have saved; an empty one where there is no file."""
+    try:
+        return parse(patiently(lambda: path.read_text(encoding="utf-8-sig")))
+    except (FileNotFoundError, NotADirectoryError):
+        return parse("{}")
+
+
+def _set_aside(path: Path, error: Exception) -> None:
     number = 1
     while (aside := path.with_name(f"{path.stem}.broken-{number}{path.suffix}")).exists():
         number += 1
@@ -121,6 +129,6 @@ def _set_aside(path: Path, error: Exception) -> dict:
             stacklevel=4,
         )
     except OSError:
-        warnings.warn(f"{path} could not be read: {error}. Progress is kept until the kernel stops.", stacklevel=4)
-        _unsaved[path] = parse("{}")
-    return parse("{}")
+        if path not in _unsaved:
+            warnings.warn(f"{path} could not be read: {error}. Progress is kept until the kernel stops.", stacklevel=4)
+        _unsaved.setdefault(path, parse("{}"))

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from fedgen_lab.files import patiently
 from fedgen_lab.memorization.ddpm import draw_ddpm, load_weights, new_ddpm, train_ddpm, weights
 from fedgen_lab.memorization.qn import keep_after
 from fedgen_lab.peers.chain import MOST_SCORE, Refused, Submission
@@ -163,8 +164,9 @@ class Peer:
         self.judged[content] = {"score": score, "hits": [int(row) for row in copied]}
         if self.cache:
             half = self.cache.with_suffix(".part")
-            half.write_text(json.dumps({name.hex(): one for name, one in self.judged.items()}))
-            half.replace(self.cache)
+            kept = json.dumps({name.hex(): one for name, one in self.judged.items()})
+            half.write_text(kept, "utf-8")
+            patiently(lambda: half.replace(self.cache))
 
     def choose(self):
         """What to go on from: (contents of the parents, weights)."""
@@ -278,7 +280,7 @@ class Peer:
     def _remembered(self):
         """What was judged before a crash; nothing if the file is not there, or damaged: then it is judged again."""
         try:
-            return {bytes.fromhex(name): one for name, one in json.loads(self.cache.read_text()).items()}
+            return {bytes.fromhex(name): one for name, one in json.loads(self.cache.read_text("utf-8")).items()}
         except (OSError, ValueError, AttributeError):
             return {}
 

@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+from fedgen_lab.files import patiently
 from fedgen_lab.peers.chain import STATE_HELP, Chain
 from fedgen_lab.peers.peer import Peer
 from fedgen_lab.peers.run import paces
@@ -83,7 +84,7 @@ def own_key(folder):
         half.unlink(missing_ok=True)
         with open(half, "xb", opener=lambda name, how: os.open(name, how, 0o600)) as file:
             file.write(os.urandom(32))
-        half.replace(path)
+        patiently(lambda: half.replace(path))
     secret = path.read_bytes()
     if len(secret) != 32:
         raise ValueError(f"{path} holds {len(secret)} bytes, no key of 32. Put the peer's own back, or take it away.")

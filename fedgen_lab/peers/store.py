@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+from fedgen_lab.files import patiently
 from fedgen_lab.peers.node import within
 
 CID_PREFIX = bytes([0x01, 0x55, 0x12, 0x20])  # version 1, raw bytes, SHA-256, 32 bytes long
@@ -64,7 +65,7 @@ class Folder:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         for half in self.path.glob(".bafkrei*"):
-            with contextlib.suppress(FileNotFoundError):  # its writer finished it, or another process took it away
+            with contextlib.suppress(OSError):  # its writer finished it, or another process has it or took it away
                 if time.time() - half.stat().st_mtime > ABANDONED_SECONDS:
                     half.unlink()
 
@@ -74,7 +75,7 @@ class Folder:
         half = self.path / f".{cid}.{os.getpid()}.{threading.get_ident()}"
         try:
             half.write_bytes(data)
-            half.replace(self.path / cid)  # in one move: a reader sees all of it or nothing
+            patiently(lambda: half.replace(self.path / cid))  # in one move: a reader sees all of it or nothing
         except OSError as error:
             half.unlink(missing_ok=True)
             told = f"The store {self.path} did not keep {cid} ({error.strerror}). Make room there, then start again."

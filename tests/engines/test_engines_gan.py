@@ -71,6 +71,6 @@ def test_a_supernode_killed_in_mid_iteration_is_named_and_the_run_goes_on_withou
 
 def wait_for(flower, name, words, seconds=400):
     end = time.monotonic() + seconds
-    while words not in (flower.folder / f"{name}.log").read_text(errors="replace"):
+    while words not in (flower.folder / f"{name}.log").read_text(errors="replace", encoding="utf-8"):
         assert time.monotonic() < end, f"{name} did not say {words!r}.\n{flower.logs()}"
         time.sleep(0.1)

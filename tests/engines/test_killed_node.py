@@ -23,7 +23,7 @@ def test_a_supernode_killed_during_a_round_is_named_and_the_run_goes_on(tmp_path
         wait_for(notes / "client-1-round-1", flower)
         flower.kill("supernode-1")
         assert run.wait(180) == 0, flower.logs()
-    end = json.loads(result.read_text())
+    end = json.loads(result.read_text(encoding="utf-8"))
     assert [client for _, client, _ in end["refused"]] == ["client 1"]
     assert "lost its connection" in end["refused"][0][2]
     rounds, values, _ = zip(*end["completed"], strict=True)

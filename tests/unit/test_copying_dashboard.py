@@ -199,7 +199,7 @@ def test_how_often_a_picture_was_seen_follows_from_the_knobs(monkeypatch, tmp_pa
     from fedgen_lab.memorization import sweep_copying
 
     entries = [{"point": point, "seed": 0, "result": dict.fromkeys(NUMBERS, 0.5)} for point in POINTS]
-    (tmp_path / "copying.json").write_text(json.dumps({"points": entries}))
+    (tmp_path / "copying.json").write_text(json.dumps({"points": entries}), encoding="utf-8")
     monkeypatch.setattr(sweep_copying, "shipped", lambda name: tmp_path)
     seen = recorded_copying()["seen"].round().tolist()
     assert seen[0] == 974 and seen[1] == 175  # 350 x 16 pictures are shown, of 92 in all and of 32

@@ -50,7 +50,7 @@ def own_progress(tmp_path, monkeypatch):
 @pytest.fixture
 def lab98(tmp_path, monkeypatch):
     """A lab of two exercises, found as the real ones are."""
-    (tmp_path / "lab98.py").write_text(LAB_98)
+    (tmp_path / "lab98.py").write_text(LAB_98, encoding="utf-8")
     monkeypatch.setattr(exercises, "__path__", [*exercises.__path__, str(tmp_path)])
     importlib.invalidate_caches()
     yield importlib.import_module("fedgen_lab.exercises.lab98")

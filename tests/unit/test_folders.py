@@ -227,7 +227,7 @@ def test_a_caption_file_of_another_name_is_pointed_out(tmp_path):
 def test_a_path_that_is_not_there_or_neither_folder_nor_zip_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no folder or zip at"):
         read_folder(tmp_path / "nowhere")
-    (tmp_path / "text.zip").write_text("not a zip")
+    (tmp_path / "text.zip").write_text("not a zip", encoding="utf-8")
     with pytest.raises(ValueError, match="neither a folder nor a zip"):
         read_folder(tmp_path / "text.zip")
 

@@ -169,7 +169,7 @@ def sweep(tmp_path):
         for seed in (0, 1, 2)
     ]
     path = tmp_path / "huscf_gan.json"
-    path.write_text(json.dumps({"name": "huscf_gan", "made": {}, "points": points}))
+    path.write_text(json.dumps({"name": "huscf_gan", "made": {}, "points": points}), encoding="utf-8")
     return path
 
 
@@ -189,9 +189,9 @@ def test_a_duel_is_won_only_when_every_seed_beats_every_seed(sweep):
 
 
 def test_one_seed_decides_no_duel(sweep):
-    content = json.loads(sweep.read_text())
+    content = json.loads(sweep.read_text(encoding="utf-8"))
     content["points"] = [one for one in content["points"] if one["point"]["method"] != "fedgan" or one["seed"] == 0]
-    sweep.write_text(json.dumps(content))
+    sweep.write_text(json.dumps(content), encoding="utf-8")
     assert duels(recorded_gans(sweep), "image_score").loc["S4", "FedGAN"] == "too few seeds"
 
 

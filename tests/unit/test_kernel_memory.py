@@ -23,9 +23,9 @@ def run_lab(tmp_path):
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "lab.ipynb")
 
     def run(limit, *options):
-        (tmp_path / "pytest.ini").write_text(f"[pytest]\nkernel_megabytes = {limit}\n")
+        (tmp_path / "pytest.ini").write_text(f"[pytest]\nkernel_megabytes = {limit}\n", encoding="utf-8")
         command = [sys.executable, "-m", "pytest", "--nbval-lax", "--nbval-current-env", *options, "lab.ipynb"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8").stdout
 
     return run
 

@@ -28,7 +28,7 @@ def sweep(tmp_path):
     points += [entry("centralised", 4, 0.0, seed, [1.0, 0.5, 0.3, 0.2]) for seed in (0, 1, 2)]
     path = tmp_path / "federated_lora.json"
     made = {"versions": {"torch": "2.13.0", "flwr": "1.41.0"}, "date": "2026-11-21T05:00:00", "command": "..."}
-    path.write_text(json.dumps({"name": "federated_lora", "made": made, "points": points}))
+    path.write_text(json.dumps({"name": "federated_lora", "made": made, "points": points}), encoding="utf-8")
     return path
 
 
@@ -74,7 +74,7 @@ def test_the_sentence_says_when_with_what_and_over_which_seeds(sweep):
 def test_a_missing_or_a_foreign_file_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="python -m fedgen_lab.sweep federated_lora"):
         Recorded(tmp_path / "federated_lora.json")
-    (tmp_path / "other.json").write_text("[1, 2]")
+    (tmp_path / "other.json").write_text("[1, 2]", encoding="utf-8")
     with pytest.raises(ValueError, match="not a recorded sweep"):
         Recorded(tmp_path / "other.json")
 

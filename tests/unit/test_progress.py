@@ -3,6 +3,7 @@
 import base64
 import datetime
 import json
+import os
 import re
 import warnings
 
@@ -51,7 +52,7 @@ def test_progress_lies_beside_the_labs(tmp_path, monkeypatch):
 def test_what_is_noted_is_on_disk_at_once_and_facts_add_up(file):
     store.note("exercises", "98.1", tries=1)
     store.note("exercises", "98.1", hints=2)
-    assert json.loads(file.read_text())["exercises"] == {"98.1": {"tries": 1, "hints": 2}}
+    assert json.loads(file.read_text(encoding="utf-8"))["exercises"] == {"98.1": {"tries": 1, "hints": 2}}
     assert [path.name for path in file.parent.iterdir()] == ["my_progress.json"]  # no half-written file stays
 
 
@@ -71,15 +72,16 @@ def test_a_corrupted_file_is_put_aside_with_a_message_and_nothing_stops(file, co
 def test_a_second_corrupted_file_does_not_replace_the_first(file):
     file.parent.mkdir()
     for number in (1, 2):
-        file.write_text("{" * number)
+        file.write_text("{" * number, encoding="utf-8")
         with pytest.warns(UserWarning):
             store.load()
-        assert file.with_name(f"my_progress.broken-{number}.json").read_text() == "{" * number
+        assert file.with_name(f"my_progress.broken-{number}.json").read_text(encoding="utf-8") == "{" * number
 
 
 def test_a_file_edited_by_hand_keeps_its_good_parts(file):
     file.parent.mkdir()
-    file.write_text('{"exercises": {"98.1": {"passed": true, "tries": "many"}, "98.2": 3}, "guesses": [1], "x": 1}')
+    content = '{"exercises": {"98.1": {"passed": true, "tries": "many"}, "98.2": 3}, "guesses": [1], "x": 1}'
+    file.write_text(content, encoding="utf-8")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         everything = store.load()
@@ -89,7 +91,7 @@ def test_a_file_edited_by_hand_keeps_its_good_parts(file):
 
 
 def test_where_nothing_can_be_saved_the_lesson_goes_on(tmp_path, monkeypatch):
-    (tmp_path / "a_file").write_text("in the way")
+    (tmp_path / "a_file").write_text("in the way", encoding="utf-8")
     monkeypatch.setenv("FEDGEN_PROGRESS", str(tmp_path / "a_file" / "my_progress.json"))
     with pytest.warns(UserWarning, match="cannot be saved"):
         store.note("guesses", "98.skew", guess="up")
@@ -97,6 +99,104 @@ def test_where_nothing_can_be_saved_the_lesson_goes_on(tmp_path, monkeypatch):
         warnings.simplefilter("error")  # said once
         store.note("guesses", "98.rank", guess="down")
     assert set(store.load()["guesses"]) == {"98.skew", "98.rank"}
+
+
+@pytest.fixture
+def held_open(monkeypatch):
+    """A function: for so many calls of os.replace somebody has the file open, as on Windows."""
+    replace, left = os.replace, [0]
+
+    def refuse(*names):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+        return replace(*names)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    return lambda times: left.__setitem__(0, times)
+
+
+def names_beside(file):
+    return [path.name for path in file.parent.iterdir()]
+
+
+def test_a_file_that_somebody_holds_open_for_a_moment_is_replaced_without_a_word(file, held_open):
+    store.note("exercises", "98.1", tries=1)
+    held_open(3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store.note("exercises", "98.2", tries=1)
+    assert set(json.loads(file.read_text(encoding="utf-8"))["exercises"]) == {"98.1", "98.2"}
+    assert names_beside(file) == ["my_progress.json"]
+
+
+def test_what_could_not_be_saved_joins_what_another_notebook_saved_meanwhile(file, held_open):
+    store.note("exercises", "01.a", tries=1)
+    held_open(100)
+    with pytest.warns(UserWarning, match="cannot be saved"):
+        store.note("exercises", "01.b", tries=1)
+    assert names_beside(file) == ["my_progress.json"]
+    held_open(0)
+    theirs = json.loads(file.read_text(encoding="utf-8"))
+    theirs["exercises"] |= {"02.other": {"tries": 1}, "01.a": {"tries": 5, "passed": True}}
+    file.write_text(json.dumps(theirs), encoding="utf-8")
+    assert store.load()["exercises"].keys() == {"01.a", "01.b", "02.other"}
+    store.note("exercises", "01.c", tries=1)
+    kept = json.loads(file.read_text(encoding="utf-8"))["exercises"]
+    assert kept.keys() == {"01.a", "01.b", "01.c", "02.other"}
+    assert kept["01.a"]["tries"] == 5 and kept["01.a"]["passed"] is True
+
+
+def test_a_file_that_cannot_be_read_for_a_moment_is_neither_put_aside_nor_lost(file, monkeypatch):
+    store.note("exercises", "98.1", passed=True)
+    read, left = type(file).read_text, [3]
+
+    def refuse(path, *args, **kwargs):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise PermissionError(13, "Permission denied")
+        return read(path, *args, **kwargs)
+
+    monkeypatch.setattr(type(file), "read_text", refuse)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    store.note("exercises", "98.2", passed=True)
+    assert set(store.load()["exercises"]) == {"98.1", "98.2"} and names_beside(file) == ["my_progress.json"]
+
+
+def test_a_file_that_can_be_neither_read_nor_put_aside_is_not_written_over(file, monkeypatch):
+    store.note("exercises", "98.1", passed=True)
+
+    def refuse(*args, **kwargs):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    with monkeypatch.context() as locked, pytest.warns(UserWarning, match="kept until the kernel stops"):
+        locked.setattr(type(file), "read_text", refuse)
+        locked.setattr(type(file), "rename", refuse)
+        store.note("exercises", "98.2", passed=True)
+    store.note("exercises", "98.3", passed=True)
+    kept = json.loads(file.read_text(encoding="utf-8"))["exercises"]
+    assert set(kept) == {"98.1", "98.2", "98.3"} and names_beside(file) == ["my_progress.json"]
+
+
+def test_a_file_saved_by_notepad_is_read_and_imported(file):
+    file.parent.mkdir()
+    text = '{"exercises": {"98.1": {"passed": true}}}'
+    file.write_text(text, encoding="utf-8-sig")  # Notepad puts a mark before the text
+    assert store.load()["exercises"] == {"98.1": {"passed": True}}
+    board = progress()
+    upload(board, '{"exercises": {"98.2": {"passed": true}}}'.encode("utf-8-sig"))
+    assert set(store.load()["exercises"]) == {"98.1", "98.2"}
+
+
+def test_half_a_letter_in_the_file_stops_no_exercise_and_is_kept(file):
+    file.parent.mkdir()
+    file.write_text('{"guesses": {"98.skew": {"guess": "\\ud800 \u00e4"}}}', encoding="utf-8")
+    store.note("exercises", "98.1", passed=True)
+    assert store.load()["guesses"] == {"98.skew": {"guess": "\ud800 \u00e4"}}
+    assert names_beside(file) == ["my_progress.json"]
+    assert json.loads(exported(progress()))["guesses"] == store.load()["guesses"]
 
 
 def test_a_folder_in_place_of_the_file_holds_it(tmp_path, monkeypatch):

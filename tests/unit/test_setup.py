@@ -22,11 +22,11 @@ def split(requirement):
 
 
 def project():
-    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
 def conda_dependencies(path):
-    dependencies = yaml.safe_load((ROOT / path).read_text())["dependencies"]
+    dependencies = yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))["dependencies"]
     from_pip = [line for entry in dependencies if isinstance(entry, dict) for line in entry["pip"]]
     return [line for line in dependencies if isinstance(line, str)], from_pip
 
@@ -61,20 +61,20 @@ def test_conda_pins_python_to_a_minor_version_we_support_and_installs_nothing_ed
     assert [line for line in from_conda if line.startswith("python=")] == ["python=3.12"]
     assert project()["requires-python"] == ">=3.11,<3.14"
     assert not [line for line in from_pip if line.startswith(("-e", "."))]
-    assert yaml.safe_load((ROOT / path).read_text())["channels"] == ["conda-forge"]
+    assert yaml.safe_load((ROOT / path).read_text(encoding="utf-8"))["channels"] == ["conda-forge"]
 
 
 def test_binder_gets_no_ray_and_installs_the_package_without_its_dependencies():
     from_conda, from_pip = conda_dependencies("binder/environment.yml")
     assert not [line for line in from_conda + from_pip if "ray" in line or "simulation" in line]
-    post_build = (ROOT / "binder/postBuild").read_text()
+    post_build = (ROOT / "binder/postBuild").read_text(encoding="utf-8")
     assert "set -euo pipefail" in post_build
     assert "install --no-deps --no-build-isolation" in post_build
 
 
 def test_binder_sessions_use_one_thread_and_the_binder_profile():
     command, environment = [ROOT / "binder/start", "env"], {"PATH": os.environ["PATH"]}
-    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True).stdout
+    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, encoding="utf-8").stdout
     assert {"OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "FEDGEN_PROFILE=binder"} <= set(said.split())
 
 
@@ -91,7 +91,7 @@ def commands(tmp_path, monkeypatch):
     def put(**scripts):
         for name, body in scripts.items():
             script = tmp_path / name.replace("_", "-")
-            script.write_text(f"#!/bin/sh\n{body}\n")
+            script.write_text(f"#!/bin/sh\n{body}\n", encoding="utf-8")
             script.chmod(0o755)
 
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
@@ -102,7 +102,7 @@ def commands(tmp_path, monkeypatch):
 def test_make_says_which_python_it_needs_where_there_is_none(commands, tmp_path):
     commands(**{name: "exit 1" for name in ("python3", "python", "python3.11", "python3.12", "python3.13")})
     command = ["make", f"VENV={tmp_path}/venv", f"{tmp_path}/venv/made"]
-    tried = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    tried = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert tried.returncode != 0
     assert "FedGen Lab needs Python 3.11, 3.12 or 3.13" in tried.stderr
     assert not (tmp_path / "venv").exists()
@@ -137,7 +137,7 @@ def test_an_index_that_cannot_be_reached_offers_nothing_and_is_asked_only_once(i
 
 
 def test_the_citation_names_the_three_papers():
-    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     papers = {value["value"] for paper in citation["references"] for value in paper["identifiers"]}
     assert {"arXiv:2307.07146", "arXiv:2507.12979", "arXiv:2409.18245"} <= papers
     assert citation["license"] == project()["license"] == "Apache-2.0"

@@ -23,12 +23,13 @@ server_app = ServerApp()
 
 @client_app.train()
 def train(message: Message, context: Context) -> Message:
-    """Add to every number; note the beginning, work as long as told."""
+    """Add to every number; note the beginning; the slow client waits for its file."""
     client, config = int(context.node_config["partition-id"]), context.run_config
     server_round = int(message.content["config"]["server-round"])
     if config["notes"]:
         Path(config["notes"], f"client-{client}-round-{server_round}").touch()
-    time.sleep(float(config["seconds"]) * (1 if client else float(config["slowness-of-0"])))
+    while client == int(config["slow"]) and not Path(config["until"]).exists():
+        time.sleep(0.1)
     times = context.state["memory"]["times"] + 1 if "memory" in context.state else 1
     context.state["memory"] = MetricRecord({"times": times})
     arrays = {name: Array(array.numpy() + (client + 1) * times) for name, array in message.content["arrays"].items()}
@@ -53,5 +54,8 @@ def main(grid: Grid, context: Context) -> None:
     context.state["result"] = MetricRecord({"value": completed[-1][1]})
     if config["save-to"]:
         Path(config["save-to"]).write_text(
-            json.dumps({"completed": completed, "refused": strategy.refused, "merged": getattr(strategy, "merged", [])})
+            json.dumps(
+                {"completed": completed, "refused": strategy.refused, "merged": getattr(strategy, "merged", [])}
+            ),
+            encoding="utf-8",
         )
