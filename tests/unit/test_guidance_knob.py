@@ -10,8 +10,8 @@ from fedgen_lab.pictures.sprites import prompts
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return load_pipeline(device="cpu")
+def pipeline(small_folder):
+    return load_pipeline(small_folder, device="cpu")
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from fedgen_lab.lora.split_unet import traffic
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return load_pipeline(device="cpu")
+def pipeline(small_folder):
+    return load_pipeline(small_folder, device="cpu")
 
 
 @pytest.fixture
@@ -80,8 +80,8 @@ def test_the_hand_off_knob_draws_both_rows_and_says_what_was_saved(pipeline, mon
     assert "in 2 groups" in made.sentence and made.shown.value.count("<img") == 4
 
 
-def test_the_weights_of_a_mixture_are_what_is_drawn(pipeline, inline):
-    donor = load_pipeline(device="cpu")
+def test_the_weights_of_a_mixture_are_what_is_drawn(pipeline, small_folder, inline):
+    donor = load_pipeline(small_folder, device="cpu")
     add_adapter(donor.unet, 2)
     draw = torch.Generator().manual_seed(0)
     person = {name: 0.2 * torch.randn(p.shape, generator=draw) for name, p in trainable_state(donor.unet).items()}

@@ -1,0 +1,42 @@
+"""What tests of several rooms share: the shipped Stable Diffusion with a small random UNet in the place of its own."""
+
+import shutil
+
+import pytest
+
+SMALL_UNET = {
+    "sample_size": 16, "block_out_channels": (8, 16), "layers_per_block": 1, "cross_attention_dim": 96,
+    "norm_num_groups": 4, "attention_head_dim": 4, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("UpBlock2D", "UpBlock2D"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def small_folder(tmp_path_factory):
+    """A pipeline folder: the shipped tokenizer, text encoder, VAE and sampler, and a UNet of random weights."""
+    import torch
+
+    from fedgen_lab.lora.real_size import new_unet
+    from fedgen_lab.shipped import shipped
+
+    folder = tmp_path_factory.mktemp("base") / "small-sd"
+    shutil.copytree(shipped("tiny-sd"), folder, ignore=shutil.ignore_patterns("unet", "*.png"))
+    new_unet(SMALL_UNET, dtype=torch.float32).save_pretrained(folder / "unet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def small_base(small_folder):
+    """For a whole file, the base model is the small one, and 16 pictures are held out: quick, and most claims hold."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedgen_lab.lora.pipeline.shipped", lambda name: small_folder)
+        patch.setattr("fedgen_lab.lora.data.HELD_OUT_PER_CONCEPT", 4)
+        yield
+
+
+@pytest.fixture(scope="module")
+def quickly_drawn():
+    """For a whole file, peers draw in two denoising steps: after two steps of training ten would draw noise, too."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fedgen_lab.peers.peer.DRAW_STEPS", 2)
+        yield
