@@ -18,7 +18,7 @@ NETWORK = Network(3, flops_per_second=1e9, speed_spread=1.0, seed=2)  # so slow 
 
 
 @pytest.fixture(scope="module", autouse=True)
-def nothing_is_drawn():
+def nothing_is_drawn(small_base):
     """Held-out losses, pictures and counted operations are other tests' business; here they would take most of the
     time.
     """

@@ -16,10 +16,17 @@ from fedgen_lab.peers.run import paces, run_peers, terms_of
 from fedgen_lab.peers.scenario import PeersScenario, deal, outsiders
 from fedgen_lab.peers.store import Shelf, cid_of, unpack_weights
 
+pytestmark = pytest.mark.usefixtures("quickly_drawn")
 TINY = PeersScenario(
     num_peers=2, seconds=4, steps=2, samples=64, pictures_per_peer=128, width=8, side=14, objective="fld-fid"
 )
 PACE = Pace(1e-9, 1e-9, 1.0, 0.001)
+
+
+@pytest.fixture(scope="module")
+def known():
+    """What peers trained and judged, for runs of the same seed that differ in what their attackers do."""
+    return {}
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +154,9 @@ def test_other_ways_to_go_on(choice):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_attackers_do_what_they_are_called_after(attack):
+def test_attackers_do_what_they_are_called_after(attack, known):
     scenario = replace(TINY, num_peers=3, attackers=1, attack=attack, seconds=2.5)
-    outcome = run_peers(scenario)
+    outcome = run_peers(scenario, known=known)
     models, attacker = outcome.models(), outcome.peers[2]
     theirs = models[models["author"] == 2]
     assert len(theirs) and not outcome.stopped
@@ -168,8 +175,8 @@ def test_attackers_do_what_they_are_called_after(attack):
         assert len(votes) and (votes > 100).all()  # there is no second attacker to vote for
 
 
-def test_half_time_comers_and_goers():
-    outcome = run_peers(replace(TINY, num_peers=3, late=1, leavers=1, seconds=5))
+def test_half_time_comers_and_goers(known):
+    outcome = run_peers(replace(TINY, num_peers=3, late=1, leavers=1, seconds=5), known=known)
     models = outcome.models()
     assert models[models["author"] == 2]["seconds"].min() > 2.5
     assert models[models["author"] == 0]["seconds"].max() < 5

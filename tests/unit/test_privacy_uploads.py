@@ -144,15 +144,19 @@ def test_the_server_adds_up_masked_uploads_exactly_whoever_is_lost_and_sees_only
         assert abs(view.mean() / 2**32 - 0.5) < 5 / (12 * len(view)) ** 0.5
 
 
-def test_a_round_of_the_flower_app_gives_five_uploads_of_which_the_attackers_is_the_longest():
+def test_a_round_of_the_flower_app_gives_five_uploads_of_which_the_attackers_is_the_longest(small_folder):
+    from fedgen_lab.lora.federated import prepare
     from fedgen_lab.privacy.robust import norm
 
-    scenario = Scenario(num_clients=5, attackers=1, local_steps=2, batch_size=2, pictures_per_client=4, num_prompts=1)
-    found = run_uploads(scenario, start=first_adapter(), draws=1)
+    scenario = Scenario(
+        num_clients=5, attackers=1, local_steps=2, batch_size=2, pictures_per_client=4, num_prompts=1,
+        base_model=str(small_folder),
+    )  # fmt: skip
+    start = {name: tensor + 0.01 for name, tensor in trainable_state(prepare(scenario).unet).items()}
+    found = run_uploads(scenario, start=start, draws=1)
     lengths = [norm({name: state[name] - found.received[name] for name in state}) for state in found.states]
     assert len(found.members) == 4 and max(lengths) == lengths[4] > 2 * max(lengths[:4])
     assert len(found.kin) == len(found.held_out) == 64  # without skew, client 0 has every kind
-    start = first_adapter()
     assert all(np.array_equal(found.received[name], start[name].numpy()) for name in start)
     assert run_uploads(scenario, should_stop=lambda: True) is None
 
