@@ -1,7 +1,8 @@
 """How every test runs: dashboards run in their cell, experiments are tiny, and each lab's memory is watched.
 
 A lab that runs under nbval has its own kernel. After every cell the peak memory of that process is read; the cell at
-which it reaches `kernel_megabytes` (1,000 unless pytest is told otherwise) fails. The summary lists each lab's peak.
+which it reaches `kernel_megabytes` (the course's MEMORY_LIMIT_MEGABYTES unless pytest is told otherwise) fails. To the
+last cell belongs a start of every dashboard that was not started before. The summary lists each lab's peak.
 """
 
 import os
@@ -15,6 +16,7 @@ from fedgen_lab.course import MEMORY_LIMIT_MEGABYTES, peak_megabytes
 
 PEAK = "kernel peak in megabytes"  # the key under which a cell's report carries it from a test worker to the summary
 KERNEL_PEAKS = {}  # lab -> megabytes
+START_IDLE = "from fedgen_lab.dashboards.panel import start_idle; start_idle()"
 
 
 def pytest_addoption(parser):
@@ -37,6 +39,9 @@ def pytest_runtest_call(item):
     kernel = getattr(item.parent, "kernel", None)  # nbval's, on the notebook that the cell is in
     if not hasattr(kernel, "km"):
         return result
+    if item.cell is [cell for cell in item.parent.nb.cells if cell.cell_type == "code"][-1]:
+        reply = kernel.kc.execute(START_IDLE, reply=True, timeout=600)["content"]
+        assert reply["status"] == "ok", f"the lab's dashboards could not be started: {reply}"
     peak = peak_megabytes(kernel.km.provisioner.pid)
     if peak is None:
         assert not sys.platform.startswith("linux"), f"no peak memory could be read for {item.parent.path}"

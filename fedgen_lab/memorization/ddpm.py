@@ -14,6 +14,7 @@ from math import isfinite
 import torch
 import torch.nn.functional as F
 
+from fedgen_lab.lean import leave_out_scipy
 from fedgen_lab.lora.adapter import load_trainable, trainable_state
 from fedgen_lab.memorization.denoiser import denoiser_of
 
@@ -35,6 +36,7 @@ def new_ddpm(channels=1, side=14, num_classes=10, width=16, seed=0):
     Width 16 makes 0.16 to 0.3 million weights; 24 twice as many, at twice the time.
     Raises ValueError for a side that can't be halved so often.
     """
+    leave_out_scipy()
     from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 
     widths = (width, 2 * width) if side < 16 else (width, 2 * width, 2 * width)

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 ACCOUNTANTS = ("exact", "prv", "rdp")
+AT_ONCE = 4  # pictures whose own gradients are computed in one pass: memory grows with them
 NOISE_KEY = 70_001  # the noise's branch of the scenario's seed, apart from the clients' (client, round)
 
 
@@ -160,7 +161,7 @@ def product_noise(b, a, sigma):
 def picture_gradients(unet, parameters, noisy, timesteps, text, target):
     """Each picture's own loss and gradient: losses (B,), and {name: (B, *shape)} for `parameters`, a dict by name.
 
-    One pass for the whole batch: `vmap` runs the gradient of a single picture over the batch axis. That every picture
+    `vmap` runs the gradient of a single picture over the batch axis, `AT_ONCE` pictures in a pass. That every picture
     has a gradient of its own needs layers which don't mix pictures, as in this UNet (GroupNorm, no BatchNorm).
     """
     from torch.func import functional_call, grad_and_value, vmap
@@ -172,7 +173,7 @@ def picture_gradients(unet, parameters, noisy, timesteps, text, target):
         return torch.nn.functional.mse_loss(guess, target)
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel knows no vmap
-        each = vmap(grad_and_value(loss_of_one), in_dims=(None, 0, 0, 0, 0))
+        each = vmap(grad_and_value(loss_of_one), in_dims=(None, 0, 0, 0, 0), chunk_size=AT_ONCE)
         gradients, losses = each(parameters, noisy, timesteps, text, target)
     return losses, gradients
 

@@ -240,7 +240,7 @@ def test_a_start_works_from_the_moment_the_end_is_drawn():
 
     job = Job(lambda job: "a run", draw)
     job.start()
-    until(lambda: len(ends) == 2)
+    until(lambda: len(ends) == 2 and starts)
     assert starts == [True]
 
 

@@ -16,6 +16,7 @@ from fedgen_lab.federation.grid import run_app
 from fedgen_lab.lora.adapter import add_adapter, trainable_state
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.privacy.dp import (
+    AT_ONCE,
     clipped,
     norm_of,
     picture_gradients,
@@ -223,10 +224,10 @@ def batch_of(encoded, number, seed=0):
 
 def test_every_picture_gets_the_gradient_it_would_have_alone(adapter, encoded):
     parameters = {name: p for name, p in adapter.named_parameters() if p.requires_grad}
-    noisy, timesteps, text, target = batch_of(encoded, 3)
+    noisy, timesteps, text, target = batch_of(encoded, AT_ONCE + 2)
     view = {name: p.detach() for name, p in parameters.items()}
     losses, gradients = picture_gradients(adapter, view, noisy, timesteps, text, target)
-    for i in range(3):
+    for i in range(AT_ONCE + 2):
         one = slice(i, i + 1)
         guess = adapter(noisy[one], timesteps[one], encoder_hidden_states=text[one]).sample
         loss = torch.nn.functional.mse_loss(guess, target[one])
