@@ -6,6 +6,8 @@ import torch
 
 from fedgen_lab.memorization.making import ONE_CAPTION, Copying, draw_copies, private_pictures, train_copying
 
+pytestmark = pytest.mark.usefixtures("small_base")
+
 
 def test_duplicates_and_canaries_are_known_to_who_planted_them():
     private = private_pictures(Copying(pictures=10, duplicated=2, times=5, canaries=3))
