@@ -15,8 +15,8 @@ SEEDS, STEPS = [5, 6, 7], 6
 
 
 @pytest.fixture(scope="module")
-def pipeline():
-    return load_pipeline(device="cpu")
+def pipeline(small_folder):
+    return load_pipeline(small_folder, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -42,17 +42,16 @@ def test_that_holds_with_and_without_guidance(pipeline, guidance):
 
 
 @pytest.mark.parametrize("sampler", [DDIMScheduler, EulerDiscreteScheduler])
-def test_that_holds_for_samplers_without_memory(sampler):
-    pipeline = load_pipeline(device="cpu")
-    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
+def test_that_holds_for_samplers_without_memory(pipeline, sampler, monkeypatch):
+    monkeypatch.setattr(pipeline, "scheduler", sampler.from_config(pipeline.scheduler.config))
     half_way = denoise(pipeline, PROMPTS[:1], begin(pipeline, [3], STEPS), 2)
     assert half_way.memory == ()
     assert torch.equal(finish(pipeline, PROMPTS[:1], half_way), draw(pipeline, PROMPTS[:1], [3], steps=STEPS))
 
 
-def test_a_sampler_whose_memory_is_not_known_is_named():
-    pipeline = load_pipeline(device="cpu")
-    pipeline.scheduler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+def test_a_sampler_whose_memory_is_not_known_is_named(pipeline, monkeypatch):
+    sampler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+    monkeypatch.setattr(pipeline, "scheduler", sampler)
     with pytest.raises(ValueError, match="EulerAncestralDiscreteScheduler"):
         denoise(pipeline, PROMPTS[:1], begin(pipeline, [3], STEPS), 2)
 
