@@ -7,15 +7,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import tomllib
 import zipfile
 from pathlib import Path
 
-import httpx
 import pandas as pd
 import pytest
 import yaml
+from jupyter_address import get, read_address
 from links import links
 
 import fedgen_lab
@@ -34,7 +33,7 @@ def older(tmp_path):
     folder = tmp_path / "older"
     (folder / "images").mkdir(parents=True)
     for name in (FIRST, SECOND):
-        (folder / name).write_text(f"an older {name}")
+        (folder / name).write_text(f"an older {name}", encoding="utf-8")
     shutil.copy(shipped_labs() / "images" / "federated_lora.svg", folder / "images")
     return folder
 
@@ -52,19 +51,19 @@ def test_a_second_time_nothing_is_written_and_a_learners_progress_stays(tmp_path
     monkeypatch.delenv("FEDGEN_PROGRESS", raising=False)
     monkeypatch.chdir(tmp_path)
     assert progress_file() == tmp_path / "my_progress.json"
-    progress_file().write_text("mine")
+    progress_file().write_text("mine", encoding="utf-8")
     assert copy_labs(tmp_path) == {"new": [], "updated": [], "yours": [], "outdated": []}
-    assert progress_file().read_text() == "mine"
+    assert progress_file().read_text(encoding="utf-8") == "mine"
 
 
 def test_a_changed_lab_is_kept_and_an_unchanged_one_follows_the_new_version(older, tmp_path):
     folder = tmp_path / "copies"
     copy_labs(folder, older)
-    (folder / FIRST).write_text("my notes")
+    (folder / FIRST).write_text("my notes", encoding="utf-8")
     assert copy_labs(folder, older) == {"new": [], "updated": [], "yours": [FIRST], "outdated": []}
     done = copy_labs(folder)
     assert (done["updated"], done["yours"], done["outdated"]) == ([SECOND], [], [FIRST])
-    assert (folder / FIRST).read_text() == "my notes"
+    assert (folder / FIRST).read_text(encoding="utf-8") == "my notes"
     assert (folder / SECOND).read_bytes() == (shipped_labs() / SECOND).read_bytes()
     (folder / FIRST).rename(folder / "my_notes.ipynb")
     assert copy_labs(folder)["new"] == [FIRST]
@@ -74,9 +73,9 @@ def test_a_changed_lab_is_kept_and_an_unchanged_one_follows_the_new_version(olde
 def test_without_a_record_that_can_be_read_every_file_that_differs_is_the_learners(older, tmp_path, record):
     folder = tmp_path / "copies"
     copy_labs(folder, older)
-    (folder / RECORD).unlink() if record is None else (folder / RECORD).write_text(record)
+    (folder / RECORD).unlink() if record is None else (folder / RECORD).write_text(record, encoding="utf-8")
     assert copy_labs(folder)["outdated"] == [FIRST, SECOND]
-    assert (folder / SECOND).read_text() == f"an older {SECOND}"
+    assert (folder / SECOND).read_text(encoding="utf-8") == f"an older {SECOND}"
 
 
 def test_a_copy_that_is_cut_off_leaves_no_half_file_behind(older, tmp_path, monkeypatch):
@@ -84,20 +83,21 @@ def test_a_copy_that_is_cut_off_leaves_no_half_file_behind(older, tmp_path, monk
     copy_labs(folder, older)
 
     def full(source, target):
-        Path(target).write_text("half")
+        Path(target).write_text("half", encoding="utf-8")
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "copyfile", full)
         with pytest.raises(OSError, match="can't be copied to .*No space left"):
             copy_labs(folder)
-    assert (folder / FIRST).read_text() == f"an older {FIRST}"
+    assert not [*folder.rglob("*.part")]
+    assert (folder / FIRST).read_text(encoding="utf-8") == f"an older {FIRST}"
     assert {FIRST, SECOND} <= set(copy_labs(folder)["updated"])
 
 
 def test_a_file_in_the_way_is_a_sentence_and_not_a_traceback(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    Path("fedgen-labs").write_text("not a folder")
+    Path("fedgen-labs").write_text("not a folder", encoding="utf-8")
     assert main(["--no-browser"]) == 1
     assert "fedgen-labs is a file, not a folder. Rename it" in capsys.readouterr().err
     Path("fedgen-labs").unlink()
@@ -155,7 +155,8 @@ def installed(tmp_path_factory):
 def test_a_wheel_carries_the_labs_and_its_check_finds_the_data(installed):
     site = installed.folder / "site"
     assert lab_files(site / "fedgen_lab" / "labs") == lab_files(ROOT / "labs")
-    assert "fedgen-lab = fedgen_lab.__main__:main" in (*site.glob("*.dist-info/entry_points.txt"),)[0].read_text()
+    (points,) = site.glob("*.dist-info/entry_points.txt")
+    assert "fedgen-lab = fedgen_lab.__main__:main" in points.read_text("utf-8")
     assert installed("--version").communicate()[0].strip() == f"fedgen-lab {fedgen_lab.__version__}"
     check = installed("check")
     said, _ = check.communicate()
@@ -169,24 +170,13 @@ def test_the_command_of_a_wheel_opens_the_first_lab_in_jupyterlab(installed):
         port = listener.getsockname()[1]
     process = installed("--no-browser", "--port", str(port))
     try:
-        said = ""
-        while not (address := re.search(r"http://127\.0\.0\.1\S+", said)) and (line := process.stdout.readline()):
-            said += line
-        assert address, said
-        assert f":{port}/lab/tree/{FIRST}?token=" in address[0]
-        token = address[0].partition("?")[2]
-        end = time.monotonic() + 60
-        while time.monotonic() < end:  # the address is said before the server listens
-            try:
-                page = httpx.get(address[0], follow_redirects=True, trust_env=False)
-                break
-            except httpx.TransportError:
-                time.sleep(0.2)
-        assert page.is_success and "JupyterLab" in page.text
-        files = httpx.get(f"http://127.0.0.1:{port}/api/contents?{token}", trust_env=False).json()["content"]
+        address = read_address(process)
+        assert f":{port}/lab/tree/{FIRST}?token=" in address
+        assert "JupyterLab" in get(address).text
+        files = get(f"http://127.0.0.1:{port}/api/contents?{address.partition('?')[2]}").json()["content"]
         assert {f"{lab.name}.ipynb" for lab in course.LABS} <= {file["name"] for file in files}
     finally:
         process.kill()
         process.communicate()
     folder = installed.folder / "elsewhere" / "fedgen-labs"
-    assert json.loads((folder / RECORD).read_text()).keys() == {*lab_files(folder)}
+    assert json.loads((folder / RECORD).read_text(encoding="utf-8")).keys() == {*lab_files(folder)}

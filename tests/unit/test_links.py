@@ -6,6 +6,7 @@ import threading
 import pytest
 from links import anchors, broken_inside, check_foreign, foreign, links, pages
 
+AWAY = ["http://127.0.0.1:9/", "http://no-such-host.invalid/"]
 PAGE = """# One & two
 
 [here](#one--two) [there](other.md#deep-down) ![picture](a%20b.svg) <img src="gone.png">
@@ -21,8 +22,8 @@ def test_every_link_inside_the_repository_leads_somewhere(page):
 
 
 def test_files_headings_and_links_to_the_repository_itself_are_looked_up(tmp_path):
-    (tmp_path / "page.md").write_text(PAGE)
-    (tmp_path / "other.md").write_text("## Deep down\n")
+    (tmp_path / "page.md").write_text(PAGE, encoding="utf-8")
+    (tmp_path / "other.md").write_text("## Deep down\n", encoding="utf-8")
     (tmp_path / "a b.svg").touch()
     assert broken_inside(tmp_path / "page.md", tmp_path) == [
         "page.md: no file for gone.png",
@@ -49,8 +50,8 @@ def test_a_page_that_is_gone_is_told_from_a_host_that_is_busy_or_away(monkeypatc
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host = f"http://127.0.0.1:{server.server_port}"
-        verdicts = check_foreign([f"{host}/{status}" for status in (200, 404, 410, 429, 503)] + ["http://127.0.0.1:9/"])
+        verdicts = check_foreign([f"{host}/{status}" for status in (200, 404, 410, 429, 503)] + AWAY)
         server.shutdown()
     assert [verdicts[f"{host}/{status}"] for status in (200, 404, 410)] == ["fine", "gone", "gone"]
     assert [verdicts[f"{host}/{status}"] for status in (429, 503)] == ["busy: 429", "busy: 503"]
-    assert verdicts["http://127.0.0.1:9/"].startswith("no answer: ")
+    assert verdicts[AWAY[0]].startswith("no answer: ") and verdicts[AWAY[1]] == "gone"

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from itertools import chain
 from pathlib import Path
@@ -61,7 +62,7 @@ def test_windows_and_macos_install_wheels_only_and_run_unit_tests_and_a_lab():
     assert "tests/unit" in run and (ROOT / re.search(r"labs/\S+\.ipynb", run)[0]).is_file()
 
 
-@pytest.mark.skipif(not shutil.which("sed"), reason="there is no sed here")
+@pytest.mark.skipif(sys.platform == "win32", reason="a command for a POSIX shell")
 def test_the_newest_run_takes_every_upper_bound_away_but_pythons_and_vypers(tmp_path):
     (sed,) = [command for command in commands("newest") if command.startswith("sed ")]
     (tmp_path / "binder").mkdir()
@@ -69,7 +70,8 @@ def test_the_newest_run_takes_every_upper_bound_away_but_pythons_and_vypers(tmp_
     for name in names:
         shutil.copy(ROOT / name, tmp_path / name)
     subprocess.run(sed, shell=True, cwd=tmp_path, check=True)
-    before, after = (tomllib.loads((folder / "pyproject.toml").read_text())["project"] for folder in (ROOT, tmp_path))
+    files = [folder / "pyproject.toml" for folder in (ROOT, tmp_path)]
+    before, after = (tomllib.loads(path.read_text(encoding="utf-8"))["project"] for path in files)
     assert after["requires-python"] == before["requires-python"]
     every, kept = (
         [*project["dependencies"], *chain(*project["optional-dependencies"].values())] for project in (before, after)
@@ -78,7 +80,8 @@ def test_the_newest_run_takes_every_upper_bound_away_but_pythons_and_vypers(tmp_
     bounds = [re.search(r",(<[\d.]+)", line) for line in kept if "vyper" not in line]
     assert bounds and all(bound and bound[1] == "<9999" for bound in bounds)
     for name in names[1:]:
-        packages = [line for line in (tmp_path / name).read_text().splitlines() if re.match(r" +- [\w-]+>", line)]
+        lines = (tmp_path / name).read_text("utf-8").splitlines()
+        packages = [line for line in lines if re.match(r" +- [\w-]+>", line)]
         assert packages and not [line for line in packages if "<" in line and ",<9999" not in line]
 
 
@@ -96,14 +99,14 @@ def test_dependabot_and_the_templates_can_be_read_and_name_every_lab():
     assert labs == [f"{lab.name[:2]} {lab.title}" for lab in LABS]
 
 
-@pytest.mark.skipif(not shutil.which("bash"), reason="there is no bash here")
+@pytest.mark.skipif(sys.platform == "win32", reason="a script for a POSIX shell")
 def test_ci_run_asks_for_npm_where_there_is_none_and_hands_targets_to_make(tmp_path):
     """Small programs stand in for the machine's: a Debian that has everything but npm, then one that has it."""
-    (tmp_path / "apt-get").write_text('#!/bin/sh\necho "apt-get $@"\n')
-    (tmp_path / "make").write_text('#!/bin/sh\necho "make $@ CI=$CI"\n')
+    (tmp_path / "apt-get").write_text('#!/bin/sh\necho "apt-get $@"\n', encoding="utf-8")
+    (tmp_path / "make").write_text('#!/bin/sh\necho "make $@ CI=$CI"\n', encoding="utf-8")
     for name in ("chromium", "python3"):
-        (tmp_path / name).write_text("#!/bin/sh\n")
-    (tmp_path / "id").write_text("#!/bin/sh\necho 0\n")
+        (tmp_path / name).write_text("#!/bin/sh\n", encoding="utf-8")
+    (tmp_path / "id").write_text("#!/bin/sh\necho 0\n", encoding="utf-8")
     for name in ("bash", "env", "dirname"):
         (tmp_path / name).symlink_to(shutil.which(name))
 
@@ -112,8 +115,9 @@ def test_ci_run_asks_for_npm_where_there_is_none_and_hands_targets_to_make(tmp_p
             if not path.is_symlink():
                 path.chmod(0o755)
         command = [ROOT / ".ci" / "run", *arguments]
-        return subprocess.run(command, env={"PATH": str(tmp_path)}, capture_output=True, text=True, check=True).stdout
+        path = {"PATH": str(tmp_path)}
+        return subprocess.run(command, env=path, capture_output=True, check=True, encoding="utf-8").stdout
 
     assert "apt-get install -y -qq --no-install-recommends npm\nmake test CI=true\n" in said()
-    (tmp_path / "npm").write_text("#!/bin/sh\n")
+    (tmp_path / "npm").write_text("#!/bin/sh\n", encoding="utf-8")
     assert said("test-lowest") == "make test-lowest CI=true\n"
