@@ -23,7 +23,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 STAGES := lint unit labs simulation engines browser
 REPORTS := .reports
 
-.PHONY: lab test $(STAGES:%=test-%) test-readme check-links test-processors html measure lint clean
+.PHONY: lab test $(STAGES:%=test-%) test-readme check-links check-recordings test-processors test-binder test-wheels test-lowest html measure lint clean
 .DEFAULT_GOAL := lab
 
 # The stamp files say which step of the set-up is done, so that the second time is quick.
@@ -105,8 +105,24 @@ test-readme: $(VENV)/test-installed
 check-links: $(VENV)/test-installed
 	$(BIN)/python tests/links.py
 
+# Recorded points computed again, within the bounds that processors differ by. Weekly; a few minutes.
+check-recordings: $(VENV)/test-installed
+	OMP_NUM_THREADS=1 $(PLAIN) tests/recordings
+
+# Binder's base environment as repo2docker locks it, and lab 03's dashboard there; weekly. It keeps 2.5 GB in .venv-binder/.
+test-binder: $(VENV)/made
+	$(BIN)/python tests/binder/base_lock.py
+
+# Wheels for Windows, macOS and Linux: what pip would have to build has no place among the dependencies. Weekly.
+test-wheels: $(VENV)/test-installed
+	$(BIN)/python tests/install/wheels.py
+
+# Unit tests and labs with the oldest versions that are allowed, on Python 3.11; weekly. It keeps .venv-lowest/.
+test-lowest: $(VENV)/test-installed
+	$(BIN)/python tests/install/lowest.py -n $(WORKERS) --dist loadfile
+
 html: $(VENV)/test-installed
 	$(BIN)/python -m fedgen_lab html
 
 clean:
-	rm -rf $(VENV) $(REPORTS) html build dist
+	rm -rf $(VENV) .venv-binder .venv-lowest $(REPORTS) html build dist

@@ -1,10 +1,14 @@
 """The set-up says one thing: pyproject.toml, environment.yml and binder/ agree, and so do the commands around them."""
 
+import ast
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
+import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -52,7 +56,66 @@ def test_conda_gets_the_names_and_ranges_that_pip_gets(path):
 def test_every_dependency_is_a_range_and_none_is_pinned():
     for requirement in project()["dependencies"]:
         _, allowed = split(requirement)
-        assert {part[0] for part in allowed} == {">", "<"}, requirement
+        signs = sorted(part[0] for part in allowed if not part.startswith("!="))  # one release left out is no pin
+        assert signs == ["<", ">"], requirement
+
+
+def test_a_release_that_is_left_out_belongs_to_the_range_and_not_to_the_name():
+    assert split("ipykernel>=6.29,!=7.0.*,<8") == ("ipykernel", {">=6.29", "!=7.0.*", "<8"})
+
+
+# web3 speaks in the types of these and names their ranges itself; a second range here could only contradict it
+WITH_WEB3 = {"eth-abi", "eth-account", "eth-utils"}
+
+
+@pytest.mark.parametrize("folder, extras", [("fedgen_lab", []), ("tests", ["test"]), ("data", ["test"])])
+def test_every_package_that_is_imported_is_a_declared_dependency(folder, extras):
+    lines = project()["dependencies"] + [line for name in extras for line in project()["optional-dependencies"][name]]
+    declared = {re.match(r"[\w-]+", line)[0] for line in lines} | WITH_WEB3
+    files = list((ROOT / folder).rglob("*.py"))
+    ours = {path.stem for path in files} | {path.name for path in ROOT.iterdir()} | {"fedgen_lab", "install_torch"}
+    brought = packages_distributions()
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
+            for module in {module.split(".")[0] for module in modules} - ours - sys.stdlib_module_names:
+                names = {name.lower().replace("_", "-") for name in brought.get(module, [module])}
+                assert names & declared, f"{path} imports {module}"
+
+
+def test_nothing_that_windows_would_have_to_build_is_asked_for():
+    for path in ("pyproject.toml", "environment.yml", "binder/environment.yml"):
+        asked = re.sub(r" *#.*", "", (ROOT / path).read_text(encoding="utf-8"))
+        assert "py-evm]" not in asked and "pysha3" not in asked, path  # the extra brings a package without wheels
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_package_without_a_wheel_is_named(monkeypatch):
+    wheels = load(ROOT / "tests/install/wheels.py")
+    why = "hint: Wheels are required for `safe-pysha3` because building from source is disabled for all packages"
+    answers = {("--only-binary", ":all:"): ({}, why), (): ({"a": "1"}, "")}
+    monkeypatch.setattr(wheels, "resolve", lambda project, python, system, *options: answers[options])
+    assert wheels.lacking(None, "3.12", "windows") == ["safe-pysha3 has no wheel"]
+    answers["--only-binary", ":all:"] = ({"a": "0.9"}, "")
+    assert wheels.lacking(None, "3.12", "windows")[0].startswith("a 1 has no wheel (the last that has is 0.9)")
+    answers["--only-binary", ":all:"] = ({"a": "1"}, "")
+    assert wheels.lacking(None, "3.12", "windows") == []
+
+
+def test_a_floor_that_nobody_ever_has_is_named():
+    lowest = load(ROOT / "tests/install/lowest.py")
+    assert lowest.unreached({"a": "1.5", "b": "2"}, {"a": "1.5.0", "b": "2.0.1"}) == [
+        "b: 2 is allowed, and nothing older than 2.0.1 goes with the rest"
+    ]
+    floors = lowest.floors(project())
+    assert floors["torch"] == "2.8" and floors["eth-tester"] == "0.14.0b1" and floors["ipykernel"] == "6.29"
 
 
 @pytest.mark.parametrize("path", ["environment.yml", "binder/environment.yml"])
