@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-ON_CONDA = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base"}  # conda-forge's names where they differ
+# conda-forge's names where they differ
+ON_CONDA = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "jupyter-core": "jupyter_core"}
 ONLY_CONDA = {"python", "pip", "hatchling"}  # what conda has to be told and pip knows by itself
 
 
