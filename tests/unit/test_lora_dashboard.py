@@ -12,6 +12,7 @@ from fedgen_lab.dashboards import lora_dashboard
 from fedgen_lab.dashboards.lora_live import duration, estimate_seconds
 from fedgen_lab.scenario import Scenario
 
+pytestmark = pytest.mark.usefixtures("small_base")
 SMALL = {"num_clients": 2, "rounds": 2, "local_steps": 1, "batch_size": 2, "pictures_per_client": 4}
 
 
@@ -45,7 +46,7 @@ def folder(tmp_path_factory):
 
     made = tmp_path_factory.mktemp("own")
     sprites = draw_sprites(16, seed=5)
-    with open(made / "list.csv", "w", newline="") as file:
+    with open(made / "list.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "caption", "group"])
         for number, (image, caption) in enumerate(zip(sprites.images, sprites.captions, strict=True)):
@@ -168,7 +169,7 @@ def test_rubbish_is_answered_with_a_sentence_that_says_what_was_looked_for(finis
     fill(own, tmp_path / "nowhere")
     own.read_button.click()
     assert "There is no folder or zip at" in own.status.sentence and "Problem" in own.status.widget.value
-    (tmp_path / "notes.txt").write_text("no pictures here")
+    (tmp_path / "notes.txt").write_text("no pictures here", encoding="utf-8")
     fill(own, tmp_path)
     own.read_button.click()
     assert "list.csv" in own.status.sentence

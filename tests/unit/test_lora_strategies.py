@@ -148,9 +148,9 @@ def test_every_client_starts_from_the_servers_model_also_after_missing_a_round(r
 
 @pytest.mark.parametrize("rule", SERVED)
 def test_the_server_makes_of_the_uploads_what_the_rule_says(rule, start, guess):
-    watched = Watched(replace(SMALL, rule=rule), start, guess)
+    watched = Watched(replace(SMALL, rule=rule, rounds=2), start, guess)
     assert not watched.strategy.refused
-    for server_round in (1, 2, 3):
+    for server_round in (1, 2):
         states = [watched.trained[server_round - 1, client] for client in range(3)]
         model = watched.model(server_round)
         before = change(watched.model(server_round - 1)) if server_round > 1 else None
@@ -224,8 +224,10 @@ def test_clients_of_different_ranks_take_part(rule, start, guess):
         torch.testing.assert_close(watched.starts[2, 0], guess(fresh), rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize("alpha", [1.0, 6.0], ids="alpha{}".format)
-@pytest.mark.parametrize("rule", ["fedit", "ffa", "rolora", "flora", "flexlora", "fed-sb"])
+@pytest.mark.parametrize(
+    ("rule", "alpha"),
+    [("fedit", 1.0), ("ffa", 6.0), ("rolora", 1.0), ("flora", 6.0), ("flexlora", 1.0), ("fed-sb", 6.0)],
+)
 def test_the_model_is_the_same_whatever_the_scale(rule, alpha, start, guess):
     watched = Watched(replace(SMALL, rule=rule, lora_alpha=alpha, rounds=2), start, guess)
     fresh = prepare(SMALL).unet
