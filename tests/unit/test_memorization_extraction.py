@@ -45,10 +45,10 @@ def test_one_step_gives_back_what_was_learned_by_heart(trained):
     assert edges[:2].min() > 3 * edges[2:].max()
 
 
-def test_prompts_of_every_kind_are_asked_and_codes_that_were_never_planted():
+def test_prompts_of_every_kind_are_asked_and_codes_that_were_never_planted(tiny):
     from fedgen_lab.memorization.making import Copying, Trained, private_pictures
 
-    copying, pipeline = Copying(pictures=6, duplicated=2, canaries=1), load_pipeline()
+    copying, pipeline = Copying(pictures=6, duplicated=2, canaries=1), tiny
     private = private_pictures(copying)
     table, pictures = known_prompts(Trained(copying, private, pipeline, []), number=2, seeds=(0,), steps=2)
     asked = table.groupby("kind")["prompt"].agg(list)
@@ -71,8 +71,8 @@ def test_the_pull_is_the_distance_of_two_guesses(target):
 
 
 @pytest.fixture(scope="module")
-def tiny():
-    return load_pipeline()
+def tiny(small_folder):
+    return load_pipeline(small_folder)
 
 
 def test_in_a_stable_diffusion_too(tiny):
