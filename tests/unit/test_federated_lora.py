@@ -8,14 +8,24 @@ import torch
 from PIL import Image
 
 from fedgen_lab.federation.trace import SERVER
+from fedgen_lab.lora import federated
 from fedgen_lab.lora.adapter import adapter_bytes
 from fedgen_lab.lora.baselines import run_centralised, run_local_only, score
 from fedgen_lab.lora.data import deal
-from fedgen_lab.lora.federated import RoundDone, StepDone, run_federated
+from fedgen_lab.lora.federated import RoundDone, StepDone, draw_strip, run_federated
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS
 from fedgen_lab.scenario import Scenario
+from fedgen_lab.shipped import shipped
 
 SMALL = Scenario(num_clients=2, rounds=2, local_steps=2, batch_size=4, pictures_per_client=8, num_prompts=8, skew=1.0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick(small_base):
+    """The base is the small one with random weights, and its strips of pictures are drawn in two steps."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(federated, "draw_strip", lambda pipeline, dealt: draw_strip(pipeline, dealt, steps=2))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +58,7 @@ def test_only_adapters_cross_the_wire(outcome):
     sent = outcome.trace.frame()
     assert len(sent) == SMALL.rounds * SMALL.num_clients * 2
     assert (sent["bytes"] >= adapter_bytes(outcome.state)).all()
-    assert (sent["bytes"] < 1.1 * adapter_bytes(outcome.state)).all()
+    assert (sent["bytes"] < adapter_bytes(outcome.state) + 250 * len(outcome.state) + 500).all()  # names and shapes
     assert (sent.loc[sent["sender"] != SERVER, "flops"] > 0).all()
 
 
@@ -61,19 +71,21 @@ def test_the_same_seed_gives_the_same_bits(outcome):
 def test_one_client_alone_is_a_federation_of_one():
     one = replace(SMALL, num_clients=1)
     federated, alone = run_federated(one), run_local_only(one)
-    assert all(torch.equal(alone.client_states[0][name], tensor) for name, tensor in federated.state.items())
-    np.testing.assert_array_equal(federated.rounds["loss"], alone.rounds["loss"])
+    for name, tensor in federated.state.items():  # B was zero: all of it is learned
+        assert (alone.client_states[0][name] - tensor).norm() < 0.01 * tensor.norm(), name
+    np.testing.assert_allclose(federated.rounds["loss"], alone.rounds["loss"], rtol=1e-5)
 
 
 def test_all_methods_start_from_the_same_base(outcome):
-    losses = [run(SMALL).rounds["loss"].iloc[0] for run in (run_local_only, run_centralised)]
-    full = run_federated(replace(SMALL, method="full", learning_rate=3e-4, rounds=1))
-    assert {*losses, full.rounds["loss"].iloc[0]} == {outcome.rounds["loss"].iloc[0]}
-    assert adapter_bytes(full.state) > 10 * adapter_bytes(outcome.state)
+    short = replace(SMALL, rounds=1)
+    losses = [run(short).rounds["loss"].iloc[0] for run in (run_local_only, run_centralised)]
+    full = run_federated(replace(short, method="full", learning_rate=3e-4))
+    np.testing.assert_allclose([*losses, full.rounds["loss"].iloc[0]], outcome.rounds["loss"].iloc[0], rtol=1e-5)
+    assert adapter_bytes(full.state) > 3 * adapter_bytes(outcome.state)
 
 
 def test_training_on_the_clients_pictures_lowers_the_held_out_loss():
-    steps = Scenario(num_clients=2, rounds=2, local_steps=10, batch_size=8, pictures_per_client=16, num_prompts=8)
+    steps = Scenario(num_clients=2, rounds=1, local_steps=10, batch_size=8, pictures_per_client=16, num_prompts=8)
     for run in (run_federated, run_centralised):
         losses = run(steps).rounds["loss"]
         assert losses.iloc[-1] < losses.iloc[0]
@@ -100,9 +112,14 @@ def test_stopped_rivals_keep_what_they_trained():
 
 
 def test_scores_know_the_base_from_an_adapter(outcome):
-    base, trained = score(SMALL, [{}, outcome.state]).to_dict("records")
-    assert base["loss"] == pytest.approx(outcome.rounds["loss"].iloc[0], abs=1e-6)
-    assert trained["loss"] == pytest.approx(outcome.rounds["loss"].iloc[-1], abs=1e-6)
+    base, trained = score(SMALL, [{}, outcome.state])["loss"]
+    assert base == pytest.approx(outcome.rounds["loss"].iloc[0], abs=1e-6)
+    assert trained == pytest.approx(outcome.rounds["loss"].iloc[-1], abs=1e-6)
+
+
+def test_the_shipped_base_scores_high_on_what_it_was_trained_on_and_low_on_the_new_objects(monkeypatch):
+    monkeypatch.setattr("fedgen_lab.lora.pipeline.shipped", shipped)
+    (base,) = score(SMALL, [{}]).to_dict("records")
     assert base["object"] <= 0.25, "the base never saw these objects"
     assert base["old_all"] >= 0.75, "it draws what it was trained on"
 
@@ -113,7 +130,7 @@ def own_folder(tmp_path):
     for number in range(20):
         Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
         rows.append(f"{number}.png,a picture of {number},{'even' if number % 2 == 0 else 'odd'}")
-    (tmp_path / "metadata.csv").write_text("\n".join(rows))
+    (tmp_path / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
     return tmp_path
 
 
