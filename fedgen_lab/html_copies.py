@@ -2,7 +2,6 @@
 
 A copy has no kernel, so its knobs could do nothing: each widget becomes the words and pictures it shows. Charts stay as
 they are, with plotly's script inside the page. Only formulas, where a lab has some, are set by MathJax from its host.
-nbformat, nbclient and nbconvert come with JupyterLab.
 """
 
 import html

@@ -49,7 +49,7 @@ class Terminal:
         log = self.home / f"{len(self.started)}.log"
         with open(log, "wb") as output:
             process = self.start(script, cwd, output)
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600  # a guard against hanging
         while port is not None:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", int(port))) == 0:
