@@ -344,7 +344,7 @@ def test_no_sequence_of_calls_breaks_the_contract():
     run_state_machine_as_test(
         AnyCalls,
         settings=settings(
-            max_examples=10, stateful_step_count=25, deadline=None, derandomize=True, database=None,
+            max_examples=5, stateful_step_count=20, deadline=None, derandomize=True, database=None,
             suppress_health_check=list(HealthCheck),
         ),
     )  # fmt: skip
