@@ -166,6 +166,7 @@ class LiveChart:
             self._still_timer = _timer(SECONDS_UNTIL_STILL, self._send_still, bundle, chart)
 
     def _send_still(self, bundle, chart):
+        # As HTML: JupyterLab prefers the figure to it, while an image/png in the bundle would take the figure's place.
         try:
             still = {"text/html": still_html(chart, bundle["text/plain"])}
         except Exception:
