@@ -33,7 +33,8 @@ def failed(name, workers):
     """Run the tests of one run; whether any failed, or torch computes otherwise than asked."""
     threads, variables, parts = RUNS[name]
     environment = {**os.environ, **variables, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    reported = subprocess.run([sys.executable, "-c", ASK], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", ASK]
+    reported = subprocess.run(command, env=environment, capture_output=True, check=True, encoding="utf-8")
     capability, used = reported.stdout.split()
     print(f"--- {name}: torch computes with {capability} on {used} threads {variables or ''}", flush=True)
     asked = variables.get("ATEN_CPU_CAPABILITY", capability)
