@@ -48,7 +48,7 @@ def cosine(step: int, steps: int, peak: float, warm_up: int) -> float:
 def log(stage: str, **values) -> None:
     if RANK == 0:
         text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-        with open(OUT / "training_log.txt", "a") as file:
+        with open(OUT / "training_log.txt", "a", encoding="utf-8") as file:
             print(f"{stage} {text}", file=file)
         print(stage, text, flush=True)
 
@@ -242,6 +242,10 @@ def assemble(args) -> None:
     text.load_state_dict(averages["text"])
     vae.register_to_config(scaling_factor=numbers["scaling"])
     make_pipeline(vae, text, tokenizer, unet).to(torch.float16).save_pretrained(OUT)
+    # transformers 4 reads vocab.json and merges.txt, and has a slow tokenizer that splits some texts in another way
+    tokenizer.backend_tokenizer.model.save(str(OUT / "tokenizer"))
+    index = (OUT / "model_index.json").read_text(encoding="utf-8")
+    (OUT / "model_index.json").write_text(index.replace('"CLIPTokenizer"', '"CLIPTokenizerFast"'), encoding="utf-8")
     draw_sheet(OUT, OUT / "sheet.png")
     log("assemble", unet_steps=int(numbers["step"]))
 

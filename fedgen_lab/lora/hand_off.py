@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.grid import run_app
-from fedgen_lab.lora.pipeline import text_states
+from fedgen_lab.lora.pipeline import prompt_states, text_states
 
 _log = logging.getLogger("flwr")
 WITHOUT_MEMORY = ("DDIMScheduler", "EulerDiscreteScheduler")  # samplers whose step needs the latent alone
@@ -65,7 +65,7 @@ def denoise(pipeline, prompts, start, until=None, guidance=3.0):
     own = _own_sampler(pipeline, start.steps)
     scheduler, device = own.scheduler, pipeline.device
     _remember(scheduler, start)
-    text, empty = own.encode_prompt(list(prompts), device, 1, guidance > 1)
+    text, empty = prompt_states(own, prompts, guidance)
     text = torch.cat([empty, text]) if guidance > 1 else text  # (2 N, L, D): without and with the prompt
     latents = start.latents.to(device, pipeline.unet.dtype)
     for t in scheduler.timesteps[start.step : until]:

@@ -7,11 +7,16 @@ Stable Diffusion 1.x/2.x pipeline of diffusers. Latent diffusion: Rombach et al.
 from copy import copy, deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 
 import torch
 import torch.nn.functional as F
 
+from fedgen_lab.lean import leave_out_scipy
 from fedgen_lab.shipped import shipped
+
+# One thread at a time reads words: two at once end in "Already borrowed" before transformers 5.17.
+TOKENIZING = Lock()
 
 
 def load_pipeline(source=None, device=None, dtype=torch.float32):
@@ -27,8 +32,10 @@ def load_pipeline(source=None, device=None, dtype=torch.float32):
     # Before diffusers is imported, which would warn that torchvision is missing; nothing here needs it.
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    from diffusers import StableDiffusionPipeline
+    leave_out_scipy()
+    from diffusers import StableDiffusionPipeline, __version__
     from diffusers.utils import logging
+    from packaging.version import Version
 
     logging.disable_progress_bar()
     source = str(source or shipped("tiny-sd"))
@@ -39,8 +46,10 @@ def load_pipeline(source=None, device=None, dtype=torch.float32):
             "Give such a folder, a Hub id like 'owner/name', or nothing for the tiny model."
         )
     folder_or_id = str(Path(source).expanduser()) if looks_local else source
+    kind = "dtype" if Version(__version__) >= Version("0.40") else "torch_dtype"  # each is wrong for the other
+    kinds = {kind: {"default": dtype, "vae": torch.float32}}
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder_or_id, dtype={"default": dtype, "vae": torch.float32}, use_safetensors=True, safety_checker=None
+        folder_or_id, use_safetensors=True, safety_checker=None, **kinds
     )
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
@@ -48,7 +57,7 @@ def load_pipeline(source=None, device=None, dtype=torch.float32):
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=16, on_step=None):
+def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=8, on_step=None):
     """Pictures for `prompts`, one seed each: (N, 3, H, W) in [-1, 1] on the CPU.
 
     A picture depends on its own prompt and seed alone, not on what is drawn beside it. `on_step()` is called before
@@ -68,8 +77,10 @@ def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=16, on_ste
     pictures = []
     for start in range(0, len(prompts), batch_size):  # few at a time: the batch is what memory grows with
         part = slice(start, start + batch_size)
+        words, silence = prompt_states(pipeline, prompts[part], guidance)
         output = pipeline(
-            prompts[part],
+            prompt_embeds=words,
+            negative_prompt_embeds=silence,
             num_inference_steps=steps,
             guidance_scale=guidance,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
@@ -120,10 +131,20 @@ def decode(pipeline, latents):
 
 
 @torch.no_grad()
+def prompt_states(pipeline, prompts, guidance):
+    """What `pipeline` itself draws from: the states of `prompts`, and of as many empty ones where guidance is above 1,
+    else None.
+    """
+    with TOKENIZING:
+        return pipeline.encode_prompt(list(prompts), pipeline.device, 1, guidance > 1)
+
+
+@torch.no_grad()
 def text_states(pipeline, captions):
     """The text encoder's hidden states for `captions`: (N, L, D), padded and cut to the tokenizer's length."""
-    tokens = pipeline.tokenizer(
-        list(captions), padding="max_length", truncation=True, max_length=pipeline.tokenizer.model_max_length,
-        return_tensors="pt",
-    )  # fmt: skip
+    with TOKENIZING:
+        tokens = pipeline.tokenizer(
+            list(captions), padding="max_length", truncation=True, max_length=pipeline.tokenizer.model_max_length,
+            return_tensors="pt",
+        )  # fmt: skip
     return pipeline.text_encoder(tokens.input_ids.to(pipeline.device))[0]

@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from fedgen_lab.lora.pipeline import TOKENIZING
 from fedgen_lab.memorization.distance import as_unit
 
 EDGE = 1.5  # Sobel magnitude at 256 x 256, summed over three colours, above which a pixel is an edge (their code)
@@ -157,5 +158,7 @@ def _draw(pipeline, prompts, seeds, steps, guidance):
     if "prompt" not in signature(pipeline.__call__).parameters:
         raise ValueError(f"{type(pipeline).__name__} takes no prompts, so none can be learned by heart.")
     noises = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    output = pipeline(prompts, num_inference_steps=steps, guidance_scale=guidance, generator=noises, output_type="pt")
+    knobs = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": noises}
+    with TOKENIZING:  # around all of it: how a pipeline of any kind reads its prompts is its own affair
+        output = pipeline(prompts, output_type="pt", **knobs)
     return output.images.float().cpu() * 2 - 1

@@ -3,6 +3,7 @@
 The full measurement over 256 prompts is tests/benchmarks/bench_base_model.py; here 64 prompts keep the test short.
 """
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -63,6 +64,24 @@ def test_every_word_of_the_lab_is_one_token_and_unknown_words_fall_back_to_piece
     assert all(len(pipe.tokenizer.tokenize(word)) == 1 for word in words)
     pieces = pipe.tokenizer.tokenize("zyzzyva")
     assert len(pieces) > 1 and pipe.tokenizer.unk_token not in pieces
+
+
+def test_the_tokenizer_reads_the_same_tokens_in_every_version_of_transformers(pipe):
+    ids = {
+        "A striped RED star!": [320, 652, 610, 514, 256],
+        "it's  a\tcafe\u0301": [72, 339, 6, 338, 320, 66, 750, 127, 358],
+        "zyzzyva 12": [89, 88, 89, 89, 88, 85, 320, 272, 273],
+        "a \u661f star \U0001f600": [320, 162, 246, 509, 514, 172, 253, 246, 478],
+    }
+    assert pipe.tokenizer(list(ids)).input_ids == [[2070, *words, 2071] for words in ids.values()]
+
+
+def test_the_files_that_transformers_4_reads_say_what_the_one_of_5_says():
+    folder = shipped("tiny-sd") / "tokenizer"
+    model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    assert json.loads((folder / "vocab.json").read_text(encoding="utf-8")) == model["vocab"]
+    merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    assert merges[0].startswith("#version") and [line.split(" ") for line in merges[1:]] == model["merges"]
 
 
 def test_every_template_fits_the_text_encoder(pipe):

@@ -9,15 +9,19 @@ import torch
 
 from fedgen_lab.lora.adapter import adapter_bytes, add_adapter, load_trainable, remove_adapter, trainable_state
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, target_of, train
-from fedgen_lab.lora.pipeline import decode, draw, encode, load_pipeline, text_states
+from fedgen_lab.lora.pipeline import decode, draw, encode, load_pipeline, prompt_states, text_states
 from fedgen_lab.pictures.sprites import draw_sprites
-from fedgen_lab.shipped import shipped
 
 PROMPTS = ["a striped red star on a blue background", "a solid white moon on a black background"]
 
 
 @pytest.fixture(scope="module")
-def pipeline():
+def pipeline(small_folder):
+    return load_pipeline(small_folder, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def shipped_pipeline():
     return load_pipeline(device="cpu")
 
 
@@ -52,15 +56,22 @@ def test_a_loaded_pipeline_is_frozen_and_in_float32(pipeline):
         assert all(p.dtype == torch.float32 and not p.requires_grad for p in part.parameters())
 
 
+def test_the_kind_of_number_asked_for_is_what_all_but_the_vae_hold_without_a_warning(capfd):
+    light = load_pipeline(device="cpu", dtype=torch.bfloat16)
+    assert light.unet.dtype == light.text_encoder.dtype == torch.bfloat16 and light.vae.dtype == torch.float32
+    assert capfd.readouterr().err == ""  # an old diffusers says here that it ignores the word, a new one that it is old
+    assert text_states(light, PROMPTS).dtype == torch.bfloat16
+
+
 def test_a_folder_without_a_pipeline_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="model_index.json") as told:
         load_pipeline(tmp_path)
     assert str(tmp_path) in str(told.value)
 
 
-def test_only_safetensors_weights_are_read(tmp_path):
+def test_only_safetensors_weights_are_read(tmp_path, small_folder):
     folder = tmp_path / "pickled"
-    shutil.copytree(shipped("tiny-sd"), folder)
+    shutil.copytree(small_folder, folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_name("diffusion_pytorch_model.bin"))  # a pickle would bear this name
     with pytest.raises(OSError, match="safetensors"):
@@ -91,8 +102,8 @@ def test_a_picture_depends_only_on_its_own_prompt_and_seed(pipeline):
     assert torch.allclose(alone[0], in_parts[1], atol=1e-4)
 
 
-def test_another_seed_or_another_prompt_gives_another_picture(pipeline):
-    first, other_seed, other_prompt = draw(pipeline, [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [1, 2, 1], steps=4)
+def test_another_seed_or_another_prompt_gives_another_picture(shipped_pipeline):
+    first, other_seed, other_prompt = draw(shipped_pipeline, [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [1, 2, 1], steps=4)
     assert not torch.allclose(first, other_seed, atol=0.1)
     assert not torch.allclose(first, other_prompt, atol=0.1)
 
@@ -106,6 +117,25 @@ def test_two_threads_can_draw_with_one_pipeline(pipeline):
     for thread in threads:
         thread.join()
     assert torch.allclose(drawn[4], expected[0], atol=1e-4) and torch.allclose(drawn[7], expected[1], atol=1e-4)
+
+
+def test_threads_that_read_words_of_different_lengths_at_once_do_not_disturb_each_other(pipeline):
+    failed = []
+
+    def read(number):
+        try:
+            for _ in range(60):
+                text_states(pipeline, PROMPTS[:number])
+                prompt_states(pipeline, PROMPTS[:number], guidance=2)
+        except RuntimeError as error:  # before transformers 5.17, without a lock: "Already borrowed"
+            failed.append(error)
+
+    threads = [Thread(target=read, args=(number,)) for number in (1, 2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed
 
 
 def test_prompts_and_seeds_must_be_equally_many(pipeline):
@@ -279,12 +309,14 @@ def test_with_everything_unfrozen_the_state_is_the_whole_unet(unet):
 # -- the local step --------------------------------------------------------------------------------------------------
 
 
-def test_training_on_one_clients_pictures_lowers_their_loss(unet, umbrellas, schedule):
+def test_training_on_one_clients_pictures_lowers_their_loss(shipped_pipeline, umbrellas, schedule):
+    unet = shipped_pipeline.unet
     before = denoising_loss(unet, schedule, umbrellas).mean()
     add_adapter(unet, rank=8)
-    losses = train(unet, schedule, umbrellas, steps=12, batch_size=8, learning_rate=2e-3, seed=0)
-    assert len(losses) == 12
-    assert denoising_loss(unet, schedule, umbrellas).mean() < 0.9 * before
+    losses = train(unet, schedule, umbrellas, steps=10, batch_size=4, learning_rate=2e-3, seed=0)
+    assert len(losses) == 10
+    assert denoising_loss(unet, schedule, umbrellas).mean() < before
+    remove_adapter(unet)
 
 
 def test_the_same_seed_trains_to_the_same_bits_and_another_does_not(unet, umbrellas, schedule):
