@@ -12,6 +12,7 @@ from fedgen_lab.dashboards.peers_charts import provenance_chart, rewards_chart, 
 from fedgen_lab.peers.run import run_peers
 from fedgen_lab.peers.scenario import PeersScenario
 
+pytestmark = pytest.mark.usefixtures("quickly_drawn")
 TINY = PeersScenario(
     num_peers=2, seconds=4, steps=2, samples=64, pictures_per_peer=128, width=8, objective="fld-fid"
 )  # fmt: skip

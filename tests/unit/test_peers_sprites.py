@@ -4,7 +4,7 @@ from fedgen_lab.peers.run import run_peers
 from fedgen_lab.peers.scenario import PeersScenario
 
 
-def test_peers_with_sprites_submit_judge_and_vote():
+def test_peers_with_sprites_submit_judge_and_vote(quickly_drawn):
     scenario = PeersScenario(
         num_peers=2, pictures="sprites:solid", side=32, pictures_per_peer=256, samples=128, width=8, steps=2,
         seconds=30, objective="qn",

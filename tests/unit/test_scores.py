@@ -19,7 +19,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def unseen():
-    return draw_sprites(1000, UNSEEN_SEED, **EVERY_WORD)
+    return draw_sprites(500, UNSEEN_SEED, **EVERY_WORD)
 
 
 def test_judge_gets_all_four_right_on_renders_it_never_saw(judge, unseen):
@@ -63,9 +63,9 @@ def test_kid_grows_with_noise_and_repeats_for_the_same_seed(judge, unseen):
 
 
 def test_fid_orders_pictures_as_kid_does(judge, unseen):
-    real = unseen.images[:400]
-    same = draw_sprites(400, UNSEEN_SEED + 3, **EVERY_WORD).images
-    stars = draw_sprites(400, UNSEEN_SEED + 4, objects=("star",)).images
+    real = unseen.images[:300]
+    same = draw_sprites(300, UNSEEN_SEED + 3, **EVERY_WORD).images
+    stars = draw_sprites(300, UNSEEN_SEED + 4, objects=("star",)).images
     assert fid(real, real, judge) == pytest.approx(0, abs=1e-2)
     assert fid(real, same, judge) < 0.2 * fid(real, stars, judge)
 
