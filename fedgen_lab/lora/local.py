@@ -63,7 +63,7 @@ def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_st
 
 
 @torch.no_grad()
-def denoising_loss(unet, schedule, encoded, seed=0, draws=4, batch_size=32):
+def denoising_loss(unet, schedule, encoded, seed=0, draws=4, batch_size=16):
     """The mean denoising loss of every picture: (N,), each over `draws` noises at timesteps all over the schedule.
 
     The same `seed` gives every model the same noises and timesteps, so differences are the models' own.
@@ -87,12 +87,15 @@ def denoising_loss(unet, schedule, encoded, seed=0, draws=4, batch_size=32):
 
 
 def step_flops(unet, encoded, batch_size):
-    """Floating-point operations of one training step (forward and backward) on a batch, counted by torch."""
+    """Floating-point operations of one training step (forward and backward) on a batch, counted by torch.
+
+    Counted on a single picture, which takes less memory than a step: every layer's count grows with the batch.
+    """
     from torch.utils.flop_counter import FlopCounterMode
 
-    latents, text = encoded.latents[:1].expand(batch_size, -1, -1, -1), encoded.text[:1].expand(batch_size, -1, -1)
-    timesteps = torch.zeros(batch_size, dtype=torch.long, device=latents.device)
+    latents, text = encoded.latents[:1], encoded.text[:1]
+    timesteps = torch.zeros(1, dtype=torch.long, device=latents.device)
     with FlopCounterMode(display=False) as counter:
         unet(latents, timesteps, encoder_hidden_states=text).sample.mean().backward()
     unet.zero_grad(set_to_none=True)
-    return counter.get_total_flops()
+    return batch_size * counter.get_total_flops()
