@@ -1,6 +1,6 @@
 """Golden outcomes: what the first wing computed before its rebuild, it computes after it. See golden.py and record.py.
 
-Every number was recorded by `python tests/golden/record.py` and holds on three instruction sets
+Every number was recorded by `python tests/golden/record.py` and must hold on three instruction sets
 (ATEN_CPU_CAPABILITY=default with ONEDNN_MAX_CPU_ISA=SSE41, avx2 with AVX2, and as the processor is), on one thread and
 two. Who means to change one says so: `python tests/golden/record.py --accept "NAME"`.
 """
