@@ -23,7 +23,8 @@ def summary(folder, red):
     for report in sorted(Path(folder).glob("*.xml"), key=lambda path: path.stat().st_mtime):
         tests = list(cases(report))
         wall = float(ElementTree.parse(report).find("testsuite").get("time"))
-        counts = [f"{sum(case[2] == outcome for case in tests)} {outcome}" for outcome in ("passed", "failed", "skipped")]
+        outcomes = [outcome for _, _, outcome in tests]
+        counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped")]
         lines.append(f"{report.stem:>12}: {', '.join(counts)} in {wall / 60:.1f} min")
         failed += [f"{report.stem}: {name}" for name, _, outcome in tests if outcome == "failed"]
         slow += [(seconds, f"{report.stem}: {name}") for name, seconds, _ in tests]

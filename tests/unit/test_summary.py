@@ -1,6 +1,5 @@
 """`make test` tells all: its summary names every failed test of every stage, the ten slowest, and the red stages."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
