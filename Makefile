@@ -60,7 +60,7 @@ lab: $(VENV)/lab-installed
 # Only the labs need nbval, which takes every worker three seconds to load.
 PLAIN = $(BIN)/pytest -q -o addopts=-ra -p no:nbval --junitxml=$(REPORTS)/$(@:test-%=%).xml
 # Ray gives its parts seconds to start, which they miss beside a second test worker.
-SIMULATION := tests/engines/test_engines.py::test_flowers_simulation_gives_the_notebooks_adapter
+SIMULATION := tests/engines/test_simulation.py
 
 test: $(VENV)/test-installed
 	@rm -rf $(REPORTS); red=; for stage in $(STAGES); do \
@@ -70,7 +70,7 @@ test: $(VENV)/test-installed
 test-lint: lint
 
 test-unit: $(VENV)/test-installed
-	OMP_NUM_THREADS=1 $(PLAIN) -n $(WORKERS) --dist loadfile tests/unit tests/labs
+	OMP_NUM_THREADS=1 $(PLAIN) -n $(WORKERS) --dist loadfile tests/unit tests/golden tests/labs
 
 test-labs: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n $(WORKERS) --dist loadfile --nbval-lax --nbval-current-env --junitxml=$(REPORTS)/labs.xml labs
@@ -79,7 +79,7 @@ test-simulation: $(VENV)/test-installed
 	OMP_NUM_THREADS=1 $(PLAIN) $(SIMULATION)
 
 test-engines: $(VENV)/test-installed
-	OMP_NUM_THREADS=1 $(PLAIN) -n $(ENGINES) --dist loadfile tests/engines --deselect $(SIMULATION)
+	OMP_NUM_THREADS=1 $(PLAIN) -n $(ENGINES) --dist loadfile tests/engines --ignore $(SIMULATION)
 
 test-browser: $(VENV)/test-installed
 	$(PLAIN) -n $(ENGINES) --dist loadfile tests/browser

@@ -36,8 +36,8 @@ from fedgen_lab.lora.pipeline import encode  # noqa: E402
 from fedgen_lab.scenario import Scenario  # noqa: E402
 
 TRAINING = Scenario(num_clients=2, rounds=1)  # a repeat is 2 x 20 steps of a batch of 16
-EXCHANGE = {"num-clients": 8, "rounds": 10, "size": 100_000, "seconds": 0.0, "slowness-of-0": 1.0, "buffer": 0,
-            "notes": "", "save-to": ""}  # fmt: skip
+EXCHANGE = {"num-clients": 8, "rounds": 10, "size": 100_000, "slow": -1, "until": "", "buffer": 0, "notes": "",
+            "save-to": ""}  # fmt: skip
 
 
 def cpu_seconds(work):

@@ -1,16 +1,18 @@
 """Real Flower processes on loopback: a SuperLink, SuperNodes, `flwr run`. Used by the engine tests and by bench_grid.
 
-Everything has its own ports and its own FLWR_HOME, and is killed in the end.
+Everything has its own ports and its own FLWR_HOME, and is killed in the end. Below: the same results without them.
 """
 
 import datetime
 import ipaddress
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -19,6 +21,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 LOOPBACK = "127.0.0.1"
 
@@ -69,7 +72,8 @@ class Flower:
             arguments.append("--enable-supernode-auth")
             trust = f'root-certificates = "{self.folder / "ca.pem"}"'
         (home / "config.toml").write_text(
-            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{LOOPBACK}:{self.port}"\n{trust}\n'
+            f'[superlink]\ndefault = "here"\n\n[superlink.here]\naddress = "{LOOPBACK}:{self.port}"\n{trust}\n',
+            encoding="utf-8",
         )
         self.start("superlink", "flower-superlink", *arguments)
         self._wait_until_healthy()
@@ -111,13 +115,13 @@ class Flower:
         """Wait until the SuperLink lists so many SuperNodes as online; raises with all logs when one has ended."""
         end = time.monotonic() + seconds
         while not self._are_online(number):
-            ended = [name for name, process in self.processes.items() if process.poll() is not None]
+            ended = [name for name, of in self.processes.items() if name.startswith("super") and of.poll() is not None]
             if ended or time.monotonic() > end:
                 raise RuntimeError(f"Fewer than {number} SuperNodes came online; ended: {ended}.\n{self.logs()}")
             time.sleep(0.5)
 
     def _are_online(self, number):
-        logs = [path.read_text(errors="replace") for path in self.folder.glob("supernode-*.log")]
+        logs = [self.log(name) for name in self.processes if name.startswith("supernode-")]
         if sum("SuperNode ID" in log for log in logs) < number:  # the SuperLink is asked last: a question is a process
             return False
         return self.flwr("supernode", "list", "here", "--format", "json").count('"online"') >= number
@@ -143,7 +147,7 @@ class Flower:
         return self.start("run", *command)
 
     def run(self, app, run_config, nodes=None, timeout=900):
-        """Run an app to its end; raises with all logs when it fails."""
+        """Run an app to its end and return what `flwr run` said; raises with all logs when it fails."""
         process = self.start_run(app, run_config, nodes)
         try:
             code = process.wait(timeout)
@@ -151,12 +155,13 @@ class Flower:
             code = "timeout"
         if code != 0:
             raise RuntimeError(f"flwr run ended with {code}.\n{self.logs()}")
+        return self.log("run")
 
     def flwr(self, *arguments):
         """Run one short `flwr` command."""
         command = [str(BIN / "flwr"), *arguments]
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, text=True, timeout=300, cwd=self.folder
+            command, env=self.environment, capture_output=True, timeout=300, cwd=self.folder, encoding="utf-8"
         )
         if done.returncode:
             raise RuntimeError(f"flwr {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}\n{self.logs()}")
@@ -164,9 +169,10 @@ class Flower:
 
     def kill(self, name):
         """SIGKILL a process and all that came from it, as a power cut would."""
-        for process in family(self.processes[name].pid):
+        killed = self.processes.pop(name)
+        for process in family(killed.pid):
             end_process(process, "kill")
-        self.processes[name].wait(10)
+        killed.wait(10)
 
     def stop(self):
         """End everything we started; first politely, so that Flower and Ray end their own children."""
@@ -180,12 +186,30 @@ class Flower:
         for started in self.processes.values():
             started.wait(10)
 
+    def log(self, name):
+        """What a process has said so far."""
+        return (self.folder / f"{name}.log").read_text(errors="replace", encoding="utf-8")
+
     def logs(self, lines=60):
         """The ends of all logs, for a failed test to show."""
         parts = []
         for path in sorted(self.folder.glob("*.log")):
-            parts.append(f"----- {path.name}\n" + "\n".join(path.read_text(errors="replace").splitlines()[-lines:]))
+            end = path.read_text("utf-8", errors="replace").splitlines()[-lines:]
+            parts.append(f"----- {path.name}\n" + "\n".join(end))
         return "\n".join(parts)
+
+
+def course_app(folder):
+    """A folder with what Flower's bundle of the course holds: the app's description and its licence.
+
+    `flwr run` reads the name of every file below an app's folder, in the repository also those of .venv, for half a
+    minute of computing.
+    """
+    folder = Path(folder) / "app"
+    folder.mkdir(exist_ok=True)
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
 
 
 def family(pid):
@@ -239,3 +263,45 @@ def make_certificates(folder):
 
 def _name(name):
     return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+
+
+# ---- what a run must give: the notebook's result
+
+
+@contextmanager
+def on_one_thread():
+    """Compute in this process as Flower's processes do."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def adapter_of_the_notebook(scenario, folder):
+    """The adapter, by name, that `LabGrid` gives for a `Scenario`."""
+    from safetensors.torch import load_file
+
+    from fedgen_lab.federation import run_app
+    from fedgen_lab.federation.app import client_app, server_app
+
+    path = Path(folder) / "here.safetensors"
+    config = {**scenario.to_run_config(), "experiment": "lora", "save-to": str(path)}
+    with on_one_thread():
+        run_app(server_app, client_app, scenario.num_clients, config)
+    return load_file(path)
+
+
+def assert_equal(there, here):
+    """Tensors with the same names and, but for rounding, the same numbers."""
+    assert there.keys() == here.keys()
+    assert max((there[name].double() - here[name].double()).abs().max().item() for name in here) < 1e-5
+
+
+def assert_equal_and_trained(there, here):
+    """The same adapter, and one that learned: LoRA's B begins with zeros."""
+    assert_equal(there, here)
+    assert max(value.abs().max().item() for name, value in there.items() if ".lora_B." in name) > 1e-4
