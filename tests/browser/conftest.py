@@ -1,4 +1,4 @@
-"""What every browser test starts from: one Chromium for a file, a JupyterLab for a test, a folder for screenshots."""
+"""What every browser test starts from: one page of one JupyterLab for all files of a worker, and a kernel for each."""
 
 import os
 from pathlib import Path
@@ -7,35 +7,32 @@ import pytest
 from lab_in_browser import QUIET, Lab, chromium, jupyterlab
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def browser():
     path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api")
+    sync_api.expect.set_options(timeout=120_000)
     with sync_api.sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-        yield made
+        yield made.new_context()
         made.close()
 
 
-@pytest.fixture
-def address(browser, tmp_path):
-    with jupyterlab(tmp_path) as address:
+@pytest.fixture(scope="session")
+def address(browser, tmp_path_factory):
+    with jupyterlab(tmp_path_factory.mktemp("labs")) as address:
         yield address
 
 
 @pytest.fixture(scope="module")
-def lab(browser, tmp_path_factory, request):
-    """The lab that the test file's NAME says, on a wide page: one page and one kernel for all tests of the file."""
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=60_000)
-    with jupyterlab(tmp_path_factory.mktemp("labs")) as address:
-        lab = Lab(browser, address, 1200, name=request.module.NAME)
-        yield lab
-        lab.page.close()
+def lab(browser, address, request):
+    """The lab that the test file's NAME says, on a wide page; all tests of the file share its kernel."""
+    lab = Lab(browser, address, 1200, name=request.module.NAME)
+    yield lab
+    lab.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def pictures(tmp_path_factory):
     """Where screenshots go: a folder to look at (FEDGEN_SCREENSHOTS), else a temporary one."""
     folder = Path(os.environ.get("FEDGEN_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))

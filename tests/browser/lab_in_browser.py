@@ -27,6 +27,18 @@ QUIET = (  # Chromium itself must not call home either
 )
 
 
+# Every chart that is on the page is as wide as its place, and has been so for a moment.
+CHARTS_FIT = """async width => {
+    const fit = () => innerWidth === width && [...document.querySelectorAll('.js-plotly-plot')].every(chart => {
+        const plot = chart.querySelector('.main-svg')?.getBoundingClientRect().width;
+        return !chart.checkVisibility() || Math.abs(plot - chart.getBoundingClientRect().width) < 2;
+    });
+    if (!fit()) return false;
+    await new Promise(done => setTimeout(done, 150));
+    return fit();
+}"""
+
+
 def chromium():
     """The path of a Chromium; without one the test is skipped, which under CI=true is a failure."""
     for name in ("chromium", "chromium-browser", "google-chrome"):
@@ -60,7 +72,7 @@ def jupyterlab(folder):
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0"]
     command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser"]
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with open(folder / "server.log", "w") as log:
+    with open(folder / "server.log", "w", encoding="utf-8") as log:
         server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
     address = f"http://127.0.0.1:{port}"
     try:
@@ -69,7 +81,7 @@ def jupyterlab(folder):
                 urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=5)
                 break
             except OSError:
-                assert server.poll() is None, (folder / "server.log").read_text()
+                assert server.poll() is None, (folder / "server.log").read_text(encoding="utf-8")
                 time.sleep(0.2)
         yield address
     finally:
@@ -81,21 +93,48 @@ def jupyterlab(folder):
 
 
 class Lab:
-    """A browser page with a lab open. `errors` and `foreign` collect what must not happen."""
+    """A browser page with a lab open. `errors` and `foreign` collect what must not happen.
+
+    browser: a playwright Browser, or a BrowserContext, whose page of this JupyterLab is used again if there is one:
+    that saves loading JupyterLab again.
+    """
 
     def __init__(self, browser, address, width, height=2400, name="03_federated_lora"):
-        self.page = browser.new_page(viewport={"width": width, "height": height})
+        before = [page for page in getattr(browser, "pages", []) if page.url.startswith(f"{address}/")]
+        self.page = before[0] if before else browser.new_page()
+        self.page.set_default_timeout(120_000)  # a guard against hanging: a starved machine is slow
+        self.page.set_viewport_size({"width": width, "height": height})
         self.errors, self.foreign = [], []
-        self.page.on("console", lambda message: message.type == "error" and self.errors.append(message.text))
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self._note(request.url))
-        self.page.on("websocket", lambda socket: self._note(socket.url))
-        self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
-        self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=90_000)
+        self._listeners = {
+            "console": self._hear,
+            "pageerror": lambda error: self.errors.append(str(error)),
+            "request": lambda request: self._note(request.url),
+            "websocket": lambda socket: self._note(socket.url),
+        }
+        for event, listener in self._listeners.items():
+            self.page.on(event, listener)
+        if before:
+            self.page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", f"{name}.ipynb")
+        else:
+            self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
+        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
         self.page.wait_for_function(
-            "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'",
-            timeout=90_000,
+            "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
         )
+
+    def close(self):
+        """Shut the kernel down, so that its memory goes back, and close the notebook; the page stays."""
+        self.page.evaluate("""async () => {
+            await window.jupyterapp.serviceManager.sessions.shutdownAll();
+            window.jupyterapp.shell.currentWidget.dispose();
+        }""")
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
+
+    def _hear(self, message):
+        """Keep errors of the console; that there is no language server is none, and JupyterLab 4.4 says so."""
+        if message.type == "error" and "/lsp/status" not in message.location.get("url", ""):
+            self.errors.append(message.text)
 
     def _note(self, url):
         parts = urlsplit(url)
@@ -121,12 +160,13 @@ class Lab:
     def widen(self, width):
         """Make the page so many pixels wide, and wait until charts have followed."""
         self.page.set_viewport_size({"width": width, "height": self.page.viewport_size["height"]})
-        self.page.wait_for_timeout(1500)
+        self.page.wait_for_function(CHARTS_FIT, arg=width)
 
     def theme(self, name):
         """Change JupyterLab's theme."""
         self.page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
-        self.page.wait_for_timeout(1500)
+        self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
+        self.page.wait_for_function(CHARTS_FIT, arg=self.page.viewport_size["width"])
 
 
 # ---- what a learner finds in an output
@@ -157,8 +197,8 @@ def status(output):
     return output.locator("[role=status]").filter(visible=True).first
 
 
-def wait_for(output, words, seconds=120):
-    """Wait until the status line says something that matches `words`; returns it."""
+def wait_for(output, words, seconds=400):
+    """Wait until the status line says something that matches `words`; returns it. No claim about speed."""
     from playwright.sync_api import expect
 
     expect(status(output)).to_have_text(re.compile(words), timeout=seconds * 1000)

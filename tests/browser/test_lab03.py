@@ -1,7 +1,8 @@
 """Lab 03 in a real browser: start a run, turn knobs by keyboard, stop; nothing breaks, nothing leaves the machine."""
 
-from lab_in_browser import Lab, good_to_look_at, knob, status, turn_to_both_ends, wait_for
+from lab_in_browser import good_to_look_at, keyboard_reaches_everything, knob, status, turn_to_both_ends, wait_for
 
+NAME = "03_federated_lora"
 KNOBS = {
     "Clients": ("2", "16"),
     "Bandwidth (MHz)": ("0.1", "100"),
@@ -12,15 +13,13 @@ KNOBS = {
 }
 
 
-def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures):
+def test_a_learner_starts_turns_knobs_and_stops(lab, pictures):
     from playwright.sync_api import expect
 
-    expect.set_options(timeout=60_000)
-    lab = Lab(browser, address, 1200)
     output = lab.run_cell("lora_dashboard()")
-    output.locator(".js-plotly-plot .main-svg").first.wait_for(timeout=120_000)
+    output.locator(".js-plotly-plot .main-svg").first.wait_for()
     wait_for(output, "^Ready")
-
+    keyboard_reaches_everything(lab, output)
     turn_to_both_ends(lab, output, KNOBS)
     number, slider = knob(output, "Clients")
     slider.press("ArrowRight")
@@ -51,7 +50,7 @@ def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures):
     output.get_by_role("button", name="Start", exact=True).click()
     wait_for(output, r"step \d+ of 100")
     output.get_by_role("button", name="Stop", exact=True).click()
-    wait_for(output, "^Stopped", seconds=30)
+    wait_for(output, "^Stopped")
 
     # The same numbers as a table.
     output.get_by_role("button", name="Show loss as table").click()
@@ -67,11 +66,9 @@ def test_a_learner_starts_turns_knobs_and_stops(browser, address, pictures):
         assert chart.bounding_box()["height"] > 50
     lab.theme("JupyterLab Light")
     assert not lab.errors and not lab.foreign, (lab.errors, lab.foreign)
-    lab.page.close()
 
 
-def test_after_a_kernel_restart_in_mid_run_the_cell_is_simply_run_again(browser, address):
-    lab = Lab(browser, address, 1200)
+def test_after_a_kernel_restart_in_mid_run_the_cell_is_simply_run_again(lab):
     output = lab.run_cell("lora_dashboard()")
     wait_for(output, "^Ready")
     steps, _ = knob(output, "Local steps")
@@ -85,4 +82,3 @@ def test_after_a_kernel_restart_in_mid_run_the_cell_is_simply_run_again(browser,
     output.get_by_role("button", name="Start", exact=True).click()
     wait_for(output, r"^(Round 1 of 2 is complete|Round 2 of 2|Drawing|Done)")
     assert lab.foreign == []
-    lab.page.close()

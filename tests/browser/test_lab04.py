@@ -41,7 +41,7 @@ def test_rules_are_chosen_run_compared_and_stopped(lab, pictures):
     output.get_by_role("button", name="Start", exact=True).click()
     wait_for(output, r"step \d+ of 100")
     output.get_by_role("button", name="Stop", exact=True).click()
-    wait_for(output, "^Stopped", seconds=30)
+    wait_for(output, "^Stopped")
     for axis in ("megabytes", "wireless seconds"):
         output.get_by_label("Loss against", exact=True).select_option(axis)
     expect(first.locator(".legendtext").first).to_contain_text("live, flora")

@@ -58,7 +58,7 @@ def test_the_attack_is_turned_to_both_ends_started_and_stopped(lab, pictures):
     turn_to_both_ends(lab, output, KNOBS)
 
     output.get_by_role("button", name="Start the attack").press("Enter")
-    wait_for(output, r"^1 block before the cut, no protection: the server reads \d+% of the labels", seconds=240)
+    wait_for(output, r"^1 block before the cut, no protection: the server reads \d+% of the labels")
     assert output.locator(".fedgen-strip img").count() == 20  # real ones above rebuilt ones
 
     # The strongest protection, stopped: no pictures and no row.
@@ -69,14 +69,14 @@ def test_the_attack_is_turned_to_both_ends_started_and_stopped(lab, pictures):
     wait_for(output, r"iteration \d+ of 100")
     expect(output.locator(".fedgen-strip img")).to_have_count(0)
     output.get_by_role("button", name="Stop", exact=True).press("Enter")
-    assert "no row was added" in wait_for(output, "^Stopped", seconds=60)
+    assert "no row was added" in wait_for(output, "^Stopped")
     output.get_by_role("button", name="Show attacks as table").click()
     expect(output.locator(".fedgen-table tbody tr").filter(visible=True)).to_have_count(1)
 
     # The server that guesses from fresh heads: no training at all, the deepest cut.
     knob(output, "Iterations")[1].press("Home")
     output.get_by_role("button", name="Start the attack").press("Enter")
-    sentence = wait_for(output, r"^4 blocks before the cut, noise 8 and 8 bits and decorrelation 10", seconds=240)
+    sentence = wait_for(output, r"^4 blocks before the cut, noise 8 and 8 bits and decorrelation 10")
     assert re.search("the penalty has changed nothing", sentence) and "NaN" not in sentence
     expect(output.locator(".fedgen-table tbody tr").filter(visible=True)).to_have_count(2)
 

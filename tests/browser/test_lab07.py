@@ -78,7 +78,7 @@ def test_a_learner_runs_a_method_turns_the_band_and_stops_a_rival(lab, pictures)
     turn_to_both_ends(lab, output, KNOBS)
 
     output.get_by_role("button", name="Start", exact=True).press("Enter")
-    wait_for(output, r"^Done: 3 of 3 rounds in \d+ s. Image score: digits", seconds=300)
+    wait_for(output, r"^Done: 3 of 3 rounds in \d+ s. Image score: digits")
     assert output.locator(".fedgen-strip img").count() == 4 * 10
     caption = note(output, "Live, on this machine")
     expect(caption).to_contain_text("at 20 MHz")
@@ -94,9 +94,9 @@ def test_a_learner_runs_a_method_turns_the_band_and_stops_a_rival(lab, pictures)
     for name in ("Clients", "Skew"):
         knob(output, name)[1].press("End")
     output.get_by_role("button", name="Start", exact=True).press("Enter")
-    wait_for(output, "^Round [12] of 3, iteration", seconds=300)
+    wait_for(output, "^Round [12] of 3, iteration")
     output.get_by_role("button", name="Stop", exact=True).press("Enter")
-    wait_for(output, "^Stopped", seconds=120)
+    wait_for(output, "^Stopped")
 
     # Fewer clients than domains is refused in words.
     knob(output, "Clients")[1].press("Home")

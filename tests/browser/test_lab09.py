@@ -25,13 +25,13 @@ def test_a_copier_is_trained_stopped_and_shown_beside_its_originals(lab, picture
     for menu in ("Show", "against"):
         output.get_by_label(menu, exact=True).select_option(index=1)
     output.get_by_role("button", name="Train a copier").click()
-    wait_for(output, r"^Step \d+ of", seconds=400)
+    wait_for(output, r"^Step \d+ of")
     output.get_by_role("button", name="Stop").click()
-    wait_for(output, "^Stopped: nothing was drawn yet", seconds=400)
+    wait_for(output, "^Stopped: nothing was drawn yet")
     output.get_by_label("Steps", exact=True).fill("10")
     output.get_by_label("Steps", exact=True).press("Tab")
     output.get_by_role("button", name="Train a copier").click()
-    wait_for(output, "^Done: copies came back of", seconds=400)
+    wait_for(output, "^Done: copies came back of")
     expect(output.locator(".fedgen-strip img")).to_have_count(16)
     good_to_look_at(lab, output, pictures / "lab09_copying")
 
