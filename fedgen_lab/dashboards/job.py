@@ -17,9 +17,11 @@ import time
 STATES = ("idle", "running", "cancelled", "done", "failed")
 SECONDS_BETWEEN_UPDATES = 0.2  # five a second: the eye follows, and the browser keeps up
 SECONDS_BETWEEN_COLLECTIONS = 3.0  # of processor time
+SECONDS_BETWEEN_TRIMS = 1.0  # of processor time; a run frees as much as it takes, and the C library keeps it
 
 _turn = threading.RLock()
 _collected_at = 0.0  # processor time of this process
+_trimmed_at = 0.0  # the same
 _running = None  # the one job of this kernel that computes now: Flower allows one run per process
 _drawing_for = contextvars.ContextVar("the job in whose thread this is", default=None)
 
@@ -122,6 +124,8 @@ class Job:
         if now - self._drawn_at >= SECONDS_BETWEEN_UPDATES:
             self._draw()
             self._drawn_at = time.monotonic()
+        if time.process_time() - _trimmed_at > SECONDS_BETWEEN_TRIMS:
+            _trim()
         return not self.should_stop()
 
     def fail(self, error):
@@ -226,9 +230,15 @@ def give_memory_back(*_):
     if time.process_time() - _collected_at > SECONDS_BETWEEN_COLLECTIONS:
         gc.collect()
         _collected_at = time.process_time()
+    _trim()
+
+
+def _trim():
+    global _trimmed_at
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:  # glibc; musl has none
         trim(0)
+    _trimmed_at = time.process_time()
 
 
 def _give_memory_back_after_every_cell():
