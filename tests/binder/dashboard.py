@@ -54,7 +54,8 @@ def a_live_run_reaches_its_end(browser, folder, pictures):
 def without_plotly_the_chart_is_a_picture(browser, folder, pictures):
     settings = folder / "config" / "labconfig"
     settings.mkdir(parents=True)
-    off = {"disabledExtensions": {"jupyterlab-plotly": True}}
+    # By the name that plotly's extension gives itself in the page; `jupyterlab-plotly`, its package, is ignored here.
+    off = {"disabledExtensions": {"@jupyterlab/plotly-extension": True}}
     (settings / "page_config.json").write_text(json.dumps(off), encoding="utf-8")
     with jupyterlab(folder) as address:
         lab, output = opened(browser, address)
