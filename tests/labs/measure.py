@@ -39,7 +39,8 @@ def measure(path):
             client.execute_cell(cell, index)
         pid = client.km.provisioner.pid
         seconds = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(cpu_seconds(pid), 1)}
-        client.execute_cell(nbformat.v4.new_code_cell(START_IDLE), len(client.nb.cells))
+        client.nb.cells.append(nbformat.v4.new_code_cell(START_IDLE))
+        client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
         return {**seconds, "peak_megabytes": round(peak_megabytes(pid))}
 
 
