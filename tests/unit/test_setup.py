@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a script for a POSIX shell")
 # conda-forge's names where they differ
 ON_CONDA = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "jupyter-core": "jupyter_core"}
 ONLY_CONDA = {"python", "pip", "hatchling"}  # what conda has to be told and pip knows by itself
@@ -136,12 +137,14 @@ def test_binder_gets_no_ray_and_installs_the_package_without_its_dependencies():
     assert "install --no-deps --no-build-isolation" in post_build
 
 
+@POSIX
 def test_binder_sessions_use_one_thread_and_the_binder_profile():
     command, environment = [ROOT / "binder/start", "env"], {"PATH": os.environ["PATH"]}
     said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, encoding="utf-8").stdout
     assert {"OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "FEDGEN_PROFILE=binder"} <= set(said.split())
 
 
+@POSIX
 @pytest.mark.parametrize("path", [".ci/run", "binder/postBuild", "binder/start"])
 def test_scripts_can_be_run_and_parse(path):
     assert os.access(ROOT / path, os.X_OK)
@@ -162,6 +165,7 @@ def commands(tmp_path, monkeypatch):
     return put
 
 
+@POSIX
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
 def test_make_says_which_python_it_needs_where_there_is_none(commands, tmp_path):
     commands(**{name: "exit 1" for name in ("python3", "python", "python3.11", "python3.12", "python3.13")})
@@ -172,6 +176,7 @@ def test_make_says_which_python_it_needs_where_there_is_none(commands, tmp_path)
     assert not (tmp_path / "venv").exists()
 
 
+@POSIX
 def test_a_gpu_counts_only_where_nvidia_smi_lists_one(install_torch, commands):
     commands(nvidia_smi="echo 'GPU 0: NVIDIA H200'")
     assert install_torch.has_nvidia_gpu()
