@@ -1,4 +1,4 @@
-"""What every browser test starts from: one page of one JupyterLab for all files of a worker, and a kernel for each."""
+"""What every browser test starts from: one Chromium and one JupyterLab a worker, a page and a kernel for each lab."""
 
 import os
 from pathlib import Path
@@ -14,7 +14,7 @@ def browser():
     sync_api.expect.set_options(timeout=120_000)
     with sync_api.sync_playwright() as playwright:
         made = playwright.chromium.launch(executable_path=path, args=list(QUIET))
-        yield made.new_context()
+        yield made
         made.close()
 
 

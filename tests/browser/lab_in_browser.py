@@ -93,43 +93,27 @@ def jupyterlab(folder):
 
 
 class Lab:
-    """A browser page with a lab open. `errors` and `foreign` collect what must not happen.
-
-    browser: a playwright Browser, or a BrowserContext, whose page of this JupyterLab is used again if there is one:
-    that saves loading JupyterLab again.
-    """
+    """A browser page with a lab open. `errors` and `foreign` collect what must not happen."""
 
     def __init__(self, browser, address, width, height=2400, name="03_federated_lora"):
-        before = [page for page in getattr(browser, "pages", []) if page.url.startswith(f"{address}/")]
-        self.page = before[0] if before else browser.new_page()
+        self.page = browser.new_page()
         self.page.set_default_timeout(120_000)  # a guard against hanging: a starved machine is slow
         self.page.set_viewport_size({"width": width, "height": height})
         self.errors, self.foreign = [], []
-        self._listeners = {
-            "console": self._hear,
-            "pageerror": lambda error: self.errors.append(str(error)),
-            "request": lambda request: self._note(request.url),
-            "websocket": lambda socket: self._note(socket.url),
-        }
-        for event, listener in self._listeners.items():
-            self.page.on(event, listener)
-        if before:
-            self.page.evaluate("path => window.jupyterapp.commands.execute('docmanager:open', {path})", f"{name}.ipynb")
-        else:
-            self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
+        self.page.on("console", self._hear)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        self.page.on("request", lambda request: self._note(request.url))
+        self.page.on("websocket", lambda socket: self._note(socket.url))
+        self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
         self.page.wait_for_selector(".jp-Notebook .jp-Cell")
         self.page.wait_for_function(
             "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
         )
 
     def close(self):
-        """Shut the kernel down, so that its memory goes back, and close the notebook; the page stays."""
-        self.page.evaluate("""async () => {
-            await window.jupyterapp.serviceManager.sessions.shutdownAll();
-            window.jupyterapp.shell.currentWidget.dispose();
-        }""")
-        for event, listener in self._listeners.items():
-            self.page.remove_listener(event, listener)
+        """Shut the kernel down, so that its memory goes back, and close the page."""
+        self.page.evaluate("async () => { await window.jupyterapp.serviceManager.sessions.shutdownAll(); }")
+        self.page.close()
 
     def _hear(self, message):
         """Keep errors of the console; that there is no language server is none, and JupyterLab 4.4 says so."""
@@ -217,8 +201,19 @@ def everything_has_a_name(output):
 
 
 def nothing_is_cut_off(output):
-    """Controls, charts and maps stay within the page, words within their boxes, legends off the plots."""
-    found = output.evaluate("""output => {
+    """Controls, charts and maps stay within the page, words within their boxes, legends off the plots.
+
+    Plotly lays a legend out anew some time after its chart: up to five seconds are given to it.
+    """
+    end = time.monotonic() + 5
+    while (found := what_is_cut_off(output)) and time.monotonic() < end:
+        time.sleep(0.2)
+    assert not found, found
+
+
+def what_is_cut_off(output):
+    """What is cut off now, in words, one text each."""
+    return output.evaluate("""output => {
         const page = output.getBoundingClientRect(), found = [];
         const shown = selector => [...output.querySelectorAll(selector)].filter(
             one => one.checkVisibility() && !one.closest('.modebar, .fedgen-strip, .fedgen-table'));
@@ -240,7 +235,6 @@ def nothing_is_cut_off(output):
         }
         return found;
     }""")
-    assert not found, found
 
 
 def good_to_look_at(lab, output, picture):
