@@ -48,7 +48,7 @@ $(VENV)/lab-installed: $(VENV)/made pyproject.toml install_torch.py binder/jupyt
 
 $(VENV)/test-installed: $(VENV)/lab-installed
 	@echo "Installing what the tests need."
-	@$(BIN)/python -m pip install -q -e ".[simulation,test]"
+	@$(BIN)/python -m pip install -q -e ".[hub,simulation,test]"
 	@touch $@
 
 lab: $(VENV)/lab-installed

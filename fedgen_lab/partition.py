@@ -1,14 +1,11 @@
 """Who holds which picture, and how far that is from everyone holding the same: lab 01 and all federated labs.
 
 Each splitter takes a table with one row per picture and returns one array of row numbers per client; no client is
-ever left with nothing. `by_skew` is the lab's knob. The others are the splits of the literature, made by
-flwr-datasets' partitioners: Dirichlet (Hsu et al. 2019, arXiv:1909.06335), pathological (McMahan et al. 2017,
-arXiv:1602.05629), unequal sizes.
+ever left with nothing. `by_skew` is the lab's knob. The others are the splits of the literature: Dirichlet (Hsu et al.
+2019, arXiv:1909.06335), pathological (McMahan et al. 2017, arXiv:1602.05629), unequal sizes.
 """
 
 from __future__ import annotations
-
-import warnings
 
 import numpy as np
 import pandas as pd
@@ -58,11 +55,8 @@ def iid(attributes: pd.DataFrame, num_clients: int, seed: int) -> list:
 
     Raises ValueError where there are fewer pictures than clients, as all the splitters below do.
     """
-    from flwr_datasets.partitioner import IidPartitioner  # imported late everywhere here: it takes 147 MB
-
     _check_enough(attributes, num_clients)
-    rows = np.random.default_rng(seed).permutation(len(attributes))  # the partitioner only cuts, it does not shuffle
-    return _split(IidPartitioner(num_clients), rows)
+    return np.array_split(np.random.default_rng(seed).permutation(len(attributes)), num_clients)
 
 
 def dirichlet(attributes: pd.DataFrame, by: str, num_clients: int, alpha: float, seed: int) -> list:
@@ -71,25 +65,28 @@ def dirichlet(attributes: pd.DataFrame, by: str, num_clients: int, alpha: float,
     alpha: 100 is close to IID, 0.1 leaves most clients with few concepts and very different numbers of pictures.
     A client that the draw leaves with nothing is given one picture of the client that holds most.
 
-    Raises ValueError for an alpha that is not positive and finite, and as `iid` does.
+    Raises ValueError for an alpha that is not positive and finite, and as `iid` does. Hsu et al. 2019, section 3.
     """
-    from flwr_datasets.partitioner import DirichletPartitioner
-
     if not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be a positive number; got {alpha!r}. Try 0.1 (very uneven) to 100 (nearly even).")
     _check_enough(attributes, num_clients)
-    concepts, _ = _concepts(attributes, by)
+    concepts, names = _concepts(attributes, by)
     rows = np.random.default_rng(seed).permutation(len(attributes))
-    alpha = float(np.clip(alpha, 1e-3, 1e6))  # beyond, the result is the same and gamma variates under- or overflow
-    partitioner = DirichletPartitioner(  # its own minimum size would redraw ten times and then give up
-        num_partitions=num_clients, partition_by="concept", alpha=alpha, min_partition_size=0, seed=seed
-    )
-    parts = _split(partitioner, rows, concepts[rows])
-    for client in range(num_clients):
-        if not len(parts[client]):
-            richest = max(range(num_clients), key=lambda other: len(parts[other]))
-            parts[client], parts[richest] = parts[richest][-1:], parts[richest][:-1]
-    return parts
+    alpha = np.clip(alpha, 1e-3, 1e6)  # beyond, the result is the same and gamma variates under- or overflow
+    rng = np.random.default_rng(seed)
+    held = [[] for _ in range(num_clients)]
+    for concept in range(len(names)):
+        pictures = rows[concepts[rows] == concept]
+        shares = rng.dirichlet(np.full(num_clients, alpha))  # (clients,)
+        ends = (np.cumsum(shares) * len(pictures)).astype(int)[:-1]
+        for part, more in zip(held, np.split(pictures, ends), strict=True):
+            part.extend(more)
+    for part in held:
+        rng.shuffle(part)
+    for part in held:
+        if not part:
+            part.append(max(held, key=len).pop())
+    return [np.array(part) for part in held]
 
 
 def pathological(attributes: pd.DataFrame, by: str, num_clients: int, concepts_per_client: int, seed: int) -> list:
@@ -99,9 +96,8 @@ def pathological(attributes: pd.DataFrame, by: str, num_clients: int, concepts_p
     again from the top, so that each of them gets one. A concept that nobody drew is held by nobody.
 
     Raises ValueError where concepts_per_client is not between 1 and the number of concepts, and as `iid` does.
+    McMahan et al. 2017, section 3.
     """
-    from flwr_datasets.partitioner import PathologicalPartitioner
-
     _check_enough(attributes, num_clients)
     concepts, names = _concepts(attributes, by)
     if not 1 <= concepts_per_client <= len(names):
@@ -109,28 +105,22 @@ def pathological(attributes: pd.DataFrame, by: str, num_clients: int, concepts_p
             f"concepts_per_client must lie between 1 and {len(names)}, the number of values of {by!r}; "
             f"got {concepts_per_client!r}."
         )
-
-    def drawn(rows: np.ndarray, concepts_of_rows: np.ndarray) -> list:
-        partitioner = PathologicalPartitioner(
-            num_partitions=num_clients,
-            partition_by="concept",
-            num_classes_per_partition=int(concepts_per_client),
-            class_assignment_mode="first-deterministic",
-            seed=seed,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that unused concepts stay unused is what a small federation means
-            return _split(partitioner, rows, concepts_of_rows)
-
-    # The partitioner refuses concepts with fewer pictures than holders: ask it first who holds what, then top them up.
-    ample = np.repeat(np.arange(len(names)), num_clients)
-    holders = np.bincount(np.concatenate([np.unique(part) for part in drawn(ample, ample)]), minlength=len(names))
     rng = np.random.default_rng(seed)
-    piles = [rng.permutation(np.flatnonzero(concepts == concept)) for concept in range(len(names))]
-    rows = np.concatenate(
-        [np.resize(pile, max(len(pile), number)) for pile, number in zip(piles, holders, strict=True)]
-    )
-    return drawn(rows, concepts[rows])
+    wanted = [{client % len(names)} for client in range(num_clients)]
+    for own in wanted:
+        while len(own) < concepts_per_client:
+            own.add(int(rng.choice(len(names))))
+    held, piles = [[] for _ in range(num_clients)], np.random.default_rng(seed)
+    for concept in range(len(names)):
+        pile = piles.permutation(np.flatnonzero(concepts == concept))
+        holders = [part for part, own in zip(held, wanted, strict=True) if concept in own]
+        if holders:
+            pile = np.resize(pile, max(len(pile), len(holders)))
+            for part, pictures in zip(holders, np.array_split(pile, len(holders)), strict=True):
+                part.extend(pictures)
+    for part in held:
+        rng.shuffle(part)
+    return [np.array(part) for part in held]
 
 
 def unequal(attributes: pd.DataFrame, num_clients: int, seed: int, ratio: float = 10.0) -> list:
@@ -138,18 +128,13 @@ def unequal(attributes: pd.DataFrame, num_clients: int, seed: int, ratio: float 
 
     Raises ValueError for a ratio below 1, and as `iid` does.
     """
-    from flwr_datasets.partitioner import SizePartitioner
-
     if not 1 <= ratio < float("inf"):
         raise ValueError(f"ratio must be a number of at least 1 (1: all parts alike); got {ratio!r}.")
     _check_enough(attributes, num_clients)
     weights = np.geomspace(1 / ratio, 1, num_clients) if num_clients > 1 else np.ones(1)
     spare = len(attributes) - num_clients  # every client gets one picture before the rest is shared out
-    cuts = np.floor(np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int)
-    sizes = 1 + np.diff(cuts, prepend=0)
-    sizes[-1] += len(attributes) - sizes.sum()
-    rows = np.random.default_rng(seed).permutation(len(attributes))
-    return _split(SizePartitioner([int(size) for size in sizes]), rows)
+    ends = np.floor(np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int) + np.arange(1, num_clients + 1)
+    return np.split(np.random.default_rng(seed).permutation(len(attributes)), ends[:-1])
 
 
 def concept_counts(attributes: pd.DataFrame, by: str, parts: list) -> pd.DataFrame:
@@ -204,14 +189,3 @@ def _check_enough(attributes: pd.DataFrame, num_clients: int) -> None:
             f"{num_clients} clients cannot share {len(attributes)} pictures: each needs at least one. "
             "Choose fewer clients or add pictures."
         )
-
-
-def _split(partitioner, rows: np.ndarray, concepts: np.ndarray | None = None) -> list:
-    """What a flwr-datasets partitioner makes of these rows, as arrays of row numbers."""
-    from datasets import Dataset
-
-    columns = {"row": rows} if concepts is None else {"row": rows, "concept": concepts}
-    partitioner.dataset = Dataset.from_dict(columns)
-    return [
-        np.array(partitioner.load_partition(client)["row"], dtype=int) for client in range(partitioner.num_partitions)
-    ]

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fedgen_lab.lean import import_torchmetrics
 from fedgen_lab.pictures.sprites import BACKGROUNDS, COLOURS, HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES
 from fedgen_lab.shipped import shipped
 
@@ -137,6 +138,7 @@ def kid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = N
     if subset_size < 2:
         raise ValueError(f"subset_size must be at least 2; got {subset_size}.")
     real, generated = _both(real, generated, subset_size, "Give more pictures or a smaller subset_size.")
+    import_torchmetrics()
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):  # torchmetrics draws from torch's global seed
@@ -159,6 +161,7 @@ def fid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = N
     space = FeatureSpace(judge)
     remedy = "Give more pictures, or use kid(), which does with fewer."
     real, generated = _both(real, generated, space.num_features, remedy)
+    import_torchmetrics()
     from torchmetrics.image.fid import FrechetInceptionDistance
 
     metric = FrechetInceptionDistance(feature=space)
@@ -175,15 +178,14 @@ def precision_recall(real: torch.Tensor, generated: torch.Tensor, judge: nn.Modu
     real, generated: as for `kid`. Raises ValueError for fewer than neighbours + 2 pictures on a side.
     """
     real, generated = _both(real, generated, neighbours + 2, "Give more pictures or fewer neighbours.")
-    from prdc.prdc import get_kth_value  # compute_prdc() would print, and start eight threads for the distances
-
     space = FeatureSpace(judge)
     real, generated = space(real).double(), space(generated).double()
-    apart = torch.cdist(real, generated).numpy()  # (N, M)
-    reach = [get_kth_value(torch.cdist(of, of).numpy(), k=neighbours + 1, axis=-1) for of in (real, generated)]
-    among_real = apart < reach[0][:, None]  # + 1: the nearest of all is the picture itself
+    apart = torch.cdist(real, generated)  # (N, M)
+    # The distance from each point to its last neighbour; + 1: the nearest of all is the picture itself.
+    reach = [torch.cdist(points, points).kthvalue(neighbours + 1).values for points in (real, generated)]
+    among_real = apart < reach[0][:, None]
     among_generated = apart < reach[1][None, :]
-    return float(among_real.any(axis=0).mean()), float(among_generated.any(axis=1).mean())
+    return float(among_real.any(dim=0).double().mean()), float(among_generated.any(dim=1).double().mean())
 
 
 def check_pictures(images: torch.Tensor, name: str = "pictures", most: float = 2.0) -> torch.Tensor:

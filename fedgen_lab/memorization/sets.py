@@ -12,6 +12,7 @@ the features themselves, (N, d), where they have been computed before.
 import numpy as np
 import torch
 
+from fedgen_lab.lean import import_torchmetrics
 from fedgen_lab.memorization.distance import as_unit
 from fedgen_lab.scores import FeatureSpace
 
@@ -251,6 +252,7 @@ def mifid(generated, training, features=None):
     honest generator.
     Raises ValueError for fewer pictures on a side than features.
     """
+    import_torchmetrics()
     from torchmetrics.image.mifid import MemorizationInformedFrechetInceptionDistance
 
     generated, training = _points(features, generated=generated, training=training)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from fedgen_lab.pictures import drawn, idx
+from fedgen_lab.pictures.hub import hub_library
 
 OFFLINE = ("digits", "letters", "garments", "runes")
 SPRITES = ("star", "heart", "sun", "cloud", "phone", "rook", "note", "cross", "ring", "moon")  # the labels of sprites
@@ -187,8 +188,7 @@ def _folder(name, where, held_out, side):
 
 
 def _hub(name, where, held_out, side):
-    import datasets  # 100 MB, needed here only
-
+    datasets = hub_library()
     where, _, column = where.partition("#")
     try:
         splits = datasets.load_dataset(where)

@@ -25,11 +25,10 @@ def from_hub(name, split="train", image_column="image", text_column="text", size
 
     Columns of plain values become attributes. Unusable pictures are skipped, warned of and listed as in `read_folder`.
 
-    Raises ConnectionError where the data set cannot be fetched, and ValueError where a split or column does not exist
-    or not one picture can be used.
+    Raises ModuleNotFoundError without the library datasets, ConnectionError where the data set cannot be fetched, and
+    ValueError where a split or column does not exist or not one picture can be used.
     """
-    import datasets  # 100 MB, needed here only
-
+    datasets = hub_library()
     if isinstance(size, bool) or int(size) != size or size < 1:
         raise ValueError(f"size must be a whole number of pixels, at least 1; got {size!r}.")
     try:
@@ -76,6 +75,21 @@ def from_hub(name, split="train", image_column="image", text_column="text", size
     attributes = pd.DataFrame(rows, columns=plain, index=range(len(rows)))
     attributes.attrs["skipped"] = skipped
     return Pictures(torch.from_numpy(images[: len(rows)]), captions, attributes)
+
+
+def hub_library():
+    """The library that reads the Hub: no part of the course, for it takes 100 MB and an open lab 45 MB more.
+
+    Raises ModuleNotFoundError where it isn't installed.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Pictures of the Hugging Face Hub need the library datasets. Install it with pip install 'datasets>=4,<5' "
+            "and restart the kernel; or download the pictures and use a folder."
+        ) from error
+    return datasets
 
 
 def _is_plain(feature) -> bool:

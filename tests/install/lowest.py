@@ -26,14 +26,15 @@ RUNS = {"unit": ["-o", "addopts=-ra", "-p", "no:nbval", "tests/unit", "tests/lab
 
 def floors(project):
     """The oldest version that is allowed of each direct dependency and each need of the tests, by name."""
-    wanted = project["dependencies"] + project["optional-dependencies"]["test"]
+    extras = project["optional-dependencies"]
+    wanted = project["dependencies"] + extras["hub"] + extras["test"]
     return dict(re.match(r"([\w-]+)(?:\[.*\])?>=([\w.]+)", line).groups() for line in wanted)
 
 
 def resolved(python):
     """The floors' versions and the newest of what they bring, by name."""
-    command = [*UV, "compile", "--quiet", "--no-config", "--no-annotate", "--no-header", "--extra", "test"]
-    command += ["--resolution", "lowest-direct", "--python-version", python, str(ROOT / "pyproject.toml")]
+    command = [*UV, "compile", "--quiet", "--no-config", "--no-annotate", "--no-header"]
+    command += ["--extra", "hub", "--extra", "test", "--resolution", "lowest-direct", "--python-version", python, str(ROOT / "pyproject.toml")]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout.splitlines()
     return dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
 

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import warnings
 import zipfile
 from pathlib import Path
@@ -294,6 +295,12 @@ def test_a_wrong_split_or_column_of_a_hub_data_set_is_named(hub_folder):
         from_hub(str(hub_folder), image_column="legs")
     with pytest.raises(ValueError, match="no usable split 'test'"):
         from_hub(str(hub_folder), split="test")
+
+
+def test_without_the_library_of_the_hub_an_error_says_how_to_install_it(hub_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # as Python finds it where it isn't installed
+    with pytest.raises(ModuleNotFoundError, match="pip install 'datasets.*or download the pictures and use a folder"):
+        from_hub(str(hub_folder))
 
 
 def test_a_data_set_that_cannot_be_fetched_is_an_error_that_says_what_to_do(tmp_path):
