@@ -34,7 +34,8 @@ def floors(project):
 def resolved(python):
     """The floors' versions and the newest of what they bring, by name."""
     command = [*UV, "compile", "--quiet", "--no-config", "--no-annotate", "--no-header"]
-    command += ["--extra", "hub", "--extra", "test", "--resolution", "lowest-direct", "--python-version", python, str(ROOT / "pyproject.toml")]
+    command += ["--extra", "hub", "--extra", "test", "--resolution", "lowest-direct", "--python-version", python]
+    command.append(str(ROOT / "pyproject.toml"))
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout.splitlines()
     return dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
 
