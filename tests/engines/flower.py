@@ -23,13 +23,18 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
+QUICK = Path(__file__).parent / "quick"  # what stands in for two of Flower's commands; each says why
+ATTEMPTS = 3  # a starved machine can lose a SuperNode for a while; a run that went on without it has another result
 LOOPBACK = "127.0.0.1"
 
 
 class Flower:
-    """A SuperLink and what talks to it, in one folder. Use in a `with` block."""
+    """A SuperLink and what talks to it, in one folder. Use in a `with` block.
 
-    def __init__(self, folder, simulation=False):
+    libraries: modules that its processes have in memory when they start, so that they start quickly.
+    """
+
+    def __init__(self, folder, simulation=False, libraries=()):
         self.folder, self.simulation = Path(folder), simulation
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port, self.processes = free_port(), {}
@@ -45,6 +50,9 @@ class Flower:
             "NO_PROXY": "*",
             "COLUMNS": "200",
         }
+        if libraries:
+            self.environment["PATH"] = f"{QUICK}{os.pathsep}{self.environment['PATH']}"
+            self.environment["FEDGEN_LIBRARIES"] = " ".join(libraries)
 
     def __enter__(self):
         try:
@@ -89,7 +97,7 @@ class Flower:
                 time.sleep(0.2)
         raise RuntimeError(f"The SuperLink did not start.\n{self.logs()}")
 
-    def add_supernode(self, partition, num_partitions):
+    def add_supernode(self, partition, num_partitions, command="flower-supernode"):
         """Start an authenticated SuperNode over TLS that holds one partition."""
         key = ec.generate_private_key(ec.SECP384R1())
         private, public = self.folder / f"node{partition}", self.folder / f"node{partition}.pub"
@@ -99,7 +107,7 @@ class Flower:
         public.write_bytes(key.public_key().public_bytes(*encoding))
         self.flwr("supernode", "register", str(public), "here")
         return self.start(
-            f"supernode-{partition}", "flower-supernode", "--superlink", f"{LOOPBACK}:{self.port}",
+            f"supernode-{partition}", command, "--superlink", f"{LOOPBACK}:{self.port}",
             "--root-certificates", str(self.folder / "ca.pem"), "--auth-supernode-private-key", str(private),
             "--host", LOOPBACK, "--port", str(free_port()),
             "--node-config", f"partition-id={partition} num-partitions={num_partitions}",
@@ -155,6 +163,20 @@ class Flower:
             code = "timeout"
         if code != 0:
             raise RuntimeError(f"flwr run ended with {code}.\n{self.logs()}")
+        return self.log("run")
+
+    def run_and_kill_a_third_node(self, app, run_config, it_is_at_work, seconds=400):
+        """Add SuperNode 2, start a run, kill the node at its work; returns what `flwr run` said, when it is over."""
+        self.add_supernode(2, 3, QUICK / "flower-supernode")
+        self.wait_for_supernodes(3)
+        run, end = self.start_run(app, run_config), time.monotonic() + seconds
+        while not it_is_at_work():
+            if run.poll() is not None or time.monotonic() > end:
+                raise RuntimeError(f"The node that was to be killed did not come to its work.\n{self.logs()}")
+            time.sleep(0.1)
+        self.kill("supernode-2")
+        if run.wait(900) != 0:
+            raise RuntimeError(f"flwr run failed.\n{self.logs()}")
         return self.log("run")
 
     def flwr(self, *arguments):
