@@ -24,6 +24,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
+    # Loading this parser takes seconds; nbformat would check web addresses with it, and no notebook here holds one.
+    sys.modules.setdefault("rfc3987_syntax", None)
     os.environ.setdefault("FEDGEN_RUN", "inline")
     os.environ.setdefault("FEDGEN_PROFILE", "test")
     if not hasattr(config, "workerinput"):  # the progress a test makes is nobody's progress

@@ -27,10 +27,14 @@ def small_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def small_base(small_folder):
-    """For a whole file, the base model is the small one, and 16 pictures are held out: quick, and most claims hold."""
+    """For a whole file, the base model is the small one, 16 pictures are held out, and two denoising steps make a
+    picture, which random weights fill with noise anyway: quick, and most claims hold."""
+    from fedgen_lab.lora.federated import draw_strip
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("fedgen_lab.lora.pipeline.shipped", lambda name: small_folder)
         patch.setattr("fedgen_lab.lora.data.HELD_OUT_PER_CONCEPT", 4)
+        patch.setattr(draw_strip, "__defaults__", (2, *draw_strip.__defaults__[1:]))
         yield
 
 

@@ -8,24 +8,16 @@ import torch
 from PIL import Image
 
 from fedgen_lab.federation.trace import SERVER
-from fedgen_lab.lora import federated
 from fedgen_lab.lora.adapter import adapter_bytes
 from fedgen_lab.lora.baselines import run_centralised, run_local_only, score
 from fedgen_lab.lora.data import deal
-from fedgen_lab.lora.federated import RoundDone, StepDone, draw_strip, run_federated
+from fedgen_lab.lora.federated import RoundDone, StepDone, run_federated
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.shipped import shipped
 
-SMALL = Scenario(num_clients=2, rounds=2, local_steps=2, batch_size=4, pictures_per_client=8, num_prompts=8, skew=1.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick(small_base):
-    """The base is the small one with random weights, and its strips of pictures are drawn in two steps."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(federated, "draw_strip", lambda pipeline, dealt: draw_strip(pipeline, dealt, steps=2))
-        yield
+pytestmark = pytest.mark.usefixtures("small_base")
+SMALL = Scenario(num_clients=2, rounds=2, local_steps=2, batch_size=4, pictures_per_client=8, num_prompts=4, skew=1.0)
 
 
 @pytest.fixture(scope="module")
