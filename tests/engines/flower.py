@@ -197,12 +197,15 @@ class Flower:
         killed.wait(10)
 
     def stop(self):
-        """End everything we started; first politely, so that Flower and Ray end their own children."""
+        """End everything we started; first politely, so that Flower and Ray end their own children.
+
+        Flower's take ten seconds over it, for each tries to take leave of another that has gone.
+        """
         ours = [process for started in self.processes.values() for process in family(started.pid)]
         for started in self.processes.values():
             if started.poll() is None:
                 started.terminate()
-        _, alive = psutil.wait_procs(ours, timeout=10)
+        _, alive = psutil.wait_procs(ours, timeout=2)
         for process in alive:
             end_process(process, "kill")
         for started in self.processes.values():
