@@ -7,6 +7,8 @@ UNet's guess of it: Ho et al., arXiv 2006.11239, eq. 14; velocity target: Salima
 import torch
 import torch.nn.functional as F
 
+from fedgen_lab.flops import flop_counter
+
 
 def noise_schedule(pipeline):
     """The forward (noising) process the pipeline was trained with, as a diffusers `DDPMScheduler`."""
@@ -91,11 +93,9 @@ def step_flops(unet, encoded, batch_size):
 
     Counted on a single picture, which takes less memory than a step: every layer's count grows with the batch.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     latents, text = encoded.latents[:1], encoded.text[:1]
     timesteps = torch.zeros(1, dtype=torch.long, device=latents.device)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         unet(latents, timesteps, encoder_hidden_states=text).sample.mean().backward()
     unet.zero_grad(set_to_none=True)
     return batch_size * counter.get_total_flops()

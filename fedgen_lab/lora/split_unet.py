@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from fedgen_lab.flops import flop_counter
 from fedgen_lab.lora.adapter import TARGETS
 
 FIRST = ("conv_in", "time_embedding", "add_embedding")  # with the device at every cut
@@ -98,15 +99,13 @@ def device_flops(unet, cut, latents, text):
 
     latents and text: shapes. Counted by torch without computing anything.
     """
-    from torch.utils.flop_counter import FlopCounterMode
-
     half = DeviceHalf(unet, cut)
     tensors = [*half.named_parameters(), *half.named_buffers()]
     ghosts = {n: torch.empty_like(t, device="meta").requires_grad_(t.requires_grad) for n, t in tensors}
     inputs = [torch.empty(shape, device="meta") for shape in (latents, latents[:1], text)]
-    with FlopCounterMode(display=False) as forward:
+    with flop_counter() as forward:
         smashed = torch.func.functional_call(half, ghosts, tuple(inputs))
-    with FlopCounterMode(display=False) as backward:
+    with flop_counter() as backward:
         sum(tensor.sum() for tensor in smashed.values()).backward()
     return forward.get_total_flops(), backward.get_total_flops()
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
+from fedgen_lab.flops import flop_counter
 from fedgen_lab.peers.attackers import attack_of
 from fedgen_lab.peers.chain import Terms
 from fedgen_lab.peers.ledger import Ledger
@@ -165,6 +165,6 @@ def paces(scenario):
 def _picture_flops(unet):
     """Operations of one forward pass for one picture, counted by torch."""
     picture = torch.zeros(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         unet(picture, torch.zeros(1, dtype=torch.long), class_labels=torch.zeros(1, dtype=torch.long))
     return counter.get_total_flops()
