@@ -1,6 +1,8 @@
 """What tests of several rooms share: the shipped Stable Diffusion with a small random UNet in the place of its own."""
 
 import shutil
+from copy import deepcopy
+from functools import lru_cache
 
 import pytest
 
@@ -28,14 +30,31 @@ def small_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def small_base(small_folder):
     """For a whole file, the base model is the small one, 16 pictures are held out, and two denoising steps make a
-    picture, which random weights fill with noise anyway: quick, and most claims hold."""
-    from fedgen_lab.lora.federated import draw_strip
+    picture, which random weights fill with noise anyway: quick, and most claims hold. The base is read once and copied,
+    and the sprites of a scenario are drawn once."""
+    from fedgen_lab.lora import data, federated, pipeline
+
+    read = lru_cache(pipeline.load_pipeline)
+    strip = federated.draw_strip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline, "shipped", lambda name: small_folder)
+        for module in ("device", "pipeline"):
+            patch.setattr(f"fedgen_lab.lora.{module}.load_pipeline", lambda *what, **how: deepcopy(read(*what, **how)))
+        patch.setattr(data, "HELD_OUT_PER_CONCEPT", 4)
+        patch.setattr(data, "_deal_sprites", lru_cache(data._deal_sprites))
+        patch.setattr(strip, "__defaults__", (2, *strip.__defaults__[1:]))
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_held_out():
+    """Of a drawn domain 200 pictures are held out and not 1,000, which take a second to draw for every other deal."""
+    from fedgen_lab.split.deal import _dealt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fedgen_lab.lora.pipeline.shipped", lambda name: small_folder)
-        patch.setattr("fedgen_lab.lora.data.HELD_OUT_PER_CONCEPT", 4)
-        patch.setattr(draw_strip, "__defaults__", (2, *draw_strip.__defaults__[1:]))
+        patch.setattr("fedgen_lab.pictures.domains.DRAWN_HELD_OUT", 200)
         yield
+    _dealt.cache_clear()
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from fedgen_lab.lora.pipeline import encode
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless import Network
 
+pytestmark = pytest.mark.usefixtures("small_base")
 SMALL = Scenario(num_clients=3, rounds=2, local_steps=1, batch_size=2, pictures_per_client=4, num_prompts=4, seed=2)
 CELL = Network(3, flops_per_second=1e9, speed_spread=1.0, seed=2)
 

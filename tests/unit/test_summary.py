@@ -1,5 +1,6 @@
 """`make test` tells all: its summary names every failed test of every stage, the ten slowest, and the red stages."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,11 +24,11 @@ def reports(tmp_path_factory):
         encoding="utf-8",
     )
     for stage in ("good", "bad"):
-        pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:nbval", "-p", "no:cacheprovider"]
+        pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         subprocess.run(
             [*pytest_here, f"--rootdir={folder}", f"--junitxml={folder}/{stage}.xml", folder / f"test_{stage}.py"],
-            capture_output=True,
-        )
+            capture_output=True, env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        )  # fmt: skip
     return folder
 
 
