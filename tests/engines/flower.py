@@ -46,6 +46,7 @@ class Flower:
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds from a message to its process; else 1
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_worker_niceness": "0",  # else 15: on a busy machine they starve until Ray gives them up
             "OMP_NUM_THREADS": "1",
             "NO_PROXY": "*",
             "COLUMNS": "200",
