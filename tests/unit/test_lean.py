@@ -12,6 +12,7 @@ print(tuple(draw(load_pipeline(), ["a red star"], [0], steps=1).shape))
 SCORE = """
 import torch
 from fedgen_lab.scores import fid, kid, precision_recall
+assert not {"torchmetrics", "diffusers", "transformers"} & sys.modules.keys()  # before a score needs one
 pictures = torch.rand(140, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
 print(fid(pictures, pictures) < 1e-3, kid(pictures, pictures) < 1e-3, precision_recall(pictures, pictures))
 """

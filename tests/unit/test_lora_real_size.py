@@ -129,6 +129,7 @@ def test_a_written_pipeline_loads_as_any_other(tmp_path):
 
 def test_the_whole_app_runs_on_a_base_in_half_precision_and_learns_nearly_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(federated, "draw_strip", lambda *_: None)  # one picture is drawn below
+    monkeypatch.setattr("fedgen_lab.lora.data.HELD_OUT_PER_CONCEPT", 4)
     folder = write_random_pipeline(tmp_path / "base", SMALL, dtype=torch.float32)
     few = Scenario(
         base_model=str(folder), num_clients=2, rounds=1, local_steps=2, batch_size=4, pictures_per_client=4, rank=2

@@ -54,7 +54,7 @@ def tiny_task(scenario):
 
 
 def tiny_scenario(**changes):
-    few = {"num_clients": 1, "rounds": 1, "local_steps": 3, "batch_size": 4, "rank": 2, "method": "full"}
+    few = {"num_clients": 1, "rounds": 1, "local_steps": 2, "batch_size": 4, "rank": 2, "method": "full"}
     return Scenario(**{**few, **changes})
 
 
@@ -150,14 +150,14 @@ def test_split_training_equals_training_the_whole_unet(cut, double):
 
 
 def test_split_training_of_an_adapter_equals_training_it_whole(double):
-    scenario = tiny_scenario(method="lora", local_steps=4)
+    scenario = tiny_scenario(method="lora")
     outcome = run_split(scenario, "down_blocks.1", task_of=tiny_task)
     assert outcome.state.keys() == trainable_state(tiny_task(scenario).unet).keys()
     assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
 
 
 def test_with_many_clients_it_equals_federated_averaging_round_after_round(double):
-    scenario = tiny_scenario(num_clients=3, rounds=2, local_steps=2)
+    scenario = tiny_scenario(num_clients=3, rounds=2, local_steps=1)
     outcome = run_split(scenario, "down_blocks.0", task_of=tiny_task)
     assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
     assert len(outcome.rounds) == 3 and set(outcome.client_states) == {0, 1, 2}
@@ -257,7 +257,7 @@ def sd15():
 
 @pytest.mark.parametrize("cut", ["conv_in", "mid_block"])
 def test_the_bytes_foretold_are_the_bytes_that_flower_sends(cut):
-    scenario = tiny_scenario(num_clients=2, local_steps=2)
+    scenario = tiny_scenario()
     sent = run_split(scenario, cut, task_of=tiny_task).trace.frame()
     unet = tiny_unet(addition_embed_type="text", addition_embed_type_num_heads=2)
     table = traffic(unet, 0, 5, rounds=1, steps=2, batch=4, rank=2).set_index("way").loc[f"split after {cut}"]
@@ -280,7 +280,7 @@ def test_the_operations_foretold_are_those_that_torch_counts(method):
 
 
 def test_a_device_tells_the_work_behind_each_answer_so_that_a_run_can_be_put_on_a_clock():
-    scenario = tiny_scenario(num_clients=2, rounds=2, local_steps=2)
+    scenario = tiny_scenario(num_clients=2, rounds=2, local_steps=1)
     trace = run_split(scenario, "down_blocks.0", task_of=tiny_task).trace
     unet = tiny_task(scenario).unet
     step = sum(device_flops(unet, "down_blocks.0", (4, 4, 8, 8), (4, 5, 8)))

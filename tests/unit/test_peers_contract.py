@@ -25,19 +25,21 @@ def digest(number):
 
 @pytest.fixture(scope="module")
 def deployed():
-    return Chain(terms=TERMS)
+    """A contract on which account 1 and 2 are trainers, 3 is a validator, and account 1 has submitted digest(1)."""
+    chain = Chain(terms=TERMS)
+    one, two, validator = chain.accounts[1:4]
+    chain.register(one)
+    chain.register(two)
+    chain.register(validator, validator=True)
+    chain.submit(one, digest(1), digest(101))
+    return chain
 
 
 @pytest.fixture
 def chain(deployed):
-    """A contract on which account 1 and 2 are trainers, 3 is a validator, and account 1 has submitted digest(1)."""
+    """That contract; afterwards it is again as it was."""
     tester = deployed.w3.provider.ethereum_tester
     before = tester.take_snapshot()
-    one, two, validator = deployed.accounts[1:4]
-    deployed.register(one)
-    deployed.register(two)
-    deployed.register(validator, validator=True)
-    deployed.submit(one, digest(1), digest(101))
     yield deployed
     tester.revert_to_snapshot(before)
 

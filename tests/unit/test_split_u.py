@@ -76,7 +76,7 @@ def distance(one, other):
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_with_one_client_a_training_step_equals_the_unsplit_one_whatever_the_cut(double, cut):
-    scenario, dealt = scenario_of(1, cut), noise_pictures(1)
+    scenario, dealt = scenario_of(1, cut, iterations=1), noise_pictures(1)
     generator, discriminator = start_nets(scenario)
     g_adam, d_adam = (new_adam(net, scenario.learning_rate) for net in (generator, discriminator))
     before = {name: tensor.clone() for name, tensor in named(generator, discriminator).items()}
