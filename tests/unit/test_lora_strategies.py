@@ -94,7 +94,7 @@ class Watched:
                 raise ConnectionError("out of reach")
             turn = device.begin(message, context)
             self.starts[at] = guess(turn.unet)
-            losses = train(turn.unet, turn.schedule, turn.encoded, 2, 2, 1e-2, turn.seed)
+            losses = train(turn.unet, turn.schedule, turn.encoded, 1, 2, 1e-2, turn.seed)
             reply = device.end(turn, trainable_state(turn.unet), losses)
             if spoil is not None and at[1] == 2:
                 state = spoil({k: t.clone() for k, t in reply.content["arrays"].to_torch_state_dict().items()})
@@ -187,7 +187,7 @@ def test_fedit_gives_the_bits_of_plain_federated_averaging(start, guess):
     @app.train()
     def client(message: Message, context):
         turn = device.begin(message, context)
-        losses = train(turn.unet, turn.schedule, turn.encoded, 2, 2, 1e-2, turn.seed)
+        losses = train(turn.unet, turn.schedule, turn.encoded, 1, 2, 1e-2, turn.seed)
         return device.end(turn, trainable_state(turn.unet), losses)
 
     with LabGrid(app, 3, SMALL.to_run_config()) as grid:

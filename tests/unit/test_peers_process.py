@@ -6,6 +6,7 @@ The chain is the ledger and training costs nothing here; the process is the real
 import json
 import sys
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,15 +155,29 @@ WHEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("forgets", [False, True], ids=["judgements kept", "judgements lost"])
-@pytest.mark.parametrize(("when", "at_least"), WHEN.items(), ids=WHEN)
-def test_a_peer_that_dies_at_every_point_does_nothing_twice(node, tmp_path, monkeypatch, when, at_least, forgets):
+@lru_cache
+def undisturbed(folder):
+    """The node of a peer that never dies; what a test compares with. It is played once."""
     whole = Node()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(process, "Chain", lambda *_, **__: whole)
         patch.setattr(process.time, "sleep", lambda _: whole.wait_blocks(1))
-        other_models(whole, tmp_path / "whole")
-        start(tmp_path / "whole", patch)
+        other_models(whole, folder)
+        start(folder, patch)
+    return whole
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.mark.parametrize("forgets", [False, True], ids=["judgements kept", "judgements lost"])
+@pytest.mark.parametrize(("when", "at_least"), WHEN.items(), ids=WHEN)
+def test_a_peer_that_dies_at_every_point_does_nothing_twice(
+    node, folder, tmp_path, monkeypatch, when, at_least, forgets
+):
+    whole = undisturbed(folder)
     other_models(node, tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         died, lives = deadly(node, patch, when), 0

@@ -1,5 +1,6 @@
 """Claims about the rivals of HuSCF-GAN: what each exchanges, and what each is equal to in a simple case."""
 
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
 from functools import lru_cache
@@ -41,27 +42,37 @@ def rival(method):
     return import_module(f"fedgen_lab.split.rivals.{method}")
 
 
-@pytest.fixture
-def double(monkeypatch):
+@contextmanager
+def in_float64():
     """Everything in float64, uint8 pictures too: a bias before BatchNorm has no gradient but rounding, which Adam makes
     a full step of."""
-    monkeypatch.setattr(core, "to_pictures", lambda pixels: pixels.double() / 127.5 - 1)
-    torch.set_default_dtype(torch.float64)
-    yield torch.float64
-    torch.set_default_dtype(torch.float32)
+    before = torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(core, "to_pictures", lambda pixels: pixels.double() / 127.5 - 1)
+        torch.set_default_dtype(torch.float64)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
+@pytest.fixture
+def double():
+    with in_float64():
+        yield
 
 
 def held(scenario):
-    """What the scenario's clients hold; under `double` in float64."""
+    """What the scenario's clients hold, in float64 where that is on."""
     dealt = deal(scenario)
     pictures = [core.to_pictures(core.to_bytes(own)) for own in dealt.pictures]
     return SimpleNamespace(pictures=pictures, labels=dealt.labels)
 
 
 @lru_cache
-def watched(method, numbers=torch.float32):
-    """A run of SMALL in torch's default `numbers`: (its outcome, its events, every tensor on the wire as (sender, kind,
-    name, tensor), and what each client was left with in Flower's state)."""
+def watched(method):
+    """A run of SMALL in float64: (its outcome, its events, every tensor on the wire as (sender, kind, name, tensor),
+    and what each client was left with in Flower's state)."""
     module, wire, events, left = rival(method), [], [], {}
 
     def note(sender, kind, content):
@@ -81,17 +92,19 @@ def watched(method, numbers=torch.float32):
 
         return client
 
-    outcome = core.play(
-        replace(SMALL, method=method), module.server_app, listening, module.WHAT, None, events.append, held(SMALL)
-    )  # fmt: skip
+    with in_float64():
+        outcome = core.play(
+            replace(SMALL, method=method), module.server_app, listening, module.WHAT, None, events.append, held(SMALL)
+        )  # fmt: skip
     return outcome, events, wire, left
 
 
 @lru_cache
-def outcome_of(method, numbers=torch.float32):
+def outcome_of(method):
     if method not in KEEPING:
-        return watched(method, numbers)[0]
-    return rival(method).run(replace(SMALL, method=method), dealt=held(SMALL))
+        return watched(method)[0]
+    with in_float64():
+        return rival(method).run(replace(SMALL, method=method), dealt=held(SMALL))
 
 
 def alone(scenario, client, rounds):
@@ -120,7 +133,7 @@ def test_every_rival_sends_the_kinds_of_message_it_declares_and_no_others(method
 
 
 @pytest.mark.parametrize("method", RIVALS)
-def test_every_rival_leaves_a_generator_for_each_client_and_says_how_far_it_is(method):
+def test_every_rival_leaves_a_generator_for_each_client_and_says_how_far_it_is(method, double):
     outcome, events, _, _ = watched(method)
     start = start_nets(SMALL)[0].state_dict()
     rounds = [event for event in events if isinstance(event, GanRound)]
@@ -141,22 +154,22 @@ def test_every_rival_leaves_a_generator_for_each_client_and_says_how_far_it_is(m
 
 @pytest.mark.parametrize("method", ["mdgan", "fslgan"])
 def test_what_a_device_keeps_in_memory_and_in_flowers_state_gives_the_same_generators(method, double):
-    both = outcome_of(method, double).generators, watched(method, double)[0].generators
+    both = outcome_of(method).generators, watched(method)[0].generators
     for fast, plain in zip(*both, strict=True):
         assert_same(fast, plain, 1e-9)
 
 
 @pytest.mark.parametrize("method", ["local", "pflgan"])
 def test_a_lone_devices_memory_is_as_good_as_flowers_state(method, double):
-    left = watched(method, double)[3]
-    for client, state in enumerate(outcome_of(method, double).generators):
+    left = watched(method)[3]
+    for client, state in enumerate(outcome_of(method).generators):
         kept = left[client]["gan"].to_torch_state_dict()
         assert_same(state, {name.removeprefix("g."): t for name, t in kept.items() if name.startswith("g.")}, 1e-9)
 
 
 @pytest.mark.parametrize("method", RIVALS)
-def test_only_centralised_ever_sends_a_real_picture_or_a_clients_labels(method):
-    dealt, leaked = deal(SMALL), set()
+def test_only_centralised_ever_sends_a_real_picture_or_a_clients_labels(method, double):
+    dealt, leaked = held(SMALL), set()
     real = torch.cat(dealt.pictures).flatten(1)  # (N, pixels)
     for _, _, name, tensor in watched(method)[2]:
         if tensor.shape[1:] == dealt.pictures[0].shape[1:]:
@@ -195,7 +208,7 @@ def test_local_only_sends_nothing_but_the_word(double):
     sent = outcome_of("local").trace.frame()
     assert len(sent) == 2 * 3 * SMALL.rounds and sent["bytes"].max() < 200
     assert not watched("local")[2]
-    for client, state in enumerate(outcome_of("local", double).generators):
+    for client, state in enumerate(outcome_of("local").generators):
         assert_same(state, alone(SMALL, client, SMALL.rounds)[0].state_dict(), 1e-9)
 
 
@@ -322,7 +335,7 @@ def test_pfl_gan_is_local_training_until_the_exchange_and_not_after_it(double):
     rival("pflgan").run(replace(SMALL, method="pflgan"), dealt=held(SMALL),
                         on_event=lambda e: rounds.append(e) if isinstance(e, GanRound) else None)  # fmt: skip
     assert_same(rounds[1].generators[2], alone(SMALL, 2, 1)[0].state_dict(), 1e-9)
-    local = outcome_of("local", double).generators[2]["4.0.weight"]
+    local = outcome_of("local").generators[2]["4.0.weight"]
     assert (rounds[2].generators[2]["4.0.weight"] - local).abs().max() > 1e-4
 
 
