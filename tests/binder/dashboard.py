@@ -74,7 +74,7 @@ STILLS_KEPT = """() => [...window.jupyterapp.shell.currentWidget.content.model.c
 
 
 def opened(browser, address):
-    lab = Lab(browser, address, 1200, name=LAB)
+    lab = Lab(browser.new_page(), address, 1200, name=LAB)
     output = lab.run_cell(CELL)
     wait_for(output, "^Ready", seconds=240)
     return lab, output

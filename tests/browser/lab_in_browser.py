@@ -1,15 +1,16 @@
 """Opens a lab in JupyterLab in a headless Chromium, the way a learner does, and watches what the page does."""
 
+import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -51,8 +52,11 @@ def chromium():
 
 
 @contextmanager
-def jupyterlab(folder):
-    """A JupyterLab server on a free port of this machine with a copy of the labs in `folder`. Yields its address."""
+def jupyterlab(folder, warm=False):
+    """A JupyterLab server on a free port of this machine with a copy of the labs in `folder`. Yields its address.
+
+    warm: kernels start with libraries in memory; see warm_kernels.py.
+    """
     for lab in (ROOT / "labs").glob("*.ipynb"):
         shutil.copy(lab, folder)
     shutil.copytree(ROOT / "labs" / "images", folder / "images")
@@ -72,10 +76,16 @@ def jupyterlab(folder):
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0"]
     command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser"]
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
-    with open(folder / "server.log", "w", encoding="utf-8") as log:
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True)
-    address = f"http://127.0.0.1:{port}"
-    try:
+    with ExitStack() as started:
+        if warm:
+            environment["JUPYTER_PATH"] = str(folder / "jupyter")
+            started.enter_context(_warm_kernels(folder, environment))
+        with open(folder / "server.log", "w", encoding="utf-8") as log:
+            server = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, cwd=folder, start_new_session=True
+            )
+        started.callback(_end, server)  # the server ends its kernels
+        address = f"http://127.0.0.1:{port}"
         for _ in range(300):
             try:
                 urllib.request.urlopen(f"{address}/api?token={TOKEN}", timeout=5)
@@ -84,36 +94,69 @@ def jupyterlab(folder):
                 assert server.poll() is None, (folder / "server.log").read_text(encoding="utf-8")
                 time.sleep(0.2)
         yield address
-    finally:
-        server.send_signal(signal.SIGTERM)  # the server ends its kernels
+
+
+@contextmanager
+def _warm_kernels(folder, environment):
+    """The process that kernels are forks of, and a kernel's description for JupyterLab in folder/jupyter."""
+    with tempfile.TemporaryDirectory() as short:  # the path of a socket has 100 characters at most
+        command = [sys.executable, str(Path(__file__).parent / "warm_kernels.py"), str(Path(short) / "kernels")]
+        described = {"argv": [*command, "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+        kernel = folder / "jupyter" / "kernels" / "python3"
+        kernel.mkdir(parents=True)
+        (kernel / "kernel.json").write_text(json.dumps(described), encoding="utf-8")
+        with open(folder / "kernels.log", "w", encoding="utf-8") as log:
+            kernels = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         try:
-            server.wait(30)
-        except subprocess.TimeoutExpired:
-            server.kill()
+            yield
+        finally:
+            _end(kernels)
+
+
+def _end(process):
+    process.terminate()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 class Lab:
-    """A browser page with a lab open. `errors` and `foreign` collect what must not happen."""
+    """A browser page with a lab open. `errors` and `foreign` collect what must not happen.
 
-    def __init__(self, browser, address, width, height=2400, name="03_federated_lora"):
-        self.page = browser.new_page()
-        self.page.set_default_timeout(120_000)  # a guard against hanging: a starved machine is slow
-        self.page.set_viewport_size({"width": width, "height": height})
-        self.errors, self.foreign = [], []
-        self.page.on("console", self._hear)
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
-        self.page.on("request", lambda request: self._note(request.url))
-        self.page.on("websocket", lambda socket: self._note(socket.url))
-        self.page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
-        self.page.wait_for_selector(".jp-Notebook .jp-Cell")
-        self.page.wait_for_function(
+    page: a playwright Page; one that shows this JupyterLab already opens the lab there, which saves loading JupyterLab.
+    """
+
+    def __init__(self, page, address, width, height=2400, name="03_federated_lora"):
+        self.page, self.errors, self.foreign = page, [], []
+        page.set_default_timeout(120_000)  # a guard against hanging: a starved machine is slow
+        page.set_viewport_size({"width": width, "height": height})
+        self._listeners = {
+            "console": self._hear,
+            "pageerror": lambda error: self.errors.append(str(error)),
+            "request": lambda request: self._note(request.url),
+            "websocket": lambda socket: self._note(socket.url),
+        }
+        for event, listener in self._listeners.items():
+            page.on(event, listener)
+        if page.url.startswith(f"{address}/lab"):
+            opened = "async path => { await window.jupyterapp.commands.execute('docmanager:open', {path}); }"
+            page.evaluate(opened, f"{name}.ipynb")  # without braces the widget itself would come back, which can't be
+        else:
+            page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
+        page.wait_for_selector(".jp-Notebook .jp-Cell")
+        page.wait_for_function(
             "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
         )
 
     def close(self):
-        """Shut the kernel down, so that its memory goes back, and close the page."""
-        self.page.evaluate("async () => { await window.jupyterapp.serviceManager.sessions.shutdownAll(); }")
-        self.page.close()
+        """Shut the kernel down, so that its memory goes back, and close the notebook; the page stays."""
+        self.page.evaluate("""async () => {
+            await window.jupyterapp.serviceManager.sessions.shutdownAll();
+            window.jupyterapp.shell.currentWidget.dispose();
+        }""")
+        for event, listener in self._listeners.items():
+            self.page.remove_listener(event, listener)
 
     def _hear(self, message):
         """Keep errors of the console; that there is no language server is none, and JupyterLab 4.4 says so."""
@@ -191,13 +234,17 @@ def wait_for(output, words, seconds=400):
 
 def everything_has_a_name(output):
     """Number boxes, lists and text fields have labels, buttons words, pictures texts."""
-    for field in output.locator("input:visible, select:visible").all():
-        assert field.evaluate("field => [...(field.labels ?? [])].map(l => l.innerText).join('').trim()")
-    for button in output.locator("button:visible").all():
-        name = button.evaluate("button => button.innerText.trim() || button.ariaLabel")
-        assert name, button.evaluate("button => button.outerHTML")
-    for picture in output.locator("img:visible").all():
-        assert picture.get_attribute("alt")
+    nameless = output.evaluate("""output => {
+        const named = {
+            'input, select': field => [...(field.labels ?? [])].map(label => label.innerText).join(''),
+            'button': button => button.innerText.trim() || button.ariaLabel || '',
+            'img': picture => picture.alt,
+        };
+        const visible = one => one.checkVisibility({visibilityProperty: true}) && one.offsetWidth && one.offsetHeight;
+        return Object.entries(named).flatMap(([kind, name]) => [...output.querySelectorAll(kind)].filter(
+            one => visible(one) && !name(one).trim())).map(one => one.outerHTML);
+    }""")
+    assert not nameless, nameless
 
 
 def nothing_is_cut_off(output):
@@ -255,16 +302,19 @@ def keyboard_reaches_everything(lab, output):
     """Tab visits every control that is on the page, and each looks different while it has the focus."""
     controls = output.locator("button:not(.modebar button), input, select, .noUi-handle").filter(visible=True)
     handles = [control for control in controls.element_handles() if control.is_enabled()]
-    lab.page.evaluate("document.activeElement?.blur()")
-    before, missed = [handle.evaluate(LOOK) for handle in handles], set(range(len(handles)))
+    at_page = lab.page.evaluate_handle("handles => { document.activeElement?.blur(); return handles; }", handles)
+    before, missed = at_page.evaluate(f"handles => handles.map({LOOK})"), set(range(len(handles)))
     handles[0].focus()
     lab.page.keyboard.press("Tab")
     lab.page.keyboard.press("Shift+Tab")
     for _ in range(len(handles) + 100):  # a chart's own buttons lie between
-        at = lab.page.evaluate("handles => handles.indexOf(document.activeElement)", handles)
+        at, look = at_page.evaluate(f"""handles => {{
+            const at = handles.indexOf(document.activeElement);
+            return [at, at < 0 ? null : ({LOOK})(handles[at])];
+        }}""")
         if at in missed:
             missed.remove(at)
-            assert handles[at].evaluate(LOOK) != before[at], handles[at].evaluate("one => one.outerHTML")
+            assert look != before[at], handles[at].evaluate("one => one.outerHTML")
         if not missed:
             return
         lab.page.keyboard.press("Tab")

@@ -79,7 +79,7 @@ def test_a_learner_runs_a_method_turns_the_band_and_stops_a_rival(lab, pictures)
 
     output.get_by_role("button", name="Start", exact=True).press("Enter")
     wait_for(output, r"^Done: 3 of 3 rounds in \d+ s. Image score: digits")
-    assert output.locator(".fedgen-strip img").count() == 4 * 10
+    expect(output.locator(".fedgen-strip img")).to_have_count(4 * 10)
     caption = note(output, "Live, on this machine")
     expect(caption).to_contain_text("at 20 MHz")
     for key, end in (("Home", "at 1 MHz"), ("End", "at 1000 MHz")):  # the finished run is timed anew; nothing trains

@@ -20,7 +20,7 @@ def test_every_defence_noise_and_secure_aggregation_on_one_rounds_uploads(lab, p
     turn_to_both_ends(lab, output, KNOBS)
     measure(output)
     wait_for(output, r"^Defence mean: held-out loss \d.*, 0\.\d+ before the round; \d+% of the pictures are as asked")
-    assert output.locator(".fedgen-strip img").count() == 2 * 2, "two prompts, without and with the trigger"
+    expect(output.locator(".fedgen-strip img")).to_have_count(2 * 2)  # two prompts, without and with the trigger
 
     defence, secure = (output.get_by_label(name, exact=True) for name in ("Defence", "Secure aggregation"))
     defence.select_option("krum")
