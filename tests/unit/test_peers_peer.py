@@ -31,6 +31,12 @@ def known():
 
 
 @pytest.fixture(scope="module")
+def known_to_two():
+    """The same for two peers, whose pictures are dealt in another way."""
+    return {}
+
+
+@pytest.fixture(scope="module")
 def outcome():
     return run_peers(TINY)
 
@@ -147,8 +153,8 @@ def test_a_damaged_model_costs_that_model_only(outcome):
 
 
 @pytest.mark.parametrize("choice", ["soup", "fedasync"])
-def test_other_ways_to_go_on(choice):
-    outcome = run_peers(replace(QUICK, choice=choice, soup_of=2))
+def test_other_ways_to_go_on(choice, known_to_two):
+    outcome = run_peers(replace(QUICK, choice=choice, soup_of=2), known=known_to_two)
     parents = outcome.models()["parents"].tolist()
     assert max(map(len, parents)) == (2 if choice == "soup" else 1)
     assert not any(peer.refused for peer in outcome.peers)
@@ -183,9 +189,9 @@ def test_half_time_comers_and_goers(known):
     assert models[models["author"] == 0]["seconds"].max() < 5
 
 
-def test_a_stop_keeps_what_is_on_the_chain():
+def test_a_stop_keeps_what_is_on_the_chain(known_to_two):
     asked = []
-    outcome = run_peers(QUICK, should_stop=lambda: asked.append(1) or len(asked) > 12)
+    outcome = run_peers(QUICK, should_stop=lambda: asked.append(1) or len(asked) > 12, known=known_to_two)
     assert outcome.stopped and 0 < len(outcome.models()) < 4
 
 
