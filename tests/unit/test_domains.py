@@ -122,10 +122,11 @@ def test_the_first_of_many_drawn_pictures_are_those_of_few(name):
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_drawn_pictures_are_light_on_black_inside_the_frame_and_never_twice_the_same(name):
-    images = load_domain(name, 300).images
+    domain = load_domain(name, 300)
+    images = domain.images
     rim = torch.cat([images[:, :, [0, -1]].flatten(), images[:, :, :, [0, -1]].flatten()])
     assert (rim == 0).float().mean() > 0.95 and images.flatten(1).max(1).values.min() > 100
-    assert len(as_rows(load_domain(name, 300))) == 300
+    assert len(as_rows(domain)) == 300
 
 
 @pytest.mark.parametrize("name", DRAWN)
