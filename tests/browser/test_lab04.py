@@ -20,6 +20,9 @@ def test_rules_are_chosen_run_compared_and_stopped(lab, pictures):
     expect(output.locator(".js-plotly-plot")).to_have_count(3)
     keyboard_reaches_everything(lab, output)
     turn_to_both_ends(lab, output, KNOBS)
+    clients, _ = knob(output, "Clients")
+    clients.fill("2")  # each one's pictures are drawn at the end
+    clients.press("Tab")
 
     # Ranks may differ under some rules only.
     ranks = output.get_by_label("Ranks", exact=True)
