@@ -22,6 +22,16 @@ def leave_out_scipy():
     what_transformers_finds.is_scipy_available = lambda: False
 
 
+def import_pandas():
+    """Import pandas without pyarrow, where that is installed: 45 MB. Who needs pyarrow can import it afterwards."""
+    if "pandas" not in sys.modules and "pyarrow" not in sys.modules:
+        sys.modules["pyarrow"] = None  # as Python notes what is not installed
+        try:
+            importlib.import_module("pandas")
+        finally:
+            del sys.modules["pyarrow"]
+
+
 def import_torchmetrics():
     """Import torchmetrics without scipy, matplotlib and transformers: 115 MB and two seconds less.
 

@@ -25,7 +25,9 @@ def test_a_clone_is_set_up_and_opened_by_make_lab(terminal, ports, tmp_path):
     terminal.environment["PATH"] = terminal.environment["PATH"].partition(":")[2]  # no environment is active yet
     trust = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
     terminal.environment |= trust  # a checkout may be somebody else's
-    script = block_with("make lab").text.replace(REPOSITORY, str(ROOT))
+    (origin := tmp_path / "origin").mkdir()
+    (origin / "fedgen-lab").symlink_to(ROOT)  # the clone takes its name from there, whatever this checkout is called
+    script = block_with("make lab").text.replace(REPOSITORY, str(origin / "fedgen-lab"))
     assert script.endswith("make lab\n")
     process = terminal.start(f"{script.strip()} BROWSER=0 PORT={ports(8888)}", tmp_path)
     address = read_address(process)

@@ -30,3 +30,13 @@ def test_pictures_are_drawn_and_scored_without_libraries_for_other_uses(work, re
         [sys.executable, "-c", before + work + LOADED], capture_output=True, text=True, encoding="utf-8", check=True
     )
     assert done.stdout.splitlines()[-2:] == [result, "[]"]
+
+
+def test_pandas_comes_without_pyarrow_which_can_still_be_used():
+    work = "from fedgen_lab.lean import import_pandas\nimport_pandas()\nimport pandas, sys\n"
+    later = "first = [name for name in sys.modules if name.startswith('pyarrow')]\nimport pyarrow\n"
+    table = "print(first, pyarrow.Table.from_pandas(pandas.DataFrame({'a': ['x', None]})).to_pandas()['a'].tolist())"
+    done = subprocess.run(
+        [sys.executable, "-c", work + later + table], capture_output=True, text=True, encoding="utf-8", check=True
+    )
+    assert done.stdout.splitlines()[-1] in ("[] ['x', None]", "[] ['x', nan]")
