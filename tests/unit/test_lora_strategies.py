@@ -150,7 +150,7 @@ def test_every_client_starts_from_the_servers_model_also_after_missing_a_round(r
             if (server_round, client) in watched.starts:
                 torch.testing.assert_close(watched.starts[server_round, client], wanted, rtol=0, atol=5e-4)
     assert (4, 1) in watched.starts and (2, 2) in watched.starts
-    assert (watched.starts[4, 1] - watched.starts[1, 0]).abs().max() > 0.01, "something was learned"
+    assert (watched.starts[4, 1] - watched.starts[1, 0]).abs().max() > 0.005, "something was learned"
 
 
 @pytest.mark.parametrize("rule", SERVED)
