@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from fedgen_lab.course import LABS, MEMORY_LIMIT_MEGABYTES, declared_requirements
-from fedgen_lab.lean import import_pandas
+from fedgen_lab.lean import import_pandas, return_large_blocks
 
 # What a notebook itself runs on, and torch, which a host brings for its own processor: another version breaks both.
 HOSTS_OWN = ("ipykernel", "ipython", "jupyterlab", "torch")
@@ -26,8 +26,9 @@ SECONDS_TO_ANSWER = 3
 
 
 def set_up():
-    """What a lab's first cell calls: install what is missing, then tell which other labs are still running."""
+    """What a lab's first cell calls: install what is missing, save memory, tell which other labs are still running."""
     install(missing())
+    return_large_blocks()
     import_pandas()
     labs = running_labs()
     if labs:
