@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 REPOSITORY = "https://github.com/fedgen-lab/fedgen-lab"
-MEMORY_LIMIT_MEGABYTES = 1000  # what one Binder session is sure to have
+MEMORY_LIMIT_MEGABYTES = 850  # of the 1,000 that one Binder session is sure to have, its server takes 120
 SET_UP_CELL = f"""# Set-up. On Colab this installs the course. Where another lab is still running, it says so.
 from importlib.util import find_spec
 

@@ -7,7 +7,7 @@ from fedgen_lab.flops import flop_counter
 
 
 def test_attention_counts_forward_and_backward():
-    query, key, value = (torch.randn(3, 2, 5, 8, requires_grad=True) for _ in range(3))  # (pictures, heads, tokens, size)
+    query, key, value = (torch.randn(3, 2, 5, 8, requires_grad=True) for _ in range(3))  # (B, heads, tokens, size)
     with flop_counter() as forward:
         attended = F.scaled_dot_product_attention(query, key, value)
     with flop_counter() as backward:

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from readme_blocks import ROOT, block_with, read_blocks
 
+from fedgen_lab.course import MEMORY_LIMIT_MEGABYTES
 from fedgen_lab.pictures.folders import read_folder
 from fedgen_lab.split.deal import published_scenario
 
@@ -68,4 +69,7 @@ def test_the_example_of_a_gan_trains_one(capsys):
 def test_names_and_numbers_in_readmes_sentences_are_those_of_the_code():
     targets = set(re.findall(r"`make ([a-z-]+)", README))
     assert targets <= set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    limit = f"{MEMORY_LIMIT_MEGABYTES:,} MB"
+    assert f"A lab's kernel takes up to {limit} of memory" in README
+    assert (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").count(limit) == 2
     assert [published_scenario(f"S{number}").num_clients > 0 for number in range(1, 7)] == 6 * [True]
