@@ -17,7 +17,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="a script for a POSIX shell")
 # conda-forge's names where they differ
-ON_CONDA = {"torch": "pytorch-cpu", "matplotlib": "matplotlib-base", "jupyter-core": "jupyter_core"}
+ON_CONDA = {"torch": "pytorch-cpu", "jupyter-core": "jupyter_core"}
 ONLY_CONDA = {"python", "pip", "hatchling"}  # what conda has to be told and pip knows by itself
 
 
