@@ -113,7 +113,7 @@ def test_scores_know_the_base_from_an_adapter(outcome):
 def test_the_shipped_base_scores_high_on_what_it_was_trained_on_and_low_on_the_new_objects(monkeypatch):
     monkeypatch.setattr("fedgen_lab.lora.pipeline.shipped", shipped)
     monkeypatch.setattr("fedgen_lab.lora.device.load_pipeline", load_pipeline)
-    (base,) = score(SMALL, [{}]).to_dict("records")
+    (base,) = score(replace(SMALL, num_prompts=12), [{}]).to_dict("records")
     assert base["object"] <= 0.25, "the base never saw these objects"
     assert base["old_all"] >= 0.75, "it draws what it was trained on"
 
