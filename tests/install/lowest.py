@@ -53,7 +53,8 @@ def unreached(floors, versions):
 
 def install(folder, python, versions):
     """An environment of these versions; its Python. PyTorch comes without CUDA where its own index can be reached."""
-    subprocess.run([sys.executable, "-m", "uv", "venv", "--clear", "--seed", "--python", python, str(folder)], check=True)
+    make = [sys.executable, "-m", "uv", "venv", "--clear", "--seed", "--python", python, str(folder)]
+    subprocess.run(make, check=True)
     found = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     here = ["--no-config", "--python", str(found)]
     small = [*UV, "install", *here, "--no-deps", *CPU_INDEX[:2], f"torch=={versions['torch']}+cpu"]

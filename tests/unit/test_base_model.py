@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from fedgen_lab.lora.pipeline import draw, load_pipeline
 from fedgen_lab.pictures import sprites
@@ -110,3 +111,11 @@ def flat(picture: Image.Image) -> torch.Tensor:
     picture = picture.convert("RGBA")
     page = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB").resize((32, 32))
     return torch.tensor(list(page.tobytes()), dtype=torch.float32).view(32, 32, 3).permute(2, 0, 1) / 127.5 - 1
+
+
+def test_old_and_new_transformers_know_the_names_of_the_text_encoders_weights(pipe):
+    """Transformers 5 writes them without "text_model." and reads both; with 4 random weights would stay, silently."""
+    saved, loaded = load_file(shipped("tiny-sd") / "text_encoder" / "model.safetensors"), pipe.text_encoder.state_dict()
+    assert len(saved) == len(loaded) and all(name.startswith("text_model.") for name in saved)
+    for name, weights in loaded.items():
+        assert torch.equal(saved[f"text_model.{name.removeprefix('text_model.')}"], weights)
