@@ -38,7 +38,7 @@ def import_pandas():
 def return_large_blocks():
     """Let the C library give a block of 768 kB or more back as soon as it is freed: 15 MB for 2 % of a training's time.
 
-    Smaller blocks would be another 25 MB, and each costs page faults: a quarter of the time. glibc only.
+    From 256 kB on it would be 40 to 70 MB, but page faults take a quarter of the time. glibc only.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
@@ -46,7 +46,7 @@ def return_large_blocks():
 
 
 def import_torchmetrics():
-    """Import torchmetrics without scipy, matplotlib and transformers: 115 MB and two seconds less.
+    """Import torchmetrics without scipy, matplotlib and transformers: 111 MB less.
 
     It needs them for its metrics of texts and sounds and for its plots; the image metrics of this course need torch.
     """

@@ -65,7 +65,7 @@ def dirichlet(attributes: pd.DataFrame, by: str, num_clients: int, alpha: float,
     alpha: 100 is close to IID, 0.1 leaves most clients with few concepts and very different numbers of pictures.
     A client that the draw leaves with nothing is given one picture of the client that holds most.
 
-    Raises ValueError for an alpha that is not positive and finite, and as `iid` does. Hsu et al. 2019, section 3.
+    Raises ValueError for an alpha that is not positive and finite, and as `iid` does.
     """
     if not 0 < alpha < float("inf"):
         raise ValueError(f"alpha must be a positive number; got {alpha!r}. Try 0.1 (very uneven) to 100 (nearly even).")
@@ -96,7 +96,6 @@ def pathological(attributes: pd.DataFrame, by: str, num_clients: int, concepts_p
     again from the top, so that each of them gets one. A concept that nobody drew is held by nobody.
 
     Raises ValueError where concepts_per_client is not between 1 and the number of concepts, and as `iid` does.
-    McMahan et al. 2017, section 3.
     """
     _check_enough(attributes, num_clients)
     concepts, names = _concepts(attributes, by)
