@@ -242,6 +242,10 @@ def assemble(args) -> None:
     text.load_state_dict(averages["text"])
     vae.register_to_config(scaling_factor=numbers["scaling"])
     make_pipeline(vae, text, tokenizer, unet).to(torch.float16).save_pretrained(OUT)
+    # transformers 4 knows the text encoder's weights by the names with "text_model." alone, transformers 5 by both
+    weights = load_file(OUT / "text_encoder" / "model.safetensors")
+    weights = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in weights.items()}
+    save_file(weights, OUT / "text_encoder" / "model.safetensors", {"format": "pt"})
     # transformers 4 reads vocab.json and merges.txt, and has a slow tokenizer that splits some texts in another way
     tokenizer.backend_tokenizer.model.save(str(OUT / "tokenizer"))
     index = (OUT / "model_index.json").read_text(encoding="utf-8")

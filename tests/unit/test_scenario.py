@@ -32,7 +32,7 @@ def test_the_test_profile_is_smaller_than_the_lesson(monkeypatch):
     small = Scenario.for_profile(num_clients=3)
     monkeypatch.delenv("FEDGEN_PROFILE")
     assert small.num_clients == 3 and small.rounds * small.local_steps < Scenario.for_profile().local_steps
-    assert Scenario.for_profile() == Scenario()
+    assert Scenario.for_profile() == Scenario(rounds=3)
 
 
 def test_an_unknown_profile_is_named(monkeypatch):
