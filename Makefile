@@ -86,6 +86,7 @@ test-browser: $(VENV)/test-installed
 
 lint: $(VENV)/test-installed
 	$(BIN)/ruff check fedgen_lab labs tests data conftest.py install_torch.py
+	$(BIN)/ruff format --check -q fedgen_lab tests data conftest.py install_torch.py
 
 measure: $(VENV)/test-installed
 	$(BIN)/python tests/labs/measure.py

@@ -20,7 +20,9 @@ START_IDLE = "from fedgen_lab.dashboards.panel import start_idle; start_idle()"
 
 
 def pytest_addoption(parser):
-    parser.addini("kernel_megabytes", "peak memory at which a lab fails", default=str(MEMORY_LIMIT_MEGABYTES))
+    parser.addini(
+        "kernel_megabytes", "peak memory at which a lab fails", default=str(MEMORY_LIMIT_MEGABYTES)
+    )
 
 
 def pytest_configure(config):
@@ -46,7 +48,9 @@ def pytest_runtest_call(item):
         assert reply["status"] == "ok", f"the lab's dashboards could not be started: {reply}"
     peak = peak_megabytes(kernel.km.provisioner.pid)
     if peak is None:
-        assert not sys.platform.startswith("linux"), f"no peak memory could be read for {item.parent.path}"
+        assert not sys.platform.startswith("linux"), (
+            f"no peak memory could be read for {item.parent.path}"
+        )
         return result
     item.user_properties.append((PEAK, peak))
     limit = float(item.config.getini("kernel_megabytes"))

@@ -17,14 +17,23 @@ import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 
-CPU_INDEX = ["--index-url", "https://download.pytorch.org/whl/cpu", "--timeout", "10", "--retries", "0"]
+CPU_INDEX = [
+    "--index-url",
+    "https://download.pytorch.org/whl/cpu",
+    "--timeout",
+    "10",
+    "--retries",
+    "0",
+]
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 
 
 def has_nvidia_gpu():
     """Whether nvidia-smi is there and lists at least one GPU."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, encoding="utf-8")
+        listed = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, encoding="utf-8"
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return listed.returncode == 0 and "GPU" in listed.stdout
@@ -33,14 +42,22 @@ def has_nvidia_gpu():
 def cpu_builds(listing):
     """The "+cpu" versions, newest first, in what `pip index versions` prints."""
     lines = [line for line in listing.splitlines() if line.startswith("Available versions:")]
-    return [version.strip() for line in lines for version in line.partition(":")[2].split(",") if "+cpu" in version]
+    return [
+        version.strip()
+        for line in lines
+        for version in line.partition(":")[2].split(",")
+        if "+cpu" in version
+    ]
 
 
 def offered(options):
     """The "+cpu" versions that pip can see with `options`; none when it can't say within two minutes."""
     try:
         asked = subprocess.run(
-            [*PIP, "index", "versions", "torch", *options], capture_output=True, timeout=120, encoding="utf-8"
+            [*PIP, "index", "versions", "torch", *options],
+            capture_output=True,
+            timeout=120,
+            encoding="utf-8",
         )
     except subprocess.TimeoutExpired:
         return []
@@ -55,14 +72,23 @@ def main():
         return print("torch: pip's usual build is the right one here.")
     if has_nvidia_gpu():
         return print("torch: an NVIDIA GPU is here, so pip's usual build with CUDA it is.")
-    project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads(Path(__file__).with_name("pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     wanted = next(line for line in project["dependencies"] if line.startswith("torch>"))
     for place, options in (("pip's own configuration", []), ("PyTorch's CPU index", CPU_INDEX)):
         for version in offered(options)[:1]:
             print(f"torch: no NVIDIA GPU here, taking {version} from {place}.", flush=True)
-            if subprocess.run([*PIP, "install", "-q", *options, wanted, f"torch=={version}"]).returncode == 0:
+            if (
+                subprocess.run(
+                    [*PIP, "install", "-q", *options, wanted, f"torch=={version}"]
+                ).returncode
+                == 0
+            ):
                 return None
-    return print("torch: no CPU build is on offer here; pip's usual build follows, which may be large.")
+    return print(
+        "torch: no CPU build is on offer here; pip's usual build follows, which may be large."
+    )
 
 
 if __name__ == "__main__":

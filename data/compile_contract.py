@@ -1,6 +1,6 @@
 """Compile fedgen_lab/peers/contract.vy to contract.json beside it. Needs Vyper: pip install -e ".[test]".
 
-    python data/compile_contract.py
+python data/compile_contract.py
 """
 
 import json
@@ -16,9 +16,11 @@ def build():
     source = (PEERS / "contract.vy").read_text(encoding="utf-8")
     made = vyper.compile_code(source, output_formats=["abi", "bytecode", "bytecode_runtime"])
     return {
-        "vyper": vyper.__version__, "abi": made["abi"], "bytecode": made["bytecode"],
+        "vyper": vyper.__version__,
+        "abi": made["abi"],
+        "bytecode": made["bytecode"],
         "runtime": made["bytecode_runtime"],
-    }  # fmt: skip
+    }
 
 
 if __name__ == "__main__":

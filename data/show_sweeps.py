@@ -1,6 +1,6 @@
 """Print the recorded sweeps as Markdown tables: means over seeds, in brackets the lowest and the highest.
 
-    python data/show_sweeps.py
+python data/show_sweeps.py
 """
 
 import json
@@ -22,7 +22,12 @@ def table(name, measures):
         result = dict(entry["result"])
         if isinstance(result.get("loss"), list):
             result["base loss"] = result["loss"][0]
-        rows.append({**entry["point"], **{measure: after_last_round(result[measure]) for measure in measures}})
+        rows.append(
+            {
+                **entry["point"],
+                **{measure: after_last_round(result[measure]) for measure in measures},
+            }
+        )
     knobs = list(dict.fromkeys(knob for entry in entries for knob in entry["point"]))
     rows = pd.DataFrame(rows).fillna({"model": "lora"})  # sweep copying names its other model only
     return with_spread(rows.groupby(knobs, sort=False), measures, ".3g")
@@ -31,13 +36,16 @@ def table(name, measures):
 def with_spread(points, measures, digits):
     """Grouped runs as a table of texts, "mean (lowest-highest)", with the number of seeds."""
     spread = points[measures].agg(["mean", "min", "max"])
-    text = pd.DataFrame({
-        measure: [
-            f"{row['mean']:{digits}} ({row['min']:{digits}}-{row['max']:{digits}})"
-            for _, row in spread[measure].iterrows()
-        ]
-        for measure in measures
-    }, index=spread.index)  # fmt: skip
+    text = pd.DataFrame(
+        {
+            measure: [
+                f"{row['mean']:{digits}} ({row['min']:{digits}}-{row['max']:{digits}})"
+                for _, row in spread[measure].iterrows()
+            ]
+            for measure in measures
+        },
+        index=spread.index,
+    )
     return text.join(points.size().rename("seeds")).reset_index()
 
 
@@ -53,7 +61,9 @@ def gan_table(measures):
     recorded = recorded_gans(SWEEPS / "huscf_gan.json")
     text = recorded[["scenario", "method"]].copy()
     for measure in measures:
-        spread = zip(recorded[measure], recorded[f"{measure}_low"], recorded[f"{measure}_high"], strict=True)
+        spread = zip(
+            recorded[measure], recorded[f"{measure}_low"], recorded[f"{measure}_high"], strict=True
+        )
         text[measure] = [f"{mean:.3g} ({low:.3g}-{high:.3g})" for mean, low, high in spread]
     for price in ("megabytes", "wireless_seconds", "gigaflops"):
         text[price] = [f"{value:.3g}" for value in recorded[price]]
@@ -62,7 +72,9 @@ def gan_table(measures):
 
 def attacks_table(measures):
     """One row for each point of sweep peers_attacks: means over seeds, without those where there was nothing."""
-    points = recorded_attacks().groupby(["attack", "attackers", "vote_rule", "open_votes", "seconds"], sort=False)
+    points = recorded_attacks().groupby(
+        ["attack", "attackers", "vote_rule", "open_votes", "seconds"], sort=False
+    )
     return with_spread(points, measures, ".2f")
 
 
@@ -74,15 +86,35 @@ def markdown(rows):
 
 if __name__ == "__main__":
     lora = ["loss", "object", "old_all", "kid", "megabytes_up", "wireless_seconds", "base loss"]
-    leak = ["labels_from_generator", "labels_from_discriminator", "mse", "baseline_mse", "image_score", "kid"]
+    leak = [
+        "labels_from_generator",
+        "labels_from_discriminator",
+        "mse",
+        "baseline_mse",
+        "image_score",
+        "kid",
+    ]
     print(markdown(table("federated_lora", lora)), end="\n\n")
     print(markdown(table("own_pictures", ["loss", "base loss"])), end="\n\n")
     print(markdown(table("smashed_data", leak)), end="\n\n")
-    print(markdown(table("copying", ["captions", "copied", "others", "ratio", "auc", "tpr"])), end="\n\n")
+    print(
+        markdown(table("copying", ["captions", "copied", "others", "ratio", "auc", "tpr"])),
+        end="\n\n",
+    )
     told = ["loss", "fidelity", "server's auc", "server's tpr", "auc", "backdoor", "loss before"]
     print(markdown(table("what_leaks", told)), end="\n\n")
     told = ["qn", "fid", "kid", "rc", "copied", "auc", "tpr", "authpct", "ct", "fld"]
     print(markdown(table("pdfed", told)), end="\n\n")
-    told = ["models", "steps", "built_on", "paid", "fair", "vote_gap", "vote_correlation", "kid", "copied"]
+    told = [
+        "models",
+        "steps",
+        "built_on",
+        "paid",
+        "fair",
+        "vote_gap",
+        "vote_correlation",
+        "kid",
+        "copied",
+    ]
     print(markdown(attacks_table(told)), end="\n\n")
     print(markdown(gan_table(["image_score", "kid", "precision", "recall", "accuracy"])))

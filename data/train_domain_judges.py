@@ -24,7 +24,9 @@ DRAWN = 6_000  # training pictures of a drawn domain; of the real digits there a
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", default=SHIPPED, help="only these domains")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--steps", type=int, default=600)
@@ -37,7 +39,9 @@ def main():
         for side in SIDES:
             began = time.process_time()
             training = load_domain(name, None if name == "digits" else DRAWN, side, args.seed)
-            judge = train_judge(training, args.seed, args.steps).half().float()  # as it will be read from the disk
+            judge = (
+                train_judge(training, args.seed, args.steps).half().float()
+            )  # as it will be read from the disk
             unseen = load_domain(name, None, side, args.seed, held_out=True)
             save_file(judge.half().state_dict(), OUT / f"{name}-{side}.safetensors")
             judge = judge.float()
@@ -50,7 +54,9 @@ def main():
             }
             print(f"{name}-{side}: {json.dumps(judges[f'{name}-{side}'])}", flush=True)
     made = {"command": "python data/train_domain_judges.py", "seed": args.seed, "steps": args.steps}
-    log.write_text(json.dumps({**made, "torch": torch.__version__, "judges": judges}, indent=1) + "\n", "utf-8")
+    log.write_text(
+        json.dumps({**made, "torch": torch.__version__, "judges": judges}, indent=1) + "\n", "utf-8"
+    )
 
 
 if __name__ == "__main__":

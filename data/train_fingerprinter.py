@@ -7,6 +7,7 @@ pictures. Then it is frozen, and the verifier learns to tell a picture's altered
 the pictures whose fingerprints are nearest to it (a hard "no") and of any other (an easy "no"). One seed decides
 everything. The log says what both do on pictures that they never saw.
 """
+
 import argparse
 import json
 import time
@@ -20,7 +21,13 @@ from safetensors.torch import save_file
 from fedgen_lab.memorization.fingerprint import Fingerprinter, altered, contrastive_loss
 from fedgen_lab.memorization.verifier import CONFIRMED, Verifier, described
 from fedgen_lab.pictures.domains import OFFLINE, load_domain
-from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw_sprites
+from fedgen_lab.pictures.sprites import (
+    HELD_OUT_OBJECTS,
+    HELD_OUT_STYLES,
+    OBJECTS,
+    STYLES,
+    draw_sprites,
+)
 
 HERE = Path(__file__).parent
 SIDES = (8, 14, 28)  # pixels at which grey pictures may come, before they are resized to 32
@@ -51,11 +58,16 @@ def train_fingerprinter(kinds, steps, seed, report):
     rng = torch.Generator().manual_seed(seed)
     net = Fingerprinter()
     optimiser = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 3e-3, total_steps=steps, pct_start=0.1
+    )
     names = [name for name in kinds if name != "sprites"]
     for step in range(1, steps + 1):
         name = names[int(torch.randint(len(names), (1,), generator=rng))]
-        chosen = [kinds[kind][torch.randint(len(kinds[kind]), (HALF,), generator=rng)] for kind in ("sprites", name)]
+        chosen = [
+            kinds[kind][torch.randint(len(kinds[kind]), (HALF,), generator=rng)]
+            for kind in ("sprites", name)
+        ]
         images = as_float(torch.cat(chosen))  # (2 * HALF, 3, 32, 32)
         prints = net.features(torch.cat([images, altered(images, rng)]))
         loss = contrastive_loss(*prints.split(2 * HALF))
@@ -81,7 +93,9 @@ def train_verifier(net, kinds, steps, seed, report):
     rng = torch.Generator().manual_seed(seed)
     verifier = Verifier()
     optimiser = torch.optim.AdamW(verifier.parameters(), lr=2e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 2e-3, total_steps=steps, pct_start=0.1
+    )
     near = {kind: nearest_others(net, images) for kind, images in kinds.items()}
     grey = [name for name in kinds if name != "sprites"]
     for step in range(1, steps + 1):
@@ -93,8 +107,12 @@ def train_verifier(net, kinds, steps, seed, report):
             maps = net.maps(torch.cat([images, altered(images, rng)]))
         originals, copies = verifier.regions(maps).split(2 * HALF)
         swapped, any_other = torch.arange(2 * HALF).roll(HALF), torch.arange(2 * HALF).roll(7)
-        logits = torch.cat([verifier.logits(originals, copies[order])
-                            for order in (torch.arange(2 * HALF), swapped, any_other)])  # fmt: skip
+        logits = torch.cat(
+            [
+                verifier.logits(originals, copies[order])
+                for order in (torch.arange(2 * HALF), swapped, any_other)
+            ]
+        )
         answer = torch.zeros(len(logits))
         answer[: 2 * HALF] = 1
         loss = F.binary_cross_entropy_with_logits(logits, answer)
@@ -115,21 +133,35 @@ def examined(net, verifier, kinds, unseen, seed):
         prints, regions = described(images, net, verifier)
         copy_prints, copy_regions = described(altered(as_float(images), rng), net, verifier)
         others_prints, others_regions = described(kinds[kind][:2_000], net, verifier)
-        nearest = (prints @ others_prints.T).argmax(1)  # of a fresh picture among the training pictures
+        nearest = (prints @ others_prints.T).argmax(
+            1
+        )  # of a fresh picture among the training pictures
         found[kind] = {
-            "copy_found_first": float(((copy_prints @ prints.T).argmax(1) == torch.arange(len(images))).float().mean()),
+            "copy_found_first": float(
+                ((copy_prints @ prints.T).argmax(1) == torch.arange(len(images))).float().mean()
+            ),
             "copies_confirmed": float((verifier(regions, copy_regions) > CONFIRMED).float().mean()),
-            "exact_copies_confirmed": float((verifier(regions, regions) > CONFIRMED).float().mean()),
-            "nearest_others_confirmed": float((verifier(regions, others_regions[nearest]) > CONFIRMED).float().mean()),
+            "exact_copies_confirmed": float(
+                (verifier(regions, regions) > CONFIRMED).float().mean()
+            ),
+            "nearest_others_confirmed": float(
+                (verifier(regions, others_regions[nearest]) > CONFIRMED).float().mean()
+            ),
         }
-    return {kind: {name: round(value, 4) for name, value in row.items()} for kind, row in found.items()}
+    return {
+        kind: {name: round(value, 4) for name, value in row.items()} for kind, row in found.items()
+    }
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--sprites", type=int, default=8_000)
-    parser.add_argument("--grey", type=int, default=2_400, help="letters, garments, runes each; digits: 1,438")
+    parser.add_argument(
+        "--grey", type=int, default=2_400, help="letters, garments, runes each; digits: 1,438"
+    )
     parser.add_argument("--fingerprinter-steps", type=int, default=500)
     parser.add_argument("--verifier-steps", type=int, default=2_000)
     parser.add_argument("--out", type=Path, default=HERE / "fingerprinter")
@@ -146,18 +178,38 @@ def main():
     drawing, unseen_drawing, first, second, last = np.random.SeedSequence(args.seed).spawn(5)
     read = Fingerprinter().read
     kinds = collections(drawing, args.sprites, args.grey, read)
-    net = train_fingerprinter(kinds, args.fingerprinter_steps, int(first.generate_state(1)[0]), report).half().float()
-    verifier = train_verifier(net, kinds, args.verifier_steps, int(second.generate_state(1)[0]), report).half().float()
+    net = (
+        train_fingerprinter(
+            kinds, args.fingerprinter_steps, int(first.generate_state(1)[0]), report
+        )
+        .half()
+        .float()
+    )
+    verifier = (
+        train_verifier(net, kinds, args.verifier_steps, int(second.generate_state(1)[0]), report)
+        .half()
+        .float()
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     for name, trained in (("fingerprinter", net), ("verifier", verifier)):
-        save_file({key: value.half() for key, value in trained.state_dict().items()}, args.out / f"{name}.safetensors")
+        save_file(
+            {key: value.half() for key, value in trained.state_dict().items()},
+            args.out / f"{name}.safetensors",
+        )
     unseen = collections(unseen_drawing, 500, 500, read, held_out=True)
-    notes = {"command": "python data/train_fingerprinter.py", "torch": torch.__version__, "cpu_seconds": None,
-             **{name: value for name, value in vars(args).items() if name != "out"},
-             "unseen": examined(net, verifier, kinds, unseen, int(last.generate_state(1)[0])), "log": log}  # fmt: skip
+    notes = {
+        "command": "python data/train_fingerprinter.py",
+        "torch": torch.__version__,
+        "cpu_seconds": None,
+        **{name: value for name, value in vars(args).items() if name != "out"},
+        "unseen": examined(net, verifier, kinds, unseen, int(last.generate_state(1)[0])),
+        "log": log,
+    }
     notes["cpu_seconds"] = round(time.process_time() - began)
     print(json.dumps(notes["unseen"], indent=1), flush=True)
-    (args.out / "fingerprinter.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
+    (args.out / "fingerprinter.json").write_text(
+        json.dumps(notes, indent=1) + "\n", encoding="utf-8"
+    )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,13 @@ from fedgen_lab.lora.local import noise_schedule, train
 from fedgen_lab.lora.pipeline import encode, load_pipeline
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, draw_sprites
 
-SEED, PICTURES, STEPS, BATCH_SIZE, LEARNING_RATE = 108, 256, 160, 16, 2e-3  # rank 8 and this rate are lab 03's
+SEED, PICTURES, STEPS, BATCH_SIZE, LEARNING_RATE = (
+    108,
+    256,
+    160,
+    16,
+    2e-3,
+)  # rank 8 and this rate are lab 03's
 
 
 def main():
@@ -27,10 +33,20 @@ def main():
     pipeline = load_pipeline(device="cpu")
     add_adapter(pipeline.unet, rank=8, seed=SEED)
     own = encode(pipeline, draw_sprites(PICTURES, SEED, objects=sorted(HELD_OUT_OBJECTS)))
-    losses = train(pipeline.unet, noise_schedule(pipeline), own, STEPS, BATCH_SIZE, LEARNING_RATE, SEED)
-    half = {name: tensor.half().contiguous() for name, tensor in trainable_state(pipeline.unet).items()}
-    save_file(half, folder / "adapter.safetensors", {"made by": "data/train_first_adapter.py", "seed": str(SEED)})
-    lines = [f"step {at}: loss {sum(losses[at - 20 : at]) / 20:.4f}" for at in range(20, STEPS + 1, 20)]
+    losses = train(
+        pipeline.unet, noise_schedule(pipeline), own, STEPS, BATCH_SIZE, LEARNING_RATE, SEED
+    )
+    half = {
+        name: tensor.half().contiguous() for name, tensor in trainable_state(pipeline.unet).items()
+    }
+    save_file(
+        half,
+        folder / "adapter.safetensors",
+        {"made by": "data/train_first_adapter.py", "seed": str(SEED)},
+    )
+    lines = [
+        f"step {at}: loss {sum(losses[at - 20 : at]) / 20:.4f}" for at in range(20, STEPS + 1, 20)
+    ]
     (folder / "log.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

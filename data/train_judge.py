@@ -5,6 +5,7 @@
 It learns from drawn sprites only, all 24 objects and 11 styles, blurred or noisy at times so that small faults of a
 generated picture do not distract it. One seed decides everything.
 """
+
 import argparse
 import json
 import time
@@ -15,7 +16,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, Pictures, draw_sprites
+from fedgen_lab.pictures.sprites import (
+    HELD_OUT_OBJECTS,
+    HELD_OUT_STYLES,
+    OBJECTS,
+    STYLES,
+    Pictures,
+    draw_sprites,
+)
 from fedgen_lab.scores import WORDS, Judge
 
 HERE = Path(__file__).parent
@@ -24,7 +32,9 @@ ALL = {"objects": OBJECTS + HELD_OUT_OBJECTS, "styles": STYLES + HELD_OUT_STYLES
 
 def answers(pictures: Pictures) -> torch.Tensor:
     """(N, 4) indices into WORDS, one column per head."""
-    return torch.tensor([[words.index(w) for w in pictures.attributes[name]] for name, words in WORDS.items()]).T
+    return torch.tensor(
+        [[words.index(w) for w in pictures.attributes[name]] for name, words in WORDS.items()]
+    ).T
 
 
 def disturbed(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -43,14 +53,23 @@ def disturbed(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 def shares_right(judge: Judge, pictures: Pictures) -> dict[str, float]:
     judge.eval()
     logits = [judge(batch) for batch in pictures.as_tensor().split(500)]
-    right = torch.stack([torch.cat([out[name] for out in logits]).argmax(1) == answers(pictures)[:, k]
-                         for k, name in enumerate(WORDS)], 1)  # (N, 4)
+    right = torch.stack(
+        [
+            torch.cat([out[name] for out in logits]).argmax(1) == answers(pictures)[:, k]
+            for k, name in enumerate(WORDS)
+        ],
+        1,
+    )  # (N, 4)
     judge.train()
-    return dict(zip(WORDS, right.float().mean(0).tolist(), strict=True)) | {"all": float(right.all(1).float().mean())}
+    return dict(zip(WORDS, right.float().mean(0).tolist(), strict=True)) | {
+        "all": float(right.all(1).float().mean())
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--sprites", type=int, default=40_000)
     parser.add_argument("--steps", type=int, default=3_500)
@@ -59,12 +78,19 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.manual_seed(args.seed)
-    draw_seed, test_seed, batch_seed = (int(s.generate_state(1)[0]) for s in np.random.SeedSequence(args.seed).spawn(3))
-    train, unseen = draw_sprites(args.sprites, draw_seed, **ALL), draw_sprites(4_000, test_seed, **ALL)
+    draw_seed, test_seed, batch_seed = (
+        int(s.generate_state(1)[0]) for s in np.random.SeedSequence(args.seed).spawn(3)
+    )
+    train, unseen = (
+        draw_sprites(args.sprites, draw_seed, **ALL),
+        draw_sprites(4_000, test_seed, **ALL),
+    )
     labels, rng = answers(train), torch.Generator().manual_seed(batch_seed)
     judge = Judge()
     optimiser = torch.optim.AdamW(judge.parameters(), lr=3e-3, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, total_steps=args.steps, pct_start=0.1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, 3e-3, total_steps=args.steps, pct_start=0.1
+    )
     wall, cpu = time.time(), time.process_time()
     log = []
     for step in range(1, args.steps + 1):
@@ -78,14 +104,29 @@ def main() -> None:
         schedule.step()
         if step % 500 == 0 or step == args.steps:
             right = shares_right(judge, unseen)
-            log.append({"step": step, "seconds": round(time.time() - wall), "cpu_seconds":
-                        round(time.process_time() - cpu), "loss": round(loss.item(), 4)} | right)
+            log.append(
+                {
+                    "step": step,
+                    "seconds": round(time.time() - wall),
+                    "cpu_seconds": round(time.process_time() - cpu),
+                    "loss": round(loss.item(), 4),
+                }
+                | right
+            )
             print(json.dumps(log[-1]), flush=True)
     args.out.mkdir(parents=True, exist_ok=True)
     save_file(judge.half().state_dict(), args.out / "judge.safetensors")
-    notes = {"command": "python data/train_judge.py", "seed": args.seed, "sprites": args.sprites, "steps": args.steps,
-             "batch": args.batch, "width": judge.width, "torch": torch.__version__,
-             "unseen_sprites": len(unseen), "log": log}
+    notes = {
+        "command": "python data/train_judge.py",
+        "seed": args.seed,
+        "sprites": args.sprites,
+        "steps": args.steps,
+        "batch": args.batch,
+        "width": judge.width,
+        "torch": torch.__version__,
+        "unseen_sprites": len(unseen),
+        "log": log,
+    }
     (args.out / "judge.json").write_text(json.dumps(notes, indent=1) + "\n", encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ stage that was interrupted goes on from its last checkpoint in data/.training. E
 seed, so a resumed run is the same run.
 Latent diffusion: Rombach et al. 2022, arXiv:2112.10752; v-prediction: Salimans and Ho 2022, arXiv:2202.00512.
 """
+
 import argparse
 import os
 import time
@@ -21,7 +22,14 @@ import torch.nn.functional as F
 from diffusers import AutoencoderKL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from tiny_sd_parts import make_pipeline, make_scheduler, make_text_encoder, make_tokenizer, make_unet, make_vae
+from tiny_sd_parts import (
+    make_pipeline,
+    make_scheduler,
+    make_text_encoder,
+    make_tokenizer,
+    make_unet,
+    make_vae,
+)
 from variety import draw_variety
 
 from fedgen_lab.lora.pipeline import draw, load_pipeline
@@ -42,35 +50,53 @@ def cosine(step: int, steps: int, peak: float, warm_up: int) -> float:
     """The learning rate: a straight rise, then half a cosine down to 1 % of the peak."""
     if step < warm_up:
         return peak * step / warm_up
-    return peak * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - warm_up) / max(1, steps - warm_up))))
+    return peak * (
+        0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * (step - warm_up) / max(1, steps - warm_up)))
+    )
 
 
 def log(stage: str, **values) -> None:
     if RANK == 0:
-        text = " ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
+        text = " ".join(
+            f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items()
+        )
         with open(OUT / "training_log.txt", "a", encoding="utf-8") as file:
             print(f"{stage} {text}", file=file)
         print(stage, text, flush=True)
 
 
-def save_state(path: Path, modules: dict, averages: dict, optimiser: torch.optim.Optimizer, **numbers) -> None:
+def save_state(
+    path: Path, modules: dict, averages: dict, optimiser: torch.optim.Optimizer, **numbers
+) -> None:
     """Weights, their averages and the optimiser's moments as one safetensors file; replaced in one go."""
-    state = {f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()}
+    state = {
+        f"{name}/{k}": v for name, module in modules.items() for k, v in module.state_dict().items()
+    }
     state |= {f"average/{name}/{k}": v for name, avg in averages.items() for k, v in avg.items()}
-    state |= {f"moment/{i}/{k}": v for i, s in optimiser.state_dict()["state"].items() for k, v in s.items()}
+    state |= {
+        f"moment/{i}/{k}": v
+        for i, s in optimiser.state_dict()["state"].items()
+        for k, v in s.items()
+    }
     state = {k: v.contiguous().clone() for k, v in state.items()}
     save_file(state, f"{path}.new", {k: str(v) for k, v in numbers.items()})
     os.replace(f"{path}.new", path)
 
 
-def load_state(path: Path, modules: dict, averages: dict, optimiser: torch.optim.Optimizer) -> dict[str, float]:
+def load_state(
+    path: Path, modules: dict, averages: dict, optimiser: torch.optim.Optimizer
+) -> dict[str, float]:
     if not path.exists():
         return {}
     state = load_file(path)
     for name, module in modules.items():
-        module.load_state_dict({k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")})
+        module.load_state_dict(
+            {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
+        )
         before = f"average/{name}/"
-        averages[name] = {k.removeprefix(before): v for k, v in state.items() if k.startswith(before)}
+        averages[name] = {
+            k.removeprefix(before): v for k, v in state.items() if k.startswith(before)
+        }
     blank = optimiser.state_dict()
     moments: dict[int, dict] = {}
     for key, value in state.items():
@@ -91,7 +117,10 @@ def update_average(averages: dict, modules: dict, decay: float) -> None:
 
 
 def copy_of(modules: dict) -> dict:
-    return {name: {k: v.clone() for k, v in module.state_dict().items()} for name, module in modules.items()}
+    return {
+        name: {k: v.clone() for k, v in module.state_dict().items()}
+        for name, module in modules.items()
+    }
 
 
 def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -102,12 +131,19 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 # -- stage 1: the VAE ------------------------------------------------------------------------------------------------
 def train_vae(args) -> None:
     torch.manual_seed(args.seed)
-    images = torch.cat([sprites.draw_sprites(args.vae_sprites, args.seed + 1).images,
-                        draw_variety(args.vae_variety, args.seed + 2)])  # (N, 3, 32, 32) uint8
-    tests = {"sprites": sprites.draw_sprites(500, args.seed + 3).as_tensor(),
-             "held_out": sprites.draw_sprites(500, args.seed + 4, objects=sprites.HELD_OUT_OBJECTS,
-                                              styles=sprites.HELD_OUT_STYLES).as_tensor(),
-             "variety": draw_variety(500, args.seed + 5).float() / 127.5 - 1}
+    images = torch.cat(
+        [
+            sprites.draw_sprites(args.vae_sprites, args.seed + 1).images,
+            draw_variety(args.vae_variety, args.seed + 2),
+        ]
+    )  # (N, 3, 32, 32) uint8
+    tests = {
+        "sprites": sprites.draw_sprites(500, args.seed + 3).as_tensor(),
+        "held_out": sprites.draw_sprites(
+            500, args.seed + 4, objects=sprites.HELD_OUT_OBJECTS, styles=sprites.HELD_OUT_STYLES
+        ).as_tensor(),
+        "variety": draw_variety(500, args.seed + 5).float() / 127.5 - 1,
+    }
     vae, tested = make_vae(), make_vae()
     optimiser = torch.optim.AdamW(vae.parameters(), lr=3e-3, betas=(0.9, 0.99), weight_decay=1e-4)
     modules = {"vae": vae}
@@ -119,7 +155,9 @@ def train_vae(args) -> None:
         for group in optimiser.param_groups:
             group["lr"] = cosine(step, args.vae_steps, 3e-3, 100)
         rng = step_generator(args.seed + 1, step)
-        batch = images[torch.randint(len(images), (16,), generator=rng)].float() / 127.5 - 1  # (16, 3, 32, 32)
+        batch = (
+            images[torch.randint(len(images), (16,), generator=rng)].float() / 127.5 - 1
+        )  # (16, 3, 32, 32)
         with torch.autocast("cpu", torch.bfloat16):
             latent = vae.encode(batch).latent_dist
             noise = torch.randn(latent.mean.shape, generator=rng)
@@ -136,18 +174,37 @@ def train_vae(args) -> None:
         if step % 1000 == 0 or step == args.vae_steps:
             tested.load_state_dict(averages["vae"])
             with torch.no_grad():
-                found = {f"psnr_{k}": round(psnr(tested(v).sample.clamp(-1, 1), v), 2) for k, v in tests.items()}
-            took = {"seconds": round(time.time() - wall), "cpu_seconds": round(time.process_time() - cpu)}
+                found = {
+                    f"psnr_{k}": round(psnr(tested(v).sample.clamp(-1, 1), v), 2)
+                    for k, v in tests.items()
+                }
+            took = {
+                "seconds": round(time.time() - wall),
+                "cpu_seconds": round(time.process_time() - cpu),
+            }
             log("vae", step=step, **took, loss=loss.item(), **found)
-            save_state(SCRATCH / "vae.safetensors", modules, averages, optimiser, step=step, seconds=took["seconds"],
-                       cpu=took["cpu_seconds"])
+            save_state(
+                SCRATCH / "vae.safetensors",
+                modules,
+                averages,
+                optimiser,
+                step=step,
+                seconds=took["seconds"],
+                cpu=took["cpu_seconds"],
+            )
 
 
 def trained_vae() -> AutoencoderKL:
     """The averaged weights of stage 1."""
     vae = make_vae()
     state = load_file(SCRATCH / "vae.safetensors")
-    vae.load_state_dict({k.removeprefix("average/vae/"): v for k, v in state.items() if k.startswith("average/vae/")})
+    vae.load_state_dict(
+        {
+            k.removeprefix("average/vae/"): v
+            for k, v in state.items()
+            if k.startswith("average/vae/")
+        }
+    )
     return vae.eval().requires_grad_(False)
 
 
@@ -155,7 +212,9 @@ def trained_vae() -> AutoencoderKL:
 @torch.no_grad()
 def latents_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """(N, 3, 32, 32) uint8 -> (N, 4, 16, 16), the means of the encoder's distribution, not yet scaled."""
-    return torch.cat([vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in images.split(500)])
+    return torch.cat(
+        [vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in images.split(500)]
+    )
 
 
 def train_unet(args) -> None:
@@ -175,14 +234,20 @@ def train_unet(args) -> None:
     averaged_unet, averaged_text, judge = make_unet(), make_text_encoder(tokenizer), load_judge()
     modules = {"unet": unet, "text": text}
     weights = [p for module in modules.values() for p in module.parameters()]
-    optimiser = torch.optim.AdamW(weights, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
+    optimiser = torch.optim.AdamW(
+        weights, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+    )
     averages = copy_of(modules)
     checkpoint = SCRATCH / "unet.safetensors"
     state = load_state(checkpoint, modules, averages, optimiser)
-    kept = [avg[k] for name, avg in averages.items() for k in dict(modules[name].named_parameters())]
+    kept = [
+        avg[k] for name, avg in averages.items() for k in dict(modules[name].named_parameters())
+    ]
     first = int(state.get("step", 0)) + 1
     wall, cpu = time.time() - state.get("seconds", 0), time.process_time() - state.get("cpu", 0)
-    signal = make_scheduler().alphas_cumprod.sqrt()  # (1000,): share of the picture left at each of 1000 noise levels
+    signal = (
+        make_scheduler().alphas_cumprod.sqrt()
+    )  # (1000,): share of the picture left at each of 1000 noise levels
     noise_share = (1 - signal**2).sqrt()
     smooth = None
     for step in range(first, args.steps + 1):
@@ -191,28 +256,50 @@ def train_unet(args) -> None:
         # every process draws the whole batch and keeps its part, so that the number of processes changes nothing
         rng, mine = step_generator(args.seed, step), slice(RANK, None, WORLD)
         chosen = torch.randint(len(latents), (args.batch,), generator=rng)
-        order, place = torch.randperm(args.batch, generator=rng), torch.rand(args.batch, generator=rng)
-        levels = (order + place) / args.batch  # stratified: one noise level from each 32nd of the range
+        order, place = (
+            torch.randperm(args.batch, generator=rng),
+            torch.rand(args.batch, generator=rng),
+        )
+        levels = (
+            order + place
+        ) / args.batch  # stratified: one noise level from each 32nd of the range
         t = (levels * 1000).long().clamp(max=999)[mine]  # (B,)
         noise = torch.randn((args.batch, 4, 16, 16), generator=rng)[mine]
-        dropped = (torch.rand(args.batch, generator=rng) < 0.1)[mine]  # no caption: what guidance compares with
-        clean, a, s = latents[chosen[mine]], signal[t].view(-1, 1, 1, 1), noise_share[t].view(-1, 1, 1, 1)
+        dropped = (torch.rand(args.batch, generator=rng) < 0.1)[
+            mine
+        ]  # no caption: what guidance compares with
+        clean, a, s = (
+            latents[chosen[mine]],
+            signal[t].view(-1, 1, 1, 1),
+            noise_share[t].view(-1, 1, 1, 1),
+        )
         ids = torch.where(dropped[:, None], silence, words[chosen[mine]])  # (B, 16)
         states = text(ids).last_hidden_state  # (B, 16, 96)
-        guess = unet(a * clean + s * noise, t, encoder_hidden_states=states).sample  # (B, 4, 16, 16)
+        guess = unet(
+            a * clean + s * noise, t, encoder_hidden_states=states
+        ).sample  # (B, 4, 16, 16)
         loss = F.mse_loss(guess, a * noise - s * clean)  # the velocity
         optimiser.zero_grad(set_to_none=False)
         loss.backward()
         if WORLD > 1:
-            flat = torch.cat([p.grad.flatten() for p in weights])  # one message of 12 MB instead of 300 small ones
+            flat = torch.cat(
+                [p.grad.flatten() for p in weights]
+            )  # one message of 12 MB instead of 300 small ones
             dist.all_reduce(flat)
-            for p, part in zip(weights, flat.div_(WORLD).split([p.numel() for p in weights]), strict=True):
+            for p, part in zip(
+                weights, flat.div_(WORLD).split([p.numel() for p in weights]), strict=True
+            ):
                 p.grad.copy_(part.view_as(p))
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
-        torch._foreach_lerp_(kept, [p.detach() for p in weights], 1 - min(0.999, step / (step + 20)))
+        torch._foreach_lerp_(
+            kept, [p.detach() for p in weights], 1 - min(0.999, step / (step + 20))
+        )
         smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
-        took = {"seconds": round(time.time() - wall), "cpu_seconds": round(time.process_time() - cpu)}
+        took = {
+            "seconds": round(time.time() - wall),
+            "cpu_seconds": round(time.process_time() - cpu),
+        }
         if RANK == 0 and (step % 250 == 0 or step == args.steps):
             found = {}
             if step % args.evaluate == 0 or step == args.steps:
@@ -221,9 +308,23 @@ def train_unet(args) -> None:
                 captions, wanted = sprites.prompts(64, args.seed + 7)
                 pipe = make_pipeline(vae, averaged_text.eval(), tokenizer, averaged_unet.eval())
                 found = prompt_fidelity(draw(pipe, captions, range(64)), wanted, judge)
-            log("unet", step=step, **took, loss=round(smooth, 4), **{k: round(v, 3) for k, v in found.items()})
-            save_state(checkpoint, modules, averages, optimiser, step=step, seconds=took["seconds"],
-                       cpu=took["cpu_seconds"], scaling=scaling)
+            log(
+                "unet",
+                step=step,
+                **took,
+                loss=round(smooth, 4),
+                **{k: round(v, 3) for k, v in found.items()},
+            )
+            save_state(
+                checkpoint,
+                modules,
+                averages,
+                optimiser,
+                step=step,
+                seconds=took["seconds"],
+                cpu=took["cpu_seconds"],
+                scaling=scaling,
+            )
     if WORLD > 1:
         dist.barrier()
         dist.destroy_process_group()
@@ -244,12 +345,16 @@ def assemble(args) -> None:
     make_pipeline(vae, text, tokenizer, unet).to(torch.float16).save_pretrained(OUT)
     # transformers 4 knows the text encoder's weights by the names with "text_model." alone, transformers 5 by both
     weights = load_file(OUT / "text_encoder" / "model.safetensors")
-    weights = {f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in weights.items()}
+    weights = {
+        f"text_model.{name.removeprefix('text_model.')}": weight for name, weight in weights.items()
+    }
     save_file(weights, OUT / "text_encoder" / "model.safetensors", {"format": "pt"})
     # transformers 4 reads vocab.json and merges.txt, and has a slow tokenizer that splits some texts in another way
     tokenizer.backend_tokenizer.model.save(str(OUT / "tokenizer"))
     index = (OUT / "model_index.json").read_text(encoding="utf-8")
-    (OUT / "model_index.json").write_text(index.replace('"CLIPTokenizer"', '"CLIPTokenizerFast"'), encoding="utf-8")
+    (OUT / "model_index.json").write_text(
+        index.replace('"CLIPTokenizer"', '"CLIPTokenizerFast"'), encoding="utf-8"
+    )
     draw_sheet(OUT, OUT / "sheet.png")
     log("assemble", unet_steps=int(numbers["step"]))
 
@@ -273,7 +378,9 @@ def draw_sheet(folder: Path, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--stage", choices=("all", "vae", "unet", "assemble"), default="all")
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("--vae-sprites", type=int, default=17_000)
@@ -282,8 +389,15 @@ def main() -> None:
     parser.add_argument("--sprites", type=int, default=26_000)
     parser.add_argument("--steps", type=int, default=7_500, help="of the unet stage")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rate", type=float, default=1.5e-3, help="peak learning rate of the unet stage")
-    parser.add_argument("--evaluate", type=int, default=1_500, help="steps between two measurements of prompt fidelity")
+    parser.add_argument(
+        "--rate", type=float, default=1.5e-3, help="peak learning rate of the unet stage"
+    )
+    parser.add_argument(
+        "--evaluate",
+        type=int,
+        default=1_500,
+        help="steps between two measurements of prompt fidelity",
+    )
     args = parser.parse_args()
     SCRATCH.mkdir(exist_ok=True)
     OUT.mkdir(exist_ok=True)

@@ -3,6 +3,7 @@
 Polygons, letters, noise, and doodles: a few flat coloured shapes with dark outlines on white, the way emoji are drawn.
 None shows a held-out object or style, and none has a caption.
 """
+
 import numpy as np
 import torch
 from matplotlib import get_data_path
@@ -20,11 +21,16 @@ def colour(rng: np.random.Generator) -> tuple[int, int, int]:
     return tuple(int(v) for v in rgb)
 
 
-def corners(rng: np.random.Generator, middle: np.ndarray, radius: float) -> list[tuple[float, float]]:
+def corners(
+    rng: np.random.Generator, middle: np.ndarray, radius: float
+) -> list[tuple[float, float]]:
     """A star-shaped polygon of 3 to 7 corners."""
     angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
     reach = radius * rng.uniform(0.5, 1, len(angles))
-    return [(middle[0] + r * np.cos(a), middle[1] + r * np.sin(a)) for r, a in zip(reach, angles, strict=True)]
+    return [
+        (middle[0] + r * np.cos(a), middle[1] + r * np.sin(a))
+        for r, a in zip(reach, angles, strict=True)
+    ]
 
 
 def doodle(rng: np.random.Generator) -> Image.Image:
@@ -77,7 +83,9 @@ def noise(rng: np.random.Generator) -> Image.Image:
     """Random tiles of 2 to 16 pixels, smooth or hard."""
     tiles = int(rng.choice([2, 3, 4, 5, 8, 11, 16]))
     rough = Image.fromarray(rng.integers(0, 256, (tiles, tiles, 3), dtype=np.uint8))
-    return rough.resize((FINE, FINE), Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.NEAREST)
+    return rough.resize(
+        (FINE, FINE), Image.Resampling.BICUBIC if rng.random() < 0.5 else Image.Resampling.NEAREST
+    )
 
 
 def draw_variety(number: int, seed: int) -> torch.Tensor:

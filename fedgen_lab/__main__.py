@@ -19,12 +19,22 @@ def main(arguments=None):
         description=f"Copy the labs to ./{FOLDER} and open them in JupyterLab. What you changed there stays as it is.",
     )
     parser.add_argument("--version", action="version", version=f"fedgen-lab {__version__}")
-    parser.add_argument("--no-browser", action="store_true", help="open no browser; print the address")
-    parser.add_argument("--port", type=int, help="the port of JupyterLab; without it, the first free one from 8888 on")
+    parser.add_argument(
+        "--no-browser", action="store_true", help="open no browser; print the address"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        help="the port of JupyterLab; without it, the first free one from 8888 on",
+    )
     commands = parser.add_subparsers(dest="command")
     commands.add_parser("check", help="say whether this machine is ready for the labs")
-    pages = commands.add_parser("html", help="write executed copies of the labs to ./html, to read without Jupyter")
-    pages.add_argument("labs", nargs="*", metavar="LAB", help="a lab such as 03; without any, all labs")
+    pages = commands.add_parser(
+        "html", help="write executed copies of the labs to ./html, to read without Jupyter"
+    )
+    pages.add_argument(
+        "labs", nargs="*", metavar="LAB", help="a lab such as 03; without any, all labs"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.command == "check":
@@ -54,7 +64,9 @@ def check():
 def start(options):
     """Copy the labs, say what became of a learner's own, and run JupyterLab until it ends."""
     here = Path.cwd()
-    folder = here if (here / RECORD).exists() else here / FOLDER  # inside the copies, the command works on them
+    folder = (
+        here if (here / RECORD).exists() else here / FOLDER
+    )  # inside the copies, the command works on them
     report(copy_labs(folder), folder)
     print(f"The labs are in {folder}. End JupyterLab with Ctrl-C.", flush=True)
     from jupyterlab.labapp import main as jupyterlab

@@ -12,7 +12,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 REPOSITORY = "https://github.com/fedgen-lab/fedgen-lab"
-MEMORY_LIMIT_MEGABYTES = 850  # of the 1,000 that one Binder session is sure to have, its server takes 120
+MEMORY_LIMIT_MEGABYTES = (
+    850  # of the 1,000 that one Binder session is sure to have, its server takes 120
+)
 SET_UP_CELL = f"""# Set-up. On Colab this installs the course. Where another lab is still running, it says so.
 from importlib.util import find_spec
 
@@ -21,7 +23,16 @@ if find_spec("fedgen_lab") is None:
 from fedgen_lab.session import finish, set_up
 
 set_up()"""  # the first code cell of every lab
-MAIN_LIBRARIES = ("torch", "diffusers", "peft", "transformers", "flwr", "plotly", "ipywidgets", "ipykernel")
+MAIN_LIBRARIES = (
+    "torch",
+    "diffusers",
+    "peft",
+    "transformers",
+    "flwr",
+    "plotly",
+    "ipywidgets",
+    "ipykernel",
+)
 
 
 @dataclass(frozen=True)
@@ -35,26 +46,72 @@ class Lab:
 
 
 LABS = (
-    Lab("00_start_here", 30, "Start here", "run a first federated experiment and find your way through the course"),
-    Lab("01_federated_averaging", 50, "Federated averaging", "write FedAvg yourself and say what skew does to it"),
-    Lab("02_stable_diffusion_in_miniature", 60, "Stable Diffusion in miniature",
-        "take a text-to-image model apart and build LoRA by hand"),
-    Lab("03_federated_lora", 60, "Federated LoRA",
-        "fine-tune one Stable Diffusion on many devices and count what it costs"),
-    Lab("04_aggregation_rules", 50, "Aggregation rules",
-        "make one adapter out of many in ten ways, and say what each misses and what it costs"),
-    Lab("05_wireless", 60, "Wireless links",
-        "put a federated run on the clock of a radio cell and say when the radio is the bottleneck"),
-    Lab("06_u_shaped_split", 60, "U-shaped split",
-        "train one GAN between weak devices and a server, and say what its wire tells"),
-    Lab("07_huscf_gan", 60, "HuSCF-GAN",
-        "train GANs on devices of several domains, and say who learns with whom and which method wins where"),
-    Lab("08_what_leaks", 60, "What leaks",
-        "rebuild a picture from an update, test membership, stop a backdoor, and say what each protection costs"),
-    Lab("09_memorization", 60, "Memorization",
-        "tell a model that has learned from one that has copied, and say what each score can't see"),
-    Lab("10_pdfed", 60, "PDFed",
-        "keep a ledger that shows every forgery, train without a server, and say which voter sees a leak"),
+    Lab(
+        "00_start_here",
+        30,
+        "Start here",
+        "run a first federated experiment and find your way through the course",
+    ),
+    Lab(
+        "01_federated_averaging",
+        50,
+        "Federated averaging",
+        "write FedAvg yourself and say what skew does to it",
+    ),
+    Lab(
+        "02_stable_diffusion_in_miniature",
+        60,
+        "Stable Diffusion in miniature",
+        "take a text-to-image model apart and build LoRA by hand",
+    ),
+    Lab(
+        "03_federated_lora",
+        60,
+        "Federated LoRA",
+        "fine-tune one Stable Diffusion on many devices and count what it costs",
+    ),
+    Lab(
+        "04_aggregation_rules",
+        50,
+        "Aggregation rules",
+        "make one adapter out of many in ten ways, and say what each misses and what it costs",
+    ),
+    Lab(
+        "05_wireless",
+        60,
+        "Wireless links",
+        "put a federated run on the clock of a radio cell and say when the radio is the bottleneck",
+    ),
+    Lab(
+        "06_u_shaped_split",
+        60,
+        "U-shaped split",
+        "train one GAN between weak devices and a server, and say what its wire tells",
+    ),
+    Lab(
+        "07_huscf_gan",
+        60,
+        "HuSCF-GAN",
+        "train GANs on devices of several domains, and say who learns with whom and which method wins where",
+    ),
+    Lab(
+        "08_what_leaks",
+        60,
+        "What leaks",
+        "rebuild a picture from an update, test membership, stop a backdoor, and say what each protection costs",
+    ),
+    Lab(
+        "09_memorization",
+        60,
+        "Memorization",
+        "tell a model that has learned from one that has copied, and say what each score can't see",
+    ),
+    Lab(
+        "10_pdfed",
+        60,
+        "PDFed",
+        "keep a ledger that shows every forgery, train without a server, and say which voter sees a leak",
+    ),
 )
 
 
@@ -63,7 +120,9 @@ def lab(name):
     for one in LABS:
         if name in (one.name, one.name[:2]):
             return one
-    raise ValueError(f"No lab is called {name!r}. There are: {', '.join(one.name for one in LABS)}.")
+    raise ValueError(
+        f"No lab is called {name!r}. There are: {', '.join(one.name for one in LABS)}."
+    )
 
 
 def launch_links(name):
@@ -93,7 +152,9 @@ def course_map(folder=""):
 
     rows = ["| Lab | After this you can | Minutes |", "|---|---|---|"]
     for one in LABS:
-        rows.append(f"| [{one.name[:2]} {one.title}]({folder}{one.name}.ipynb) | {one.after} | {one.minutes} |")
+        rows.append(
+            f"| [{one.name[:2]} {one.title}]({folder}{one.name}.ipynb) | {one.after} | {one.minutes} |"
+        )
     return Markdown("\n".join(rows))
 
 
@@ -119,7 +180,9 @@ def free_megabytes():
     free = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("MemAvailable:")]
     try:
         group = Path("/sys/fs/cgroup")
-        limit, used = ((group / one).read_text("utf-8").strip() for one in ("memory.max", "memory.current"))
+        limit, used = (
+            (group / one).read_text("utf-8").strip() for one in ("memory.max", "memory.current")
+        )
     except OSError:
         return min(free, default=None)
     if limit.isdigit():  # "max" where the container has no limit
@@ -144,11 +207,18 @@ def self_check():
     rows = []
 
     def ask(what, found, fine=True, otherwise=""):
-        verdict = {"fine": "yes", "what to do": ""} if fine else {"fine": "no", "what to do": otherwise}
+        verdict = (
+            {"fine": "yes", "what to do": ""} if fine else {"fine": "no", "what to do": otherwise}
+        )
         rows.append({"what": what, "found": str(found), **verdict})
 
     supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    ask("Python", platform.python_version(), supported, "Install Python 3.11, 3.12 or 3.13 and run `make lab` again.")
+    ask(
+        "Python",
+        platform.python_version(),
+        supported,
+        "Install Python 3.11, 3.12 or 3.13 and run `make lab` again.",
+    )
     others = 0
     for requirement in declared_requirements():
         found = present(requirement.name, version)
@@ -164,13 +234,28 @@ def self_check():
     free = free_megabytes()
     enough = free is None or free >= MEMORY_LIMIT_MEGABYTES
     found = "unknown" if free is None else f"{free:,.0f} MB"
-    ask("free memory", found, enough, f"A lab needs up to {MEMORY_LIMIT_MEGABYTES:,} MB: close other notebooks.")
+    ask(
+        "free memory",
+        found,
+        enough,
+        f"A lab needs up to {MEMORY_LIMIT_MEGABYTES:,} MB: close other notebooks.",
+    )
     ask("profile", profile())
     for name in NAMES:
         found = present(name, lambda name: shipped(name).name)
-        ask(f"data: {name}", found, found != "missing", "Get a full copy of the repository, with its `data` folder.")
+        ask(
+            f"data: {name}",
+            found,
+            found != "missing",
+            "Get a full copy of the repository, with its `data` folder.",
+        )
     found, fine = _try(_read_words)
-    ask("tokenizer of tiny-sd", found, fine, "Install the lab again: `make lab`, or `pip install -e .`")
+    ask(
+        "tokenizer of tiny-sd",
+        found,
+        fine,
+        "Install the lab again: `make lab`, or `pip install -e .`",
+    )
     found, fine = _try(_draw_from_a_thread)
     ask("live runs", found, fine, "pip install 'ipykernel!=7.0.*', restart the kernel")
     return pd.DataFrame(rows)

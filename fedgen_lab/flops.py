@@ -18,4 +18,6 @@ def flop_counter():
 
     on_processors = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     backward_on_processors = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return FlopCounterMode(display=False, custom_mapping={on_processors: attention, backward_on_processors: backward})
+    return FlopCounterMode(
+        display=False, custom_mapping={on_processors: attention, backward_on_processors: backward}
+    )

@@ -26,13 +26,21 @@ STATE = "application/vnd.jupyter.widget-state+json"
 def still(widgets, model_id):
     """What the widget `model_id` shows, as HTML, from the notebook's `widgets` state; empty for a button."""
     values = widgets[model_id]["state"]
-    layout = widgets.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {"state": {}})["state"]
+    layout = widgets.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {"state": {}})[
+        "state"
+    ]
     if layout.get("display") == "none":
         return ""
     if "children" in values:
-        titles = [f"<h4>{html.escape(title)}</h4>" for title in values.get("titles") or ()]  # of tabs
+        titles = [
+            f"<h4>{html.escape(title)}</h4>" for title in values.get("titles") or ()
+        ]  # of tabs
         inside = [still(widgets, child.removeprefix("IPY_MODEL_")) for child in values["children"]]
-        return "<div>" + "".join(title + one for title, one in zip_longest(titles, inside, fillvalue="")) + "</div>"
+        return (
+            "<div>"
+            + "".join(title + one for title, one in zip_longest(titles, inside, fillvalue=""))
+            + "</div>"
+        )
     if widgets[model_id]["model_name"] == "HTMLModel":
         return values["value"]
     label = html.escape(values.get("description", ""))
@@ -60,7 +68,9 @@ def run(path):
 
 def convert(notebook, folder):
     """The page for `notebook`; its links to other labs lead to their copies. Relative pictures come from `folder`."""
-    has_formulas = any("$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown")
+    has_formulas = any(
+        "$" in cell.source for cell in notebook.cells if cell.cell_type == "markdown"
+    )
     exporter = HTMLExporter(embed_images=True, require_js_url="")
     if not has_formulas:
         exporter.mathjax_url = "data:,"
@@ -73,10 +83,14 @@ def write_pages(names, folder):
     chosen = [lab(name) for name in names] or LABS
     folder.mkdir(exist_ok=True)
     os.environ["FEDGEN_RUN"] = "inline"
-    with tempfile.TemporaryDirectory() as scratch:  # the labs run there: where they came from may be read-only
+    with (
+        tempfile.TemporaryDirectory() as scratch
+    ):  # the labs run there: where they came from may be read-only
         labs = shutil.copytree(shipped_labs(), Path(scratch) / "labs")
         for one in chosen:
-            os.environ["FEDGEN_PROGRESS"] = str(Path(scratch) / f"{one.name}.json")  # nobody's progress
+            os.environ["FEDGEN_PROGRESS"] = str(
+                Path(scratch) / f"{one.name}.json"
+            )  # nobody's progress
             notebook = run(labs / f"{one.name}.ipynb")
             notebook.metadata["title"] = f"{one.name[:2]} {one.title}"
             page = folder / f"{one.name}.html"

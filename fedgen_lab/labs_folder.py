@@ -45,7 +45,9 @@ def copy_labs(folder: Path, source: Path | None = None) -> dict[str, list[str]]:
     """
     source = source or shipped_labs()
     if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"{folder} is a file, not a folder. Rename it, or start in another folder.")
+        raise NotADirectoryError(
+            f"{folder} is a file, not a folder. Rename it, or start in another folder."
+        )
     copied = _read_record(folder / RECORD)
     done = {"new": [], "updated": [], "yours": [], "outdated": []}
     try:

@@ -85,5 +85,7 @@ def error(painter, book, objects=OBJECTS):
     """
     rows = book.attributes.index[book.attributes["object"].isin(objects)].tolist()
     if not rows:
-        raise ValueError(f"The book has no picture of {list(objects)}; choose among {', '.join(OBJECTS)}.")
+        raise ValueError(
+            f"The book has no picture of {list(objects)}; choose among {', '.join(OBJECTS)}."
+        )
     return float(F.mse_loss(painter(book.words[rows]), book.pictures[rows]))

@@ -12,7 +12,12 @@ import pandas as pd
 
 
 def by_skew(
-    attributes: pd.DataFrame, by: str, num_clients: int, skew: float, pictures_per_client: int, seed: int
+    attributes: pd.DataFrame,
+    by: str,
+    num_clients: int,
+    skew: float,
+    pictures_per_client: int,
+    seed: int,
 ) -> list:
     """The knob. A picture of client i is of its own concept (i mod C) with probability `skew`, else of any concept.
 
@@ -36,7 +41,9 @@ def by_skew(
     concepts, names = _concepts(attributes, by)
     rng = np.random.default_rng(seed)
     num_blocks = -(-pictures_per_client // len(names))
-    shared = np.concatenate([rng.permutation(len(names)) for _ in range(num_blocks)])[:pictures_per_client]  # c_j
+    shared = np.concatenate([rng.permutation(len(names)) for _ in range(num_blocks)])[
+        :pictures_per_client
+    ]  # c_j
     piles = [rng.permutation(np.flatnonzero(concepts == concept)) for concept in range(len(names))]
     dealt = [0] * len(names)
     is_own = skew > (np.arange(pictures_per_client) + 0.5) / pictures_per_client
@@ -68,11 +75,15 @@ def dirichlet(attributes: pd.DataFrame, by: str, num_clients: int, alpha: float,
     Raises ValueError for an alpha that is not positive and finite, and as `iid` does.
     """
     if not 0 < alpha < float("inf"):
-        raise ValueError(f"alpha must be a positive number; got {alpha!r}. Try 0.1 (very uneven) to 100 (nearly even).")
+        raise ValueError(
+            f"alpha must be a positive number; got {alpha!r}. Try 0.1 (very uneven) to 100 (nearly even)."
+        )
     _check_enough(attributes, num_clients)
     concepts, names = _concepts(attributes, by)
     rows = np.random.default_rng(seed).permutation(len(attributes))
-    alpha = np.clip(alpha, 1e-3, 1e6)  # beyond, the result is the same and gamma variates under- or overflow
+    alpha = np.clip(
+        alpha, 1e-3, 1e6
+    )  # beyond, the result is the same and gamma variates under- or overflow
     rng = np.random.default_rng(seed)
     held = [[] for _ in range(num_clients)]
     for concept in range(len(names)):
@@ -89,7 +100,9 @@ def dirichlet(attributes: pd.DataFrame, by: str, num_clients: int, alpha: float,
     return [np.array(part) for part in held]
 
 
-def pathological(attributes: pd.DataFrame, by: str, num_clients: int, concepts_per_client: int, seed: int) -> list:
+def pathological(
+    attributes: pd.DataFrame, by: str, num_clients: int, concepts_per_client: int, seed: int
+) -> list:
     """Each client holds `concepts_per_client` concepts: its own (i mod C) and others drawn by the seed.
 
     Pictures of a concept are shared out evenly among its holders. A concept with fewer pictures than holders is dealt
@@ -128,19 +141,29 @@ def unequal(attributes: pd.DataFrame, num_clients: int, seed: int, ratio: float 
     Raises ValueError for a ratio below 1, and as `iid` does.
     """
     if not 1 <= ratio < float("inf"):
-        raise ValueError(f"ratio must be a number of at least 1 (1: all parts alike); got {ratio!r}.")
+        raise ValueError(
+            f"ratio must be a number of at least 1 (1: all parts alike); got {ratio!r}."
+        )
     _check_enough(attributes, num_clients)
     weights = np.geomspace(1 / ratio, 1, num_clients) if num_clients > 1 else np.ones(1)
-    spare = len(attributes) - num_clients  # every client gets one picture before the rest is shared out
-    ends = np.floor(np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int) + np.arange(1, num_clients + 1)
+    spare = (
+        len(attributes) - num_clients
+    )  # every client gets one picture before the rest is shared out
+    ends = np.floor(np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int) + np.arange(
+        1, num_clients + 1
+    )
     return np.split(np.random.default_rng(seed).permutation(len(attributes)), ends[:-1])
 
 
 def concept_counts(attributes: pd.DataFrame, by: str, parts: list) -> pd.DataFrame:
     """How many pictures of each concept each client holds: a table of clients (rows) x concepts (columns)."""
     concepts, names = _concepts(attributes, by)
-    counts = [np.bincount(concepts[np.asarray(part, dtype=int)], minlength=len(names)) for part in parts]
-    return pd.DataFrame(counts, index=pd.RangeIndex(len(parts), name="client"), columns=pd.Index(names, name=by))
+    counts = [
+        np.bincount(concepts[np.asarray(part, dtype=int)], minlength=len(names)) for part in parts
+    ]
+    return pd.DataFrame(
+        counts, index=pd.RangeIndex(len(parts), name="client"), columns=pd.Index(names, name=by)
+    )
 
 
 def mean_js_distance(counts) -> float:
@@ -153,13 +176,17 @@ def mean_js_distance(counts) -> float:
     """
     counts = np.asarray(counts, dtype=float)  # (clients, concepts)
     if counts.ndim != 2 or not counts.size or (counts.sum(1) <= 0).any():
-        raise ValueError(f"counts must hold at least one picture for each client; got {counts.tolist()}.")
+        raise ValueError(
+            f"counts must hold at least one picture for each client; got {counts.tolist()}."
+        )
     clients = counts / counts.sum(1, keepdims=True)  # (clients, concepts): each row a mixture
     whole = counts.sum(0) / counts.sum()  # (concepts,)
     middle = (clients + whole) / 2
     from scipy.special import rel_entr
 
-    divergence = (rel_entr(clients, middle) + rel_entr(whole, middle)).sum(1) / (2 * np.log(2))  # (clients,)
+    divergence = (rel_entr(clients, middle) + rel_entr(whole, middle)).sum(1) / (
+        2 * np.log(2)
+    )  # (clients,)
     return float(np.sqrt(divergence.clip(0, 1)).mean())  # rounding can leave a divergence of -1e-17
 
 

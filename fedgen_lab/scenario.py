@@ -10,8 +10,17 @@ from dataclasses import asdict, dataclass, fields
 PROFILES = ("binder", "laptop", "gpu", "test")
 METHODS = ("lora", "full")
 RULES = (
-    "fedit", "ffa", "fedsa", "rolora", "flora", "flexlora", "hetlora", "fedex", "lora-fair", "fed-sb",
-)  # fmt: skip
+    "fedit",
+    "ffa",
+    "fedsa",
+    "rolora",
+    "flora",
+    "flexlora",
+    "hetlora",
+    "fedex",
+    "lora-fair",
+    "fed-sb",
+)
 MIXED_RANKS = ("flora", "flexlora", "hetlora")  # the rules that let clients differ in rank
 UPLOADS = ("float32", "int8", "top-k")
 SELECTIONS = ("all", "random", "fastest", "deadline")
@@ -23,7 +32,13 @@ _BY_PROFILE = {
     "binder": {"rounds": 3},  # about a minute on a slow core; by then the pictures have changed
     "laptop": {"rounds": 10},
     "gpu": {"rounds": 10, "num_clients": 16},
-    "test": {"rounds": 2, "local_steps": 2, "batch_size": 4, "pictures_per_client": 8, "num_prompts": 8},
+    "test": {
+        "rounds": 2,
+        "local_steps": 2,
+        "batch_size": 4,
+        "pictures_per_client": 8,
+        "num_prompts": 8,
+    },
 }
 
 
@@ -59,22 +74,40 @@ class Scenario:
     rule: str = "fedit"  # how the server aggregates adapters; lora/rules.py
     ranks: str = ""  # "": everyone has `rank`; "2,4,8" is dealt to the clients in turn
     lora_alpha: float = 0.0  # LoRA's alpha; 0: alpha = rank, a scale of one
-    upload: str = "float32"  # or "int8" with stochastic rounding, "top-k" with error feedback; lora/upload.py
+    upload: str = (
+        "float32"  # or "int8" with stochastic rounding, "top-k" with error feedback; lora/upload.py
+    )
     keep: float = 0.1  # the share of numbers that "top-k" sends
-    select: str = "all"  # who trains in a round: "all", "random", "fastest", "deadline"; wireless/reacting.py
+    select: str = (
+        "all"  # who trains in a round: "all", "random", "fastest", "deadline"; wireless/reacting.py
+    )
     fraction: float = 1.0  # the share of clients that are asked when `select` chooses
-    deadline_seconds: float = 0.0  # uploads that arrive later in simulated time are dropped; 0: none is
+    deadline_seconds: float = (
+        0.0  # uploads that arrive later in simulated time are dropped; 0: none is
+    )
     buffer: int = 0  # FedBuff: merge whenever so many uploads have arrived; 0: synchronous rounds
     clip: float = 0.0  # the largest norm of a client's update; 0: not clipped
-    noise_multiplier: float = 0.0  # user-level differential privacy: noise on the sum, in units of clip; 0: none
-    defence: str = "mean"  # or "clip", "median", "trimmed", "krum", against `attackers`; privacy/robust.py
+    noise_multiplier: float = (
+        0.0  # user-level differential privacy: noise on the sum, in units of clip; 0: none
+    )
+    defence: str = (
+        "mean"  # or "clip", "median", "trimmed", "krum", against `attackers`; privacy/robust.py
+    )
     attackers: int = 0  # how many clients plant a backdoor
     secure: int = 0  # 1: secure aggregation, the server sees sums only; privacy/secure.py
     cut: str = ""  # "": the UNet stays whole; "down_blocks.0": devices train it so far, an edge the rest; split_unet.py
     precision: str = "float32"  # or "bfloat16": the frozen base of a large model in half the bytes; lora/real_size.py
 
     def __post_init__(self):
-        whole = ("num_clients", "rounds", "local_steps", "batch_size", "rank", "pictures_per_client", "num_prompts")
+        whole = (
+            "num_clients",
+            "rounds",
+            "local_steps",
+            "batch_size",
+            "rank",
+            "pictures_per_client",
+            "num_prompts",
+        )
         for name in whole:
             value = getattr(self, name)
             if isinstance(value, bool) or not float(value).is_integer() or value < 1:
@@ -82,7 +115,9 @@ class Scenario:
         if not 0 <= self.skew <= 1:
             raise ValueError(f"skew must lie in [0, 1]; got {self.skew!r}.")
         if not self.bandwidth_hz > 0 or self.bandwidth_hz == float("inf"):
-            raise ValueError(f"bandwidth_hz must be a positive number of hertz; got {self.bandwidth_hz!r}.")
+            raise ValueError(
+                f"bandwidth_hz must be a positive number of hertz; got {self.bandwidth_hz!r}."
+            )
         if not 0 < self.learning_rate <= 1:
             raise ValueError(f"learning_rate must lie in (0, 1]; got {self.learning_rate!r}.")
         if self.method not in METHODS:
@@ -94,22 +129,36 @@ class Scenario:
     def _check_aggregation(self):
         """The knobs of labs 04, 05 and 08; which of them go together is `lora.strategies.strategy_of`'s to say."""
         choices = {
-            "rule": RULES, "upload": UPLOADS, "select": SELECTIONS, "defence": DEFENCES, "secure": (0, 1),
+            "rule": RULES,
+            "upload": UPLOADS,
+            "select": SELECTIONS,
+            "defence": DEFENCES,
+            "secure": (0, 1),
             "precision": PRECISIONS,
-        }  # fmt: skip
+        }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(map(str, allowed))}; got {getattr(self, name)!r}."
+                )
         for name in ("lora_alpha", "deadline_seconds", "clip", "noise_multiplier"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0; got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be a number of at least 0; got {getattr(self, name)!r}."
+                )
         for name in ("keep", "fraction"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in (0, 1]; got {getattr(self, name)!r}.")
         for name in ("buffer", "attackers"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not float(value).is_integer() or not 0 <= value <= self.num_clients:
-                raise ValueError(f"{name} must be a whole number from 0 to {self.num_clients} clients; got {value!r}.")
+            if (
+                isinstance(value, bool)
+                or not float(value).is_integer()
+                or not 0 <= value <= self.num_clients
+            ):
+                raise ValueError(
+                    f"{name} must be a whole number from 0 to {self.num_clients} clients; got {value!r}."
+                )
         _ = self.client_ranks  # names what is wrong with `ranks`
 
     @property
@@ -119,7 +168,9 @@ class Scenario:
             return (int(self.rank),) * int(self.num_clients)
         words = str(self.ranks).split(",")
         if not all(word.strip().isdecimal() and int(word) >= 1 for word in words):
-            raise ValueError(f'ranks must be whole numbers of at least 1, like "2,4,8"; got {self.ranks!r}.')
+            raise ValueError(
+                f'ranks must be whole numbers of at least 1, like "2,4,8"; got {self.ranks!r}.'
+            )
         dealt = tuple(int(words[client % len(words)]) for client in range(int(self.num_clients)))
         if len(set(dealt)) > 1 and self.rule not in MIXED_RANKS:
             raise ValueError(
@@ -165,5 +216,7 @@ def profile():
     """
     name = os.environ.get("FEDGEN_PROFILE", "binder")
     if name not in PROFILES:
-        raise ValueError(f"FEDGEN_PROFILE must be one of {', '.join(PROFILES)}; got {name!r}. Unset it to use binder.")
+        raise ValueError(
+            f"FEDGEN_PROFILE must be one of {', '.join(PROFILES)}; got {name!r}. Unset it to use binder."
+        )
     return name

@@ -46,7 +46,9 @@ def finish():
 
     give_memory_back()
     held = held_megabytes(os.getpid())
-    print(f"This lab still holds {held:,.0f} MB. Before you open the next lab, give them back: Kernel > Shut Down.")
+    print(
+        f"This lab still holds {held:,.0f} MB. Before you open the next lab, give them back: Kernel > Shut Down."
+    )
 
 
 # -- what is missing ---------------------------------------------------------------------------------------------------
@@ -57,7 +59,11 @@ def missing():
 
     What belongs to the host is never among them.
     """
-    return [str(one) for one in declared_requirements() if one.name not in HOSTS_OWN and not _is_met(one)]
+    return [
+        str(one)
+        for one in declared_requirements()
+        if one.name not in HOSTS_OWN and not _is_met(one)
+    ]
 
 
 def install(wanted):
@@ -66,11 +72,15 @@ def install(wanted):
         return
     kept = [f"{name}=={version}" for name in HOSTS_OWN if (version := _version(name))]
     command = [sys.executable, "-m", "pip", "install", "-q", *wanted, *kept]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", errors="replace")
+    done = subprocess.run(
+        command, capture_output=True, text=True, encoding="utf-8", errors="replace"
+    )
     names = ", ".join(re.match(r"[\w.-]+", one)[0] for one in wanted)
     if done.returncode:
         said = (done.stderr.strip() or done.stdout.strip() or "pip said nothing").splitlines()[-1]
-        print(f"These could not be installed: {names} ({said}). Is there a network? Then run this cell again.")
+        print(
+            f"These could not be installed: {names} ({said}). Is there a network? Then run this cell again."
+        )
     else:
         importlib.invalidate_caches()
         print(f"Installed for the labs: {names}.")
@@ -115,13 +125,17 @@ def running_labs(kernel=None):
     for server in _servers() if kernel else ():
         try:
             sessions = [one for one in _ask(server, "api/sessions") if one.get("kernel")]
-        except (OSError, ValueError):  # an old note of a server that is gone, or one of somebody else's
+        except (
+            OSError,
+            ValueError,
+        ):  # an old note of a server that is gone, or one of somebody else's
             continue
         if kernel in [one["kernel"]["id"] for one in sessions]:
             return [
                 RunningLab(name, _kernel_megabytes(one["kernel"]["id"]), server, one["id"])
                 for one in sessions
-                if one["kernel"]["id"] != kernel and _is_lab(name := PurePosixPath(one["path"]).name)
+                if one["kernel"]["id"] != kernel
+                and _is_lab(name := PurePosixPath(one["path"]).name)
             ]
     return []
 
@@ -132,7 +146,10 @@ def show_running(labs):
     from IPython.display import display
 
     said = widgets.HTML(_notice(labs))
-    buttons = [widgets.Button(description=f"Shut down {lab.name}", layout={"width": "auto"}) for lab in labs]
+    buttons = [
+        widgets.Button(description=f"Shut down {lab.name}", layout={"width": "auto"})
+        for lab in labs
+    ]
     still = dict(zip(buttons, labs, strict=True))
 
     def shut_down(button):
@@ -140,7 +157,9 @@ def show_running(labs):
         try:
             still[button].shut_down()
         except OSError:
-            button.description = f"{still[button].name} did not end: choose Kernel > Shut Down Kernel in its tab"
+            button.description = (
+                f"{still[button].name} did not end: choose Kernel > Shut Down Kernel in its tab"
+            )
             return
         button.description = f"{still.pop(button).name} is shut down"
         said.value = _notice(list(still.values()))
@@ -197,7 +216,10 @@ def _servers():
         except (OSError, ValueError):
             continue
         if server.get("url", "").startswith("http"):
-            yield {"url": server["url"], "token": server.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", "")}
+            yield {
+                "url": server["url"],
+                "token": server.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", ""),
+            }
 
 
 def _ask(server, path, method="GET"):

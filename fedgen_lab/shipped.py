@@ -3,6 +3,7 @@
 An installed wheel carries them inside the package (fedgen_lab/data, a build mapping); a checkout or an editable install
 has them in the repository's `data` folder. Nothing is downloaded.
 """
+
 from importlib import resources
 from pathlib import Path
 
@@ -21,5 +22,7 @@ def shipped(name: str) -> Path:
     for folder in (inside, beside):
         if folder.is_dir():
             return folder
-    raise FileNotFoundError(f"the shipped folder {name!r} is neither at {inside} nor at {beside}. "
-                            "Install the package again, or work from a full checkout of the repository.")
+    raise FileNotFoundError(
+        f"the shipped folder {name!r} is neither at {inside} nor at {beside}. "
+        "Install the package again, or work from a full checkout of the repository."
+    )

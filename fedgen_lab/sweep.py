@@ -58,7 +58,10 @@ def _measure(module, point, seed):
     torch.set_num_threads(1)
     start, cpu = time.time(), time.process_time()
     result = importlib.import_module(module).measure(point, seed)
-    seconds = {"seconds": round(time.time() - start, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
+    seconds = {
+        "seconds": round(time.time() - start, 1),
+        "cpu_seconds": round(time.process_time() - cpu, 1),
+    }
     return {"point": point, "seed": seed, **seconds, "result": result}
 
 
@@ -82,7 +85,9 @@ def record(name, path, workers=None, limit=None):
             "Move the file away to record everything anew; points of different versions don't mix."
         )
     sweep["made"] = sweep["made"] or now | {"date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M")}
-    done = {(json.dumps(entry["point"], sort_keys=True), entry["seed"]) for entry in sweep["points"]}
+    done = {
+        (json.dumps(entry["point"], sort_keys=True), entry["seed"]) for entry in sweep["points"]
+    }
     todo = [
         (point, seed)
         for point in module.POINTS
@@ -100,7 +105,9 @@ def record(name, path, workers=None, limit=None):
             entry = future.result()
             sweep["points"].append(entry)
             order = {json.dumps(point, sort_keys=True): i for i, point in enumerate(module.POINTS)}
-            sweep["points"].sort(key=lambda e: (order.get(json.dumps(e["point"], sort_keys=True), 1e9), e["seed"]))
+            sweep["points"].sort(
+                key=lambda e: (order.get(json.dumps(e["point"], sort_keys=True), 1e9), e["seed"])
+            )
             _write(path, sweep)
             bar.set_postfix_str(f"{entry['point']} seed {entry['seed']}: {entry['seconds']:.0f} s")
             bar.update()
@@ -119,13 +126,22 @@ def _write(path, sweep):
 
 def main():
     """The command line: python -m fedgen_lab.sweep NAME [--workers N] [--limit N] [--out FILE]."""
-    parser = argparse.ArgumentParser(prog="python -m fedgen_lab.sweep", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m fedgen_lab.sweep", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("name", choices=SWEEPS)
-    parser.add_argument("--workers", type=int, help="one-thread processes; as many as cores unless given")
+    parser.add_argument(
+        "--workers", type=int, help="one-thread processes; as many as cores unless given"
+    )
     parser.add_argument("--limit", type=int, help="record at most so many points this time")
     parser.add_argument("--out", type=Path, help="the file; data/sweeps/NAME.json unless given")
     asked = parser.parse_args()
-    record(asked.name, asked.out or Path("data/sweeps") / f"{asked.name}.json", asked.workers, asked.limit)
+    record(
+        asked.name,
+        asked.out or Path("data/sweeps") / f"{asked.name}.json",
+        asked.workers,
+        asked.limit,
+    )
 
 
 if __name__ == "__main__":

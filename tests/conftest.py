@@ -21,11 +21,15 @@ def start_anvil(tmp_path_factory):
     program = shutil.which("anvil")
     if program is None:
         if shutil.which("npm") is None:
-            _skip("no anvil and no npm to fetch it with: install npm (Debian: apt install npm) to run this test")
+            _skip(
+                "no anvil and no npm to fetch it with: install npm (Debian: apt install npm) to run this test"
+            )
         folder = tmp_path_factory.mktemp("anvil")
         command = ["npm", "install", "--silent", "--no-audit", "--no-fund", "--prefix", str(folder)]
         try:
-            subprocess.run([*command, "@foundry-rs/anvil@1.7.1"], check=True, timeout=120, capture_output=True)
+            subprocess.run(
+                [*command, "@foundry-rs/anvil@1.7.1"], check=True, timeout=120, capture_output=True
+            )
         except (subprocess.SubprocessError, OSError) as error:
             _skip(f"npm could not fetch anvil: {error}")
         program = str(folder / "node_modules" / ".bin" / "anvil")

@@ -21,7 +21,9 @@ from fedgen_lab.course import REPOSITORY
 
 ROOT = Path(__file__).resolve().parents[1]
 GONE = (404, 410)
-BROWSER = {"User-Agent": "Mozilla/5.0 (link check of a course)"}  # some hosts answer nothing that looks like a script
+BROWSER = {
+    "User-Agent": "Mozilla/5.0 (link check of a course)"
+}  # some hosts answer nothing that looks like a script
 
 
 def pages(root=ROOT):
@@ -53,7 +55,11 @@ def links(path):
 def anchors(path):
     """The names of a page's headings, as GitHub makes them, and as Jupyter does."""
     tokens = MarkdownIt().parse(markdown(path))
-    heads = [after.content for token, after in zip(tokens, tokens[1:], strict=False) if token.type == "heading_open"]
+    heads = [
+        after.content
+        for token, after in zip(tokens, tokens[1:], strict=False)
+        if token.type == "heading_open"
+    ]
     github = {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
     return github | {head.replace(" ", "-") for head in heads}
 
@@ -63,7 +69,10 @@ def file_in_repository(url):
     parts, name = urlsplit(url), REPOSITORY.removeprefix("https://github.com/")
     if parts.netloc == "mybinder.org":
         return parse_qs(parts.query).get("labpath", [""])[0]
-    if parts.netloc in ("github.com", "colab.research.google.com") and f"{name}/blob/main/" in parts.path:
+    if (
+        parts.netloc in ("github.com", "colab.research.google.com")
+        and f"{name}/blob/main/" in parts.path
+    ):
         return unquote(parts.path.partition("/blob/main/")[2])
     return None
 
@@ -78,10 +87,20 @@ def broken_inside(path, root=ROOT):
         inside = file_in_repository(target)
         if parts.scheme and inside is None:
             continue  # another host's
-        place = root / inside if inside is not None else path.parent / unquote(parts.path) if parts.path else path
+        place = (
+            root / inside
+            if inside is not None
+            else path.parent / unquote(parts.path)
+            if parts.path
+            else path
+        )
         if not place.exists():
             broken.append(f"{path.relative_to(root)}: no file for {target}")
-        elif parts.fragment and place.suffix in (".md", ".ipynb") and unquote(parts.fragment) not in anchors(place):
+        elif (
+            parts.fragment
+            and place.suffix in (".md", ".ipynb")
+            and unquote(parts.fragment) not in anchors(place)
+        ):
             broken.append(f"{path.relative_to(root)}: no heading for {target}")
     return broken
 
@@ -92,7 +111,9 @@ def ask(url, tries=3, pause=5):
     for attempt in range(tries):
         time.sleep(pause * attempt)
         try:
-            with httpx.stream("GET", url, headers=BROWSER, timeout=30, follow_redirects=True) as answer:
+            with httpx.stream(
+                "GET", url, headers=BROWSER, timeout=30, follow_redirects=True
+            ) as answer:
                 if answer.is_success:
                     return "fine"
                 if answer.status_code in GONE:
@@ -130,13 +151,19 @@ def check_foreign(urls, pause=1.0):
     def ask_host(host):
         verdicts = {}
         for url in hosts[host]:
-            silent = any(verdict.startswith("no answer") for verdict in verdicts.values())  # then it won't soon
+            silent = any(
+                verdict.startswith("no answer") for verdict in verdicts.values()
+            )  # then it won't soon
             verdicts[url] = ask(url, tries=1 if silent else 3)
             time.sleep(pause)
         return verdicts
 
     with ThreadPoolExecutor(8) as at_once:
-        return {url: verdict for verdicts in at_once.map(ask_host, hosts) for url, verdict in verdicts.items()}
+        return {
+            url: verdict
+            for verdicts in at_once.map(ask_host, hosts)
+            for url, verdict in verdicts.items()
+        }
 
 
 def main():
@@ -150,7 +177,9 @@ def main():
             broken.append(line)
         elif verdict != "fine":
             print("can't tell:", line)
-    print(f"{len(verdicts)} addresses at other hosts, {list(verdicts.values()).count('fine')} fine.")
+    print(
+        f"{len(verdicts)} addresses at other hosts, {list(verdicts.values()).count('fine')} fine."
+    )
     if verdicts and "fine" not in verdicts.values():
         broken.append("No host answers: is there a network?")
     print("\n".join(broken) or "No link is broken.")

@@ -15,11 +15,18 @@ import sys
 
 UNIT = ("-o", "addopts=-ra", "-p", "no:nbval", "tests/unit")
 LABS = ("--nbval-lax", "--nbval-current-env", "labs")
-AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2", "OPENBLAS_CORETYPE": "Haswell"}
+AVX2 = {
+    "ATEN_CPU_CAPABILITY": "avx2",
+    "ONEDNN_MAX_CPU_ISA": "AVX2",
+    "MKL_CBWR": "AVX2",
+    "OPENBLAS_CORETYPE": "Haswell",
+}
 BASELINE = {  # what every x86-64 processor can, or the next there is
-    "ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE",
+    "ATEN_CPU_CAPABILITY": "default",
+    "ONEDNN_MAX_CPU_ISA": "SSE41",
+    "MKL_CBWR": "COMPATIBLE",
     "OPENBLAS_CORETYPE": "Nehalem",
-}  # fmt: skip
+}
 RUNS = {  # name -> (threads, environment, what to run)
     "one-thread": (1, {}, [UNIT]),
     "two-threads": (2, {}, [UNIT]),
@@ -32,18 +39,32 @@ ASK = "import torch; print(torch.backends.cpu.get_cpu_capability(), torch.get_nu
 def failed(name, workers):
     """Run the tests of one run; whether any failed, or torch computes otherwise than asked."""
     threads, variables, parts = RUNS[name]
-    environment = {**os.environ, **variables, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    environment = {
+        **os.environ,
+        **variables,
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
     command = [sys.executable, "-c", ASK]
-    reported = subprocess.run(command, env=environment, capture_output=True, check=True, encoding="utf-8")
+    reported = subprocess.run(
+        command, env=environment, capture_output=True, check=True, encoding="utf-8"
+    )
     capability, used = reported.stdout.split()
-    print(f"--- {name}: torch computes with {capability} on {used} threads {variables or ''}", flush=True)
+    print(
+        f"--- {name}: torch computes with {capability} on {used} threads {variables or ''}",
+        flush=True,
+    )
     asked = variables.get("ATEN_CPU_CAPABILITY", capability)
     if (capability.lower(), int(used)) != (asked.lower(), threads):
-        print(f"{name} asks for {asked} on {threads} threads: this processor or this build of torch can't show it.")
+        print(
+            f"{name} asks for {asked} on {threads} threads: this processor or this build of torch can't show it."
+        )
         return True
     spread = ("-n", str(max(1, workers // threads)), "--dist", "loadfile")
     codes = [
-        subprocess.run([sys.executable, "-m", "pytest", "-q", *spread, *part], env=environment).returncode
+        subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *spread, *part], env=environment
+        ).returncode
         for part in parts
     ]
     return any(codes)
@@ -52,7 +73,12 @@ def failed(name, workers):
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="*", metavar="run", help=", ".join(RUNS))
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="test workers at once, on one thread each")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=os.cpu_count(),
+        help="test workers at once, on one thread each",
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.runs) - set(RUNS):
         parser.error(f"there is no run {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")

@@ -24,7 +24,9 @@ def summary(folder, red):
         tests = list(cases(report))
         wall = float(ElementTree.parse(report).find("testsuite").get("time"))
         outcomes = [outcome for _, _, outcome in tests]
-        counts = [f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped")]
+        counts = [
+            f"{outcomes.count(outcome)} {outcome}" for outcome in ("passed", "failed", "skipped")
+        ]
         lines.append(f"{report.stem:>12}: {', '.join(counts)} in {wall / 60:.1f} min")
         failed += [f"{report.stem}: {name}" for name, _, outcome in tests if outcome == "failed"]
         slow += [(seconds, f"{report.stem}: {name}") for name, seconds, _ in tests]

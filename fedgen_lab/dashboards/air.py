@@ -15,7 +15,14 @@ from fedgen_lab.dashboards.lora_live import LiveRun, loss_chart
 from fedgen_lab.dashboards.lora_recorded import AXES
 from fedgen_lab.dashboards.panel import Panel
 
-WAYS = ("wait for all", "deadline", "fastest", "FedBuff", "int8", "top-k")  # as `lora.on_air.ways` names them
+WAYS = (
+    "wait for all",
+    "deadline",
+    "fastest",
+    "FedBuff",
+    "int8",
+    "top-k",
+)  # as `lora.on_air.ways` names them
 
 
 def air_dashboard(scenario, network, deadline_seconds=1.0):
@@ -45,7 +52,10 @@ class AirRun(LiveRun):
         last = self.progress.iloc[-1]
         said = f"{self.label}, {self.rounds} of {self.scenario.rounds} rounds in {last['seconds']:.3g} s on the clock. "
         said += f"Loss {self.losses[0]:.3f} before, {last['loss']:.3f} now; {self.progress['left_out'].sum()} uploads "
-        return said + f"left out, and what was merged is {self.progress['staleness'].max():.2g} versions old at most."
+        return (
+            said
+            + f"left out, and what was merged is {self.progress['staleness'].max():.2g} versions old at most."
+        )
 
     def table(self, bandwidth_hz):
         """One row per round, as `LiveRun.table`; the bandwidth is the run's own and can't be changed afterwards."""
@@ -61,20 +71,48 @@ class AirDashboard:
     def __init__(self, scenario, network, deadline_seconds):
         self.first, self.cell = scenario, network
         self.way = controls.choice("Slow clients", list(WAYS))
-        self.clients = controls.knob("Clients", scenario.num_clients, 2, 8, help="devices that train together")
+        self.clients = controls.knob(
+            "Clients", scenario.num_clients, 2, 8, help="devices that train together"
+        )
         self.bandwidth = controls.log_knob(
-            "Bandwidth (MHz)", network.bandwidth_hz / 1e6, 0.1, 100, help="the uplink band that they share"
+            "Bandwidth (MHz)",
+            network.bandwidth_hz / 1e6,
+            0.1,
+            100,
+            help="the uplink band that they share",
         )
         self.deadline = controls.log_knob(
-            "Deadline (s)", deadline_seconds, 0.01, 100, help='for "deadline": later uploads are refused'
+            "Deadline (s)",
+            deadline_seconds,
+            0.01,
+            100,
+            help='for "deadline": later uploads are refused',
         )
         self.fraction = controls.knob(
-            "Share asked", 0.5, 0.1, 1.0, 0.1, help='for "fastest": so many of the clients train in a round'
+            "Share asked",
+            0.5,
+            0.1,
+            1.0,
+            0.1,
+            help='for "fastest": so many of the clients train in a round',
         )
-        self.buffer = controls.knob("Buffer", 2, 1, 8, help='for "FedBuff": so many uploads make a new model')
-        self.seed = controls.knob("Seed", scenario.seed, 0, 99, help="decides pictures, places, fading and speeds")
-        self.knobs = (self.clients, self.bandwidth, self.deadline, self.fraction, self.buffer, self.seed)
-        self.panel = Panel("Start", self.new_run, run_on_the_clock, self.scenario, lambda _: self.draw())
+        self.buffer = controls.knob(
+            "Buffer", 2, 1, 8, help='for "FedBuff": so many uploads make a new model'
+        )
+        self.seed = controls.knob(
+            "Seed", scenario.seed, 0, 99, help="decides pictures, places, fading and speeds"
+        )
+        self.knobs = (
+            self.clients,
+            self.bandwidth,
+            self.deadline,
+            self.fraction,
+            self.buffer,
+            self.seed,
+        )
+        self.panel = Panel(
+            "Start", self.new_run, run_on_the_clock, self.scenario, lambda _: self.draw()
+        )
         self.axis = controls.choice("Loss against", list(AXES), list(AXES)[-1])
         self.axis.observe(lambda _: self.draw(), names="value")
         self.chart = charts.LiveChart("loss on air")
@@ -84,7 +122,13 @@ class AirDashboard:
         live = not runs_inline()
         if live:
             knobs = controls.grid([knob.box for knob in self.knobs])
-            parts = [controls.style(), controls.row([self.way]), knobs, self.panel.box, controls.row([self.axis])]
+            parts = [
+                controls.style(),
+                controls.row([self.way]),
+                knobs,
+                self.panel.box,
+                controls.row([self.axis]),
+            ]
             display(widgets.VBox(parts, layout={"width": "100%"}))
         self.chart.show()
         self.draw()
@@ -100,12 +144,17 @@ class AirDashboard:
         clients = self.clients.value
         plain = replace(self.first, num_clients=clients, seed=self.seed.value)
         buffer = min(self.buffer.value, clients)
-        return ways(plain, self.deadline.value, buffer, round(self.fraction.value, 2))[self.way.value]
+        return ways(plain, self.deadline.value, buffer, round(self.fraction.value, 2))[
+            self.way.value
+        ]
 
     def new_run(self, scenario):
         """An `AirRun` of this scenario in the cell of the present knobs."""
         network = replace(
-            self.cell, num_clients=self.clients.value, bandwidth_hz=self.bandwidth.value * 1e6, seed=self.seed.value
+            self.cell,
+            num_clients=self.clients.value,
+            bandwidth_hz=self.bandwidth.value * 1e6,
+            seed=self.seed.value,
         )
         return AirRun(scenario, self.way.value, network)
 

@@ -29,14 +29,21 @@ class AttackPanel(Measuring):
 
     def __init__(self, domain, size, seed, steps):
         super().__init__(
-            "Start the attack", "Ready. The attack takes some ten seconds; every attack adds a row to the table."
+            "Start the attack",
+            "Ready. The attack takes some ten seconds; every attack adds a row to the table.",
         )
         self.domain, self.size, self.seed, self.steps = domain, size, seed, steps
         self.leak, self.label_names = None, ()
         self.depth = controls.knob(
-            "Depth", 1, 1, 4, help="Blocks before the cut. HuSCF-GAN cuts at 1 or 2; its U lets no device hold 3."
+            "Depth",
+            1,
+            1,
+            4,
+            help="Blocks before the cut. HuSCF-GAN cuts at 1 or 2; its U lets no device hold 3.",
         )
-        self.noise = controls.knob("Noise", 0.0, 0.0, 8.0, 0.25, help="Times the spread of the smashed data.")
+        self.noise = controls.knob(
+            "Noise", 0.0, 0.0, 8.0, 0.25, help="Times the spread of the smashed data."
+        )
         self.decorrelation = controls.knob(
             "Decorrelation",
             0.0,
@@ -46,9 +53,16 @@ class AttackPanel(Measuring):
             help="Weight of the distance-correlation penalty; it acts by training.",
         )
         self.iterations = controls.knob(
-            "Iterations", 10, 0, 100, 10, help="Training before the attack; 0: the heads as the server deals them out."
+            "Iterations",
+            10,
+            0,
+            100,
+            10,
+            help="Training before the attack; 0: the heads as the server deals them out.",
         )
-        self.bits = controls.choice("Bits", [("32", 32), ("8", 8)], 32, help="Of each number that is sent.")
+        self.bits = controls.choice(
+            "Bits", [("32", 32), ("8", 8)], 32, help="Of each number that is sent."
+        )
         self.auxiliary = controls.choice("Server has", [name for name in OFFLINE if name != domain])
         self.auxiliary.value = "runes" if domain != "runes" else "letters"
         self.table_button = controls.button("Show attacks as table", self._toggle)
@@ -57,19 +71,33 @@ class AttackPanel(Measuring):
         knobs = [self.depth.box, self.noise.box, self.decorrelation.box, self.iterations.box]
         self.box = widgets.VBox(
             [
-                controls.style(), controls.grid(knobs), controls.grid([self.bits, self.auxiliary]),
-                self.buttons, self.status.widget, self.shown, self.table_button, self.table,
+                controls.style(),
+                controls.grid(knobs),
+                controls.grid([self.bits, self.auxiliary]),
+                self.buttons,
+                self.status.widget,
+                self.shown,
+                self.table_button,
+                self.table,
             ],
             layout={"width": "100%"},
-        )  # fmt: skip
+        )
 
     def scenario(self):
         """The run that the knobs describe: two devices that hold pictures of this domain, one round."""
         return GanScenario(
-            num_clients=2, domains=self.domain, size=self.size, rounds=1, iterations=max(1, self.iterations.value),
-            cuts="0000" if self.depth.value == 1 else "1010", noise=self.noise.value, bits=self.bits.value,
-            decorrelation=self.decorrelation.value, pictures_per_client=150, seed=self.seed,
-        )  # fmt: skip
+            num_clients=2,
+            domains=self.domain,
+            size=self.size,
+            rounds=1,
+            iterations=max(1, self.iterations.value),
+            cuts="0000" if self.depth.value == 1 else "1010",
+            noise=self.noise.value,
+            bits=self.bits.value,
+            decorrelation=self.decorrelation.value,
+            pictures_per_client=150,
+            seed=self.seed,
+        )
 
     def _work(self, job):
         self.shown.value = ""  # the pictures of an earlier attack say nothing about this one
@@ -77,12 +105,18 @@ class AttackPanel(Measuring):
         scenario, auxiliary = self.scenario(), self.auxiliary.value
         iterations, depth = self.iterations.value, self.depth.value
         knobs = {
-            "server has": auxiliary, "depth": depth, "noise": scenario.noise, "bits": scenario.bits,
-            "decorrelation": scenario.decorrelation, "iterations": iterations,
-        }  # fmt: skip
+            "server has": auxiliary,
+            "depth": depth,
+            "noise": scenario.noise,
+            "bits": scenario.bits,
+            "decorrelation": scenario.decorrelation,
+            "iterations": iterations,
+        }
 
         def heard(_, iteration):
-            job.report(f"Two devices train with this protection: iteration {iteration} of {iterations}.")
+            job.report(
+                f"Two devices train with this protection: iteration {iteration} of {iterations}."
+            )
 
         watched = watched_run(scenario, 0, iterations == 0, job.should_stop, heard)
         if watched is None:
@@ -141,9 +175,12 @@ def leak_sentence(leak, knobs):
     used += [f"decorrelation {knobs['decorrelation']:g}"] if knobs["decorrelation"] else []
     number, share = leak.depth, leak.mse / leak.baseline_mse
     verdict = (
-        "the pictures are rebuilt" if share < 0.25 else "the pictures show through" if share < 0.7
+        "the pictures are rebuilt"
+        if share < 0.25
+        else "the pictures show through"
+        if share < 0.7
         else "the pictures stay hidden"
-    )  # fmt: skip
+    )
     unused = knobs["decorrelation"] and not knobs["iterations"]
     labels, plural = leak.label_accuracy, "s" if number > 1 else ""
     return (
@@ -159,6 +196,8 @@ def leak_html(leak, label_names):
     """Real pictures above the rebuilt ones, one of each label, with the label read off. Returns HTML."""
     firsts = {int(label): row for row, label in reversed(list(enumerate(leak.labels)))}
     rows = [row for _, row in sorted(firsts.items())][:SHOWN]
-    headings = [f"{label_names[leak.labels[row]]}, read as {label_names[leak.guessed[row]]}" for row in rows]
+    headings = [
+        f"{label_names[leak.labels[row]]}, read as {label_names[leak.guessed[row]]}" for row in rows
+    ]
     pairs = ((NEVER_SENT, leak.pictures[rows]), (REBUILT, leak.rebuilt[rows]))
     return charts.strip_html(pairs, headings, scale=max(1, 42 // leak.pictures.shape[-1]))

@@ -17,7 +17,12 @@ import numpy as np
 from IPython.display import HTML, display
 
 from fedgen_lab.dashboards import controls
-from fedgen_lab.dashboards.job import SECONDS_BETWEEN_UPDATES, drawing_job, error_sentence, runs_inline
+from fedgen_lab.dashboards.job import (
+    SECONDS_BETWEEN_UPDATES,
+    drawing_job,
+    error_sentence,
+    runs_inline,
+)
 from fedgen_lab.dashboards.still import still_html
 
 # Each role looks the same everywhere in the lab: Okabe and Ito's colours, which colour-blind eyes tell apart, and a
@@ -36,7 +41,9 @@ PLOTLY = "application/vnd.plotly.v1+json"
 # Not "responsive": JupyterLab resizes charts itself, and with it they vanish when the theme changes.
 CONFIG = {"showSendToCloud": False, "displaylogo": False}
 NOTHING_YET = "There is nothing to show yet."
-SECONDS_UNTIL_STILL = 1.0  # of rest after the last update: a still picture costs some 0.1 s of computing
+SECONDS_UNTIL_STILL = (
+    1.0  # of rest after the last update: a still picture costs some 0.1 s of computing
+)
 _plotly_js_shown = False
 
 
@@ -53,7 +60,13 @@ def figure(x_title="", y_title="", title="", height=320):
     return go.Figure(
         layout={
             "template": "none",
-            "title": {"text": title, "font": {"size": 14}, "x": 0, "xanchor": "left", "xref": "paper"},
+            "title": {
+                "text": title,
+                "font": {"size": 14},
+                "x": 0,
+                "xanchor": "left",
+                "xref": "paper",
+            },
             "xaxis": {**axis, "title": {"text": x_title, "standoff": 10}},
             "yaxis": {**axis, "title": {"text": y_title, "standoff": 12}},
             "paper_bgcolor": "rgba(0,0,0,0)",
@@ -123,9 +136,16 @@ class LiveChart:
         """Put the chart, its sentence and its table button into the output of the running cell."""
         if runs_inline():
             _show_plotly_js()
-        self._handle = display(self._bundle(empty_figure(NOTHING_YET), NOTHING_YET, None), raw=True, display_id=True)
+        self._handle = display(
+            self._bundle(empty_figure(NOTHING_YET), NOTHING_YET, None), raw=True, display_id=True
+        )
         if not runs_inline():
-            display(widgets.VBox([controls.style(), self.caption, self.button, self.table], layout={"width": "100%"}))
+            display(
+                widgets.VBox(
+                    [controls.style(), self.caption, self.button, self.table],
+                    layout={"width": "100%"},
+                )
+            )
         return self
 
     def update(self, chart, sentence, table=None):
@@ -194,7 +214,10 @@ class LiveChart:
                 # JupyterLab's plotly renderer draws once and then ignores updates: a blank of the same height (7 is
                 # the padding of HTML output) takes its place first.
                 height = bundle[PLOTLY]["layout"].get("height", 360) - 7
-                blank = {"text/html": f'<div style="height: {height}px"></div>', "text/plain": sentence}
+                blank = {
+                    "text/html": f'<div style="height: {height}px"></div>',
+                    "text/plain": sentence,
+                }
                 self._handle.update(blank, raw=True)
             self._handle.update(bundle, raw=True)
         self._shown = bundle
@@ -225,8 +248,12 @@ class LiveChart:
             )
             numbers = ""
             if table is not None:
-                numbers = f"<details><summary>{self.name} as table</summary>{table_html(table)}</details>"
-            bundle["text/html"] = f'<div role="img" aria-label="{words}">{plot_html}</div><p>{words}</p>{numbers}'
+                numbers = (
+                    f"<details><summary>{self.name} as table</summary>{table_html(table)}</details>"
+                )
+            bundle["text/html"] = (
+                f'<div role="img" aria-label="{words}">{plot_html}</div><p>{words}</p>{numbers}'
+            )
         return bundle
 
 
@@ -257,7 +284,11 @@ def _show_plotly_js():
 
         _plotly_js_shown = True
         # Some pages carry require.js, which would swallow the library: hide its `define` while the script runs.
-        display(HTML(f"<script>(function (define, module, exports) {{{get_plotlyjs()}}}).call(window);</script>"))
+        display(
+            HTML(
+                f"<script>(function (define, module, exports) {{{get_plotlyjs()}}}).call(window);</script>"
+            )
+        )
 
 
 def table_html(table):
@@ -274,11 +305,15 @@ def picture_png(image):
 
     pixels = np.asarray(image)
     if pixels.ndim != 3 or pixels.shape[0] not in (1, 3):
-        raise ValueError(f"a picture must have the shape (3, H, W) or (1, H, W), channels first; got {pixels.shape}.")
+        raise ValueError(
+            f"a picture must have the shape (3, H, W) or (1, H, W), channels first; got {pixels.shape}."
+        )
     if pixels.dtype != np.uint8:
         pixels = ((np.clip(pixels, -1, 1) + 1) * 127.5).round().astype(np.uint8)
     file = io.BytesIO()
-    Image.fromarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)).save(file, format="PNG")
+    Image.fromarray(np.broadcast_to(pixels, (3, *pixels.shape[1:])).transpose(1, 2, 0)).save(
+        file, format="PNG"
+    )
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -296,7 +331,9 @@ def pictures_html(images, alts, columns=8, scale=3):
     """
     alts = list(alts)
     if len(images) != len(alts):
-        raise ValueError(f"each picture needs a text; got {len(images)} pictures and {len(alts)} texts.")
+        raise ValueError(
+            f"each picture needs a text; got {len(images)} pictures and {len(alts)} texts."
+        )
     cells = "".join(_img(image, alt, scale) for image, alt in zip(images, alts, strict=True))
     width = (np.shape(images)[-1] * scale + 4) * columns if len(alts) else 0
     look = f"display: flex; flex-wrap: wrap; gap: 4px; max-width: {width}px"
@@ -318,7 +355,9 @@ def strip_html(rows, headings, scale=2):
     for name, images in rows:
         if images is not None:
             named = zip(images, headings, strict=True)
-            cells = "".join(f"<td>{_img(image, f'{name}: {text}', scale)}</td>" for image, text in named)
+            cells = "".join(
+                f"<td>{_img(image, f'{name}: {text}', scale)}</td>" for image, text in named
+            )
             lines.append(f'<tr><th scope="row">{html.escape(name)}</th>{cells}</tr>')
     table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     return f'<div class="fedgen-strip">{table}</div>'
@@ -386,14 +425,22 @@ def gantt(timeline, round):
             hovertemplate=f"%{{y}}, {phase}: %{{x:.3g}} s<extra></extra>",
         )
     chart.update_layout(barmode="overlay")
-    chart.update_yaxes(type="category", autorange="reversed", categoryarray=[f"client {client}" for client in clients])
+    chart.update_yaxes(
+        type="category",
+        autorange="reversed",
+        categoryarray=[f"client {client}" for client in clients],
+    )
     ends = events.groupby("client")["end_seconds"].max()
     slowest = ends.idxmax()
-    phases = events[events["client"] == slowest].assign(seconds=lambda e: e["end_seconds"] - e["start_seconds"])
+    phases = events[events["client"] == slowest].assign(
+        seconds=lambda e: e["end_seconds"] - e["start_seconds"]
+    )
     longest = phases.groupby("phase")["seconds"].sum().idxmax()
     sentence = (
         f"Round {round} takes {controls.in_words(ends.max() - began)} s. Everyone waits for client {slowest}, "
         f"which spends most of its time on {'computing' if longest == 'compute' else 'the ' + longest}."
     )
-    table = events.assign(start_seconds=events["start_seconds"] - began, end_seconds=events["end_seconds"] - began)
+    table = events.assign(
+        start_seconds=events["start_seconds"] - began, end_seconds=events["end_seconds"] - began
+    )
     return chart, sentence, table.drop(columns=["round"]).reset_index(drop=True)

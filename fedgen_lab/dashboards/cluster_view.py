@@ -22,7 +22,16 @@ from fedgen_lab.split.scoring import label_grid
 
 # Okabe and Ito's colours for clusters; the number of its cluster stands beside every client too.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#999999")
-SHAPES = ("circle", "square", "triangle-up", "x", "star", "cross", "hexagon", "bowtie")  # the truth: one per domain
+SHAPES = (
+    "circle",
+    "square",
+    "triangle-up",
+    "x",
+    "star",
+    "cross",
+    "hexagon",
+    "bowtie",
+)  # the truth: one per domain
 ALPHAS = np.geomspace(0.1, 10_000, 101)
 
 
@@ -54,10 +63,15 @@ class ClusterView:
         self.counts = dealt.counts.to_numpy().sum(axis=1)
         self.round = controls.knob("Round of the clusters", 1, 1, max(scenario.rounds, 2))
         self.alpha = controls.log_knob(
-            "Alpha", float(np.clip(scenario.kld_alpha, ALPHAS[0], ALPHAS[-1])), ALPHAS[0], ALPHAS[-1],
+            "Alpha",
+            float(np.clip(scenario.kld_alpha, ALPHAS[0], ALPHAS[-1])),
+            ALPHAS[0],
+            ALPHAS[-1],
             help="how strongly a client that differs from its cluster is weighed down; nothing is trained anew",
-        )  # fmt: skip
-        self.map, self.bars, self.lines = (charts.LiveChart(name) for name in ("taps", "weights", "alpha"))
+        )
+        self.map, self.bars, self.lines = (
+            charts.LiveChart(name) for name in ("taps", "weights", "alpha")
+        )
         self.samples = widgets.HTML(layout={"width": "100%"})
         self.round.observe(lambda _: self.draw())
         self.alpha.observe(lambda _: self.draw())
@@ -126,22 +140,39 @@ def tap_map(gan_round, dealt, warm_up=0):
         for domain in np.unique(domain_of[groups == group]):
             mine = np.flatnonzero((groups == group) & (domain_of == domain))
             chart.add_scatter(
-                x=places[mine, 0].tolist(), y=places[mine, 1].tolist(), mode="markers", showlegend=False,
-                name=f"{dealt.domains[domain]} in cluster {group}", text=[f"{here[i]} ({group})" for i in mine],
+                x=places[mine, 0].tolist(),
+                y=places[mine, 1].tolist(),
+                mode="markers",
+                showlegend=False,
+                name=f"{dealt.domains[domain]} in cluster {group}",
+                text=[f"{here[i]} ({group})" for i in mine],
                 cliponaxis=False,
-                marker={"symbol": SHAPES[domain % len(SHAPES)], "color": COLOURS[group % len(COLOURS)], "size": 13,
-                        "line": {"color": "#808080", "width": 1}},
+                marker={
+                    "symbol": SHAPES[domain % len(SHAPES)],
+                    "color": COLOURS[group % len(COLOURS)],
+                    "size": 13,
+                    "line": {"color": "#808080", "width": 1},
+                },
                 hovertemplate="client %{text}<extra></extra>",
-            )  # fmt: skip
-    for domain in np.unique(domain_of):  # the legend tells shapes only: with clusters it would be longer than the map
+            )
+    for domain in np.unique(
+        domain_of
+    ):  # the legend tells shapes only: with clusters it would be longer than the map
         grey = {"symbol": SHAPES[domain % len(SHAPES)], "color": "#808080", "size": 11}
-        chart.add_scatter(x=[None], y=[None], mode="markers", name=dealt.domains[domain], marker=grey)
+        chart.add_scatter(
+            x=[None], y=[None], mode="markers", name=dealt.domains[domain], marker=grey
+        )
     for (x, y), words in _labels(places, here, groups):
         chart.add_annotation(x=x, y=y, text=words, showarrow=False, yanchor="bottom", yshift=8)
-    table = pd.DataFrame({
-        "client": here, "domain": [dealt.domains[domain] for domain in domain_of], "cluster": groups,
-        "first": places[:, 0], "second": places[:, 1],
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "client": here,
+            "domain": [dealt.domains[domain] for domain in domain_of],
+            "cluster": groups,
+            "first": places[:, 0],
+            "second": places[:, 1],
+        }
+    )
     sentence = (
         f"Round {gan_round.round}: {_who_is_with_whom(gan_round, groups, domain_of, here, warm_up)} The number in "
         f"brackets is the cluster; the picture shows {share:.0%} of how the taps differ."
@@ -152,16 +183,29 @@ def tap_map(gan_round, dealt, warm_up=0):
 def weight_bars(counts, scores, groups, alpha):
     """Each client's weight within its cluster, beside what FedAvg would give it. Returns (figure, sentence, table)."""
     here = np.flatnonzero(np.asarray(groups) >= 0)
-    counts, scores, groups = np.asarray(counts)[here], np.asarray(scores)[here], np.asarray(groups)[here]
+    counts, scores, groups = (
+        np.asarray(counts)[here],
+        np.asarray(scores)[here],
+        np.asarray(groups)[here],
+    )
     fedavg, weighed = (weights(counts, scores, groups, a) for a in (0, alpha))
     chart = charts.figure("client (cluster)", "weight within its cluster", height=300)
     names = [f"{client} ({group})" for client, group in zip(here, groups, strict=True)]
     chart.add_bar(
-        x=names, y=fedavg.tolist(), name="FedAvg (alpha = 0)",
-        marker={"color": charts.PALETTE["base"],
-                "pattern": {"shape": "/", "fgcolor": "white", "size": 6, "fillmode": "overlay"}},
-    )  # fmt: skip
-    chart.add_bar(x=names, y=weighed.tolist(), name=f"alpha = {alpha:g}", marker={"color": charts.PALETTE["server"]})
+        x=names,
+        y=fedavg.tolist(),
+        name="FedAvg (alpha = 0)",
+        marker={
+            "color": charts.PALETTE["base"],
+            "pattern": {"shape": "/", "fgcolor": "white", "size": 6, "fillmode": "overlay"},
+        },
+    )
+    chart.add_bar(
+        x=names,
+        y=weighed.tolist(),
+        name=f"alpha = {alpha:g}",
+        marker={"color": charts.PALETTE["server"]},
+    )
     chart.update_layout(barmode="group")
     chart.update_xaxes(type="category")
     chart.update_yaxes(range=[0, 1])
@@ -170,31 +214,52 @@ def weight_bars(counts, scores, groups, alpha):
         said = "no weight is even half a percent away from FedAvg's"
     else:
         said = f"the weight of client {here[most]} changes most: {fedavg[most]:.3g} by FedAvg, {weighed[most]:.3g} now"
-    table = pd.DataFrame({
-        "client": here, "cluster": groups, "pictures": counts, "KLD score": scores, "FedAvg": fedavg, "weight": weighed
-    })  # fmt: skip
+    table = pd.DataFrame(
+        {
+            "client": here,
+            "cluster": groups,
+            "pictures": counts,
+            "KLD score": scores,
+            "FedAvg": fedavg,
+            "weight": weighed,
+        }
+    )
     return chart, f"At alpha = {alpha:g} {said}.", table
 
 
 def alpha_lines(counts, scores, groups, alpha):
     """The weights against alpha, from FedAvg on the left to one client a cluster. Returns (figure, sentence, table)."""
     here = np.flatnonzero(np.asarray(groups) >= 0)
-    counts, scores, groups = np.asarray(counts)[here], np.asarray(scores)[here], np.asarray(groups)[here]
+    counts, scores, groups = (
+        np.asarray(counts)[here],
+        np.asarray(scores)[here],
+        np.asarray(groups)[here],
+    )
     swept = np.array([weights(counts, scores, groups, a) for a in ALPHAS])  # (alphas, clients)
     chart = charts.figure("alpha", "weight within its cluster", height=320)
     dashes, shapes = list(charts.DASHES.values()), list(charts.MARKERS.values())
     for i, (client, group) in enumerate(zip(here, groups, strict=True)):
         chart.add_scatter(
-            x=ALPHAS.tolist(), y=swept[:, i].tolist(), name=f"client {client} ({group})", mode="lines+markers",
+            x=ALPHAS.tolist(),
+            y=swept[:, i].tolist(),
+            name=f"client {client} ({group})",
+            mode="lines+markers",
             line={"color": COLOURS[group % len(COLOURS)], "dash": dashes[i % len(dashes)]},
             marker={"symbol": shapes[i % len(shapes)], "size": 8, "maxdisplayed": 6},
-        )  # fmt: skip
-    chart.add_vline(x=alpha, line={"color": "#808080", "dash": "dash"})  # in data units also on the logarithmic axis
+        )
+    chart.add_vline(
+        x=alpha, line={"color": "#808080", "dash": "dash"}
+    )  # in data units also on the logarithmic axis
     chart.update_xaxes(type="log")
     chart.update_yaxes(range=[0, 1])
-    at_one = np.abs(weights(counts, scores, groups, 1.0) / weights(counts, scores, groups, 0.0) - 1).max()
-    spans = [np.ptp(scores[(groups == group) & np.isfinite(scores)]) for group in np.unique(groups)
-             if np.isfinite(scores[groups == group]).any()]  # fmt: skip
+    at_one = np.abs(
+        weights(counts, scores, groups, 1.0) / weights(counts, scores, groups, 0.0) - 1
+    ).max()
+    spans = [
+        np.ptp(scores[(groups == group) & np.isfinite(scores)])
+        for group in np.unique(groups)
+        if np.isfinite(scores[groups == group]).any()
+    ]
     widest = max(spans, default=0.0)
     if widest > 0:
         sentence = (
@@ -203,7 +268,9 @@ def alpha_lines(counts, scores, groups, alpha):
             "another with as many pictures."
         )
     else:
-        sentence = "All clients of a cluster have the same score, so every alpha gives FedAvg's weights."
+        sentence = (
+            "All clients of a cluster have the same score, so every alpha gives FedAvg's weights."
+        )
     table = pd.DataFrame(swept[::10], columns=[f"client {client}" for client in here])
     table.insert(0, "alpha", ALPHAS[::10])
     return chart, sentence, table
@@ -228,7 +295,9 @@ def samples_html(generators, dealt, size, seed=0, scale=3):
                 _cell(picture, f"client {client}, {dealt.domains[domain]}: {name}", is_held, scale)
                 for picture, name, is_held in zip(grid, names[domain], held, strict=True)
             )
-        rows.append(f'<tr><th scope="row">client {client}, {html.escape(dealt.domains[domain])}</th>{cells}</tr>')
+        rows.append(
+            f'<tr><th scope="row">client {client}, {html.escape(dealt.domains[domain])}</th>{cells}</tr>'
+        )
     table = f"<table><thead><tr><td></td>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
     return f'<div class="fedgen-strip">{table}</div>'
 
@@ -264,7 +333,11 @@ def _labels(places, clients, groups):
     near = np.ptp(places, axis=0) * (0.1, 0.15)  # about a label's width and height
     knots = []
     for i, (place, group) in enumerate(zip(places, groups, strict=True)):
-        close = (k for k in knots if groups[k[0]] == group and (np.abs(places[k[0]] - place) <= near).all())
+        close = (
+            k
+            for k in knots
+            if groups[k[0]] == group and (np.abs(places[k[0]] - place) <= near).all()
+        )
         knot = next(close, None)
         knots.append([i]) if knot is None else knot.append(i)
     for knot in knots:
@@ -280,7 +353,9 @@ def _who_is_with_whom(gan_round, groups, domain_of, here, warm_up):
     mixed = [group for group in np.unique(groups) if len(np.unique(domain_of[groups == group])) > 1]
     if not mixed:
         split = number > len(np.unique(domain_of))
-        return f"{words}, each with clients of one domain only" + (", some domains in several." if split else ".")
+        return f"{words}, each with clients of one domain only" + (
+            ", some domains in several." if split else "."
+        )
     strangers = []
     for group in mixed:
         members = groups == group

@@ -42,9 +42,13 @@ def knob(label, value, low, high, step=1, help=""):
     """A slider with a linked number box named `label`; whole numbers when value, low, high and step are."""
     whole = all(isinstance(number, int) for number in (value, low, high, step))
     slider_kind, number_kind = (
-        (widgets.IntSlider, widgets.BoundedIntText) if whole else (widgets.FloatSlider, widgets.BoundedFloatText)
+        (widgets.IntSlider, widgets.BoundedIntText)
+        if whole
+        else (widgets.FloatSlider, widgets.BoundedFloatText)
     )
-    slider = slider_kind(value=value, min=low, max=high, step=step, readout=False, continuous_update=False)
+    slider = slider_kind(
+        value=value, min=low, max=high, step=step, readout=False, continuous_update=False
+    )
     number = number_kind(value=value, min=low, max=high, step=step)
     widgets.link((slider, "value"), (number, "value"))
     return _knob(label, number, slider, help)
@@ -65,7 +69,9 @@ def log_knob(label, value, low, high, help="", steps_per_decade=10):
     )
     # No step in the box: any number in the range may be typed.
     number = widgets.BoundedFloatText(value=value, min=low, max=high)
-    widgets.link((slider, "value"), (number, "value"), transform=(lambda x: float(f"{x:.3g}"), float))
+    widgets.link(
+        (slider, "value"), (number, "value"), transform=(lambda x: float(f"{x:.3g}"), float)
+    )
     return _knob(label, number, slider, help)
 
 
@@ -73,7 +79,10 @@ def _knob(label, number, slider, help):
     number.description, number.style.description_width = label, "initial"
     number.layout.width, number.layout.max_width = "auto", "260px"
     slider.layout.width, slider.layout.max_width = "auto", "420px"
-    number.layout.margin, slider.layout.margin = "2px 0 0 0", "2px 8px 0 0"  # the handle needs room at its ends
+    number.layout.margin, slider.layout.margin = (
+        "2px 0 0 0",
+        "2px 8px 0 0",
+    )  # the handle needs room at its ends
     parts = [number, slider]
     if help:
         parts.append(widgets.HTML(f'<span class="fedgen-help">{html.escape(help)}</span>'))
@@ -109,7 +118,9 @@ def text_field(label, value="", placeholder=""):
 
 def button(words, on_click, main=False):
     """A button that says in words what it does; `on_click()` takes no arguments. main: the one to press next."""
-    made = widgets.Button(description=words, button_style="primary" if main else "", layout={"width": "max-content"})
+    made = widgets.Button(
+        description=words, button_style="primary" if main else "", layout={"width": "max-content"}
+    )
     made.on_click(lambda _: on_click())
     return made
 
@@ -148,7 +159,9 @@ def grid(children, smallest="220px"):
 
 def row(children):
     """Widgets in one line that wraps when it is too long."""
-    return widgets.HBox(children, layout={"flex_flow": "row wrap", "align_items": "center", "width": "100%"})
+    return widgets.HBox(
+        children, layout={"flex_flow": "row wrap", "align_items": "center", "width": "100%"}
+    )
 
 
 STYLE = """<style>

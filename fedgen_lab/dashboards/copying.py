@@ -18,9 +18,13 @@ from fedgen_lab.dashboards.panel import Panel
 
 SHOWN = 8  # pictures side by side
 AXES = {  # what the chart can stand against: words -> the knob of `Copying`
-    "repetitions": "times", "steps": "steps", "private pictures": "pictures", "rank": "rank",
-    "one caption for all": "unique_captions", "DP noise": "noise_multiplier",
-}  # fmt: skip
+    "repetitions": "times",
+    "steps": "steps",
+    "private pictures": "pictures",
+    "rank": "rank",
+    "one caption for all": "unique_captions",
+    "DP noise": "noise_multiplier",
+}
 KINDS = {  # what the chart can show: words -> (a number of the sweep, the axis' title)
     "copies": ("copied", "share of drawings that are copies"),
     "nearest ratio": ("ratio", "median ratio of the two nearest distances"),
@@ -62,7 +66,10 @@ class CopyingRun:
         order = np.argsort(self.judged.ratios)[:SHOWN]
         drawn, training = self.judged.drawn.numpy(), self.judged.training.numpy()
         headings = [f"ratio {self.judged.ratios[i]:.2f}" for i in order]
-        rows = [("drawn", drawn[order]), ("nearest training picture", training[self.judged.nearest[order]])]
+        rows = [
+            ("drawn", drawn[order]),
+            ("nearest training picture", training[self.judged.nearest[order]]),
+        ]
         return charts.strip_html(rows, headings)
 
 
@@ -88,18 +95,47 @@ class CopyingDashboard:
 
     def __init__(self, copying, recorded):
         self.first, self.recorded = copying, recorded
-        self.times = controls.knob("Repetitions", copying.times, 1, 32, help="of each repeated picture")
-        self.pictures = controls.knob("Private pictures", copying.pictures, 4, 512, help="4 of them repeated")
-        self.steps = controls.knob("Steps", copying.steps, 10, 500, 10, help="of training, 16 pictures each")
-        self.canaries = controls.knob("Canaries", copying.canaries, 0, 4, help="planted as often as the repeated ones")
-        self.rank = controls.knob("Rank", copying.rank, 1, 32, help="of the adapter: room to remember")
-        self.noise = controls.knob(
-            "DP noise", float(copying.noise_multiplier), 0.0, 2.0, 0.1, help="on clipped gradients; slow"
+        self.times = controls.knob(
+            "Repetitions", copying.times, 1, 32, help="of each repeated picture"
         )
-        self.seed = controls.knob("Seed", copying.seed, 0, 99, help="decides pictures, start and noise")
-        self.knobs = (self.times, self.pictures, self.canaries, self.steps, self.rank, self.noise, self.seed)
-        self.captions = controls.choice("Captions", [("one for each", True), ("one for all", False)], True)
-        self.panel = Panel("Train a copier", CopyingRun, run_copying, self.copying, lambda _: self.draw())
+        self.pictures = controls.knob(
+            "Private pictures", copying.pictures, 4, 512, help="4 of them repeated"
+        )
+        self.steps = controls.knob(
+            "Steps", copying.steps, 10, 500, 10, help="of training, 16 pictures each"
+        )
+        self.canaries = controls.knob(
+            "Canaries", copying.canaries, 0, 4, help="planted as often as the repeated ones"
+        )
+        self.rank = controls.knob(
+            "Rank", copying.rank, 1, 32, help="of the adapter: room to remember"
+        )
+        self.noise = controls.knob(
+            "DP noise",
+            float(copying.noise_multiplier),
+            0.0,
+            2.0,
+            0.1,
+            help="on clipped gradients; slow",
+        )
+        self.seed = controls.knob(
+            "Seed", copying.seed, 0, 99, help="decides pictures, start and noise"
+        )
+        self.knobs = (
+            self.times,
+            self.pictures,
+            self.canaries,
+            self.steps,
+            self.rank,
+            self.noise,
+            self.seed,
+        )
+        self.captions = controls.choice(
+            "Captions", [("one for each", True), ("one for all", False)], True
+        )
+        self.panel = Panel(
+            "Train a copier", CopyingRun, run_copying, self.copying, lambda _: self.draw()
+        )
         self.kind = controls.choice("Show", list(KINDS))
         self.axis = controls.choice("against", list(AXES))
         for menu in (self.kind, self.axis):
@@ -112,7 +148,11 @@ class CopyingDashboard:
         if live:
             knobs = controls.grid([knob.box for knob in self.knobs])
             parts = [controls.style(), knobs, controls.row([self.captions]), self.panel.box]
-            display(widgets.VBox([*parts, controls.row([self.kind, self.axis])], layout={"width": "100%"}))
+            display(
+                widgets.VBox(
+                    [*parts, controls.row([self.kind, self.axis])], layout={"width": "100%"}
+                )
+            )
         self.chart.show()
         self.draw()
         if not live:
@@ -127,14 +167,23 @@ class CopyingDashboard:
 
         noise = round(self.noise.value, 2)
         return replace(
-            self.first, times=self.times.value, pictures=self.pictures.value, canaries=self.canaries.value,
-            steps=self.steps.value, rank=self.rank.value, seed=self.seed.value, unique_captions=self.captions.value,
-            noise_multiplier=noise, clip=DP_CLIP if noise else 0.0,
-        )  # fmt: skip
+            self.first,
+            times=self.times.value,
+            pictures=self.pictures.value,
+            canaries=self.canaries.value,
+            steps=self.steps.value,
+            rank=self.rank.value,
+            seed=self.seed.value,
+            unique_captions=self.captions.value,
+            noise_multiplier=noise,
+            clip=DP_CLIP if noise else 0.0,
+        )
 
     def draw(self):
         """Draw the chart anew: recorded points, and live runs on top."""
-        self.chart.update(*copies_chart(self.recorded, self.panel.runs, self.kind.value, self.axis.value))
+        self.chart.update(
+            *copies_chart(self.recorded, self.panel.runs, self.kind.value, self.axis.value)
+        )
 
 
 def copying_dashboard(**changes):
@@ -168,27 +217,55 @@ def copies_chart(recorded, runs, kind="copies", axis="repetitions"):
     if not along.empty:
         mean = along.groupby(knob)[column].agg(["mean", "min", "max", "count"])
         chart.add_scatter(
-            x=[named(x) for x in mean.index], y=mean["mean"].tolist(), name="recorded, mean over seeds",
+            x=[named(x) for x in mean.index],
+            y=mean["mean"].tolist(),
+            name="recorded, mean over seeds",
             mode="lines+markers",
-            error_y={"type": "data", "symmetric": False, "array": (mean["max"] - mean["mean"]).tolist(),
-                     "arrayminus": (mean["mean"] - mean["min"]).tolist()},
+            error_y={
+                "type": "data",
+                "symmetric": False,
+                "array": (mean["max"] - mean["mean"]).tolist(),
+                "arrayminus": (mean["mean"] - mean["min"]).tolist(),
+            },
             line={"color": charts.PALETTE["adapter"], "dash": charts.DASHES["adapter"]},
-            marker={"color": charts.PALETTE["adapter"], "symbol": charts.MARKERS["adapter"], "size": 9},
-        )  # fmt: skip
-        told = [f"{y:.2f} at {named(x) if knob == 'unique_captions' else f'{x:g}'}" for x, y in mean["mean"].items()]
+            marker={
+                "color": charts.PALETTE["adapter"],
+                "symbol": charts.MARKERS["adapter"],
+                "size": 9,
+            },
+        )
+        told = [
+            f"{y:.2f} at {named(x) if knob == 'unique_captions' else f'{x:g}'}"
+            for x, y in mean["mean"].items()
+        ]
     for run in live:
         chart.add_scatter(
-            x=[named(getattr(run.copying, knob))], y=[getattr(run.judged, column)], mode="markers", name="live",
+            x=[named(getattr(run.copying, knob))],
+            y=[getattr(run.judged, column)],
+            mode="markers",
+            name="live",
             showlegend=run is live[0],
-            marker={"color": charts.PALETTE["generated"], "symbol": charts.MARKERS["generated"], "size": 13},
-        )  # fmt: skip
+            marker={
+                "color": charts.PALETTE["generated"],
+                "symbol": charts.MARKERS["generated"],
+                "size": 13,
+            },
+        )
     if column != "auc":
         chart.update_yaxes(range=[-0.03, 1.05])
     if knob in ("times", "pictures", "rank"):
         chart.update_xaxes(type="log", dtick=np.log10(2))
-    recordings = f"Recorded by {axis}, {title}: {', '.join(told)}." if told else f"Nothing is recorded along {axis}."
+    recordings = (
+        f"Recorded by {axis}, {title}: {', '.join(told)}."
+        if told
+        else f"Nothing is recorded along {axis}."
+    )
     lives = f" {len(live)} live, marked by a star, whatever the other knobs were." if live else ""
-    table = along[[knob, "seed", "copied", "others", "ratio", "auc", "tpr"]] if not along.empty else None
+    table = (
+        along[[knob, "seed", "copied", "others", "ratio", "auc", "tpr"]]
+        if not along.empty
+        else None
+    )
     return chart, recordings + lives, table
 
 
@@ -198,7 +275,9 @@ def along_knob(recorded, knob):
 
     if recorded.empty:
         return recorded
-    lesson = dict(LESSON, times=1) if knob == "pictures" else dict(LESSON)  # few pictures copy without repetitions
+    lesson = (
+        dict(LESSON, times=1) if knob == "pictures" else dict(LESSON)
+    )  # few pictures copy without repetitions
     free = {knob, "clip"} if knob == "noise_multiplier" else {knob}
     same = [recorded[name] == value for name, value in lesson.items() if name not in free]
     same.append(recorded["model"] == "lora")
@@ -210,15 +289,28 @@ class Originals:
     """What `originals_view` shows. `score`: a drop-down list; `page`: a knob; `order()`: rows, likest copies first."""
 
     def __init__(self, generated, training, rows, scores):
-        self.generated, self.training, self.rows, self.scores = generated, training, np.asarray(rows), scores
+        self.generated, self.training, self.rows, self.scores = (
+            generated,
+            training,
+            np.asarray(rows),
+            scores,
+        )
         pages = max(1, -(-len(self.rows) // SHOWN))
         self.score = controls.choice("Sorted by", list(scores))
-        self.page = controls.knob("Page", 1, 1, pages, help=f"{SHOWN} pictures each; page 1 looks most like copies")
+        self.page = controls.knob(
+            "Page", 1, 1, pages, help=f"{SHOWN} pictures each; page 1 looks most like copies"
+        )
         self.status = controls.StatusLine()
         self.pictures = widgets.HTML(layout={"width": "100%"})
         self.score.observe(lambda _: self.draw(), names="value")
         self.page.observe(lambda _: self.draw())
-        top = [controls.style(), controls.row([self.score]), self.page.box, self.status.widget, self.pictures]
+        top = [
+            controls.style(),
+            controls.row([self.score]),
+            self.page.box,
+            self.status.widget,
+            self.pictures,
+        ]
         self.box = widgets.VBox(top, layout={"width": "100%"})
         self.draw()
 
@@ -231,7 +323,10 @@ class Originals:
         start = (int(self.page.value) - 1) * SHOWN
         shown = self.order()[start : start + SHOWN]
         values = np.asarray(self.scores[self.score.value])[shown]
-        rows = [("generated", self.generated[shown]), ("nearest training picture", self.training[self.rows[shown]])]
+        rows = [
+            ("generated", self.generated[shown]),
+            ("nearest training picture", self.training[self.rows[shown]]),
+        ]
         self.pictures.value = charts.strip_html(rows, [f"{value:.3g}" for value in values])
         self.status.say(
             f"{self.score.value}: pictures {start + 1} to {start + len(shown)} of {len(self.rows)}, the likest copy "
@@ -258,7 +353,9 @@ def originals_view(generated, training, scores, match="robust"):
     _, rows = nearest(generated, training, 1, match)
     made = Originals(np.asarray(generated), np.asarray(training), rows[:, 0], scores)
     if runs_inline():  # an HTML copy shows no widgets
-        display(HTML(f"{controls.STYLE}<p>{html.escape(made.status.sentence)}</p>{made.pictures.value}"))
+        display(
+            HTML(f"{controls.STYLE}<p>{html.escape(made.status.sentence)}</p>{made.pictures.value}")
+        )
     else:
         display(made.box)
     return made
@@ -269,21 +366,34 @@ def roc_chart(races):
 
     races: {name: `privacy.membership.Membership`}, the copies as members. The table has AUC and TPR at 1 % FPR.
     """
-    chart = charts.figure(x_title="share of honest pictures flagged", y_title="share of copies found")
-    dashes, symbols = ("solid", "dash", "dot", "dashdot", "longdash"), tuple(charts.MARKERS.values())
+    chart = charts.figure(
+        x_title="share of honest pictures flagged", y_title="share of copies found"
+    )
+    dashes, symbols = (
+        ("solid", "dash", "dot", "dashdot", "longdash"),
+        tuple(charts.MARKERS.values()),
+    )
     rows = []
     for number, (name, race) in enumerate(races.items()):
         false, true = race.curve()
         colour = list(charts.PALETTE.values())[number % len(charts.PALETTE)]
         look = {"color": colour, "dash": dashes[number % len(dashes)]}
-        chart.add_scatter(x=np.maximum(false, 1e-3).tolist(), y=true.tolist(), name=name, mode="lines", line=look)
         chart.add_scatter(
-            x=[0.01], y=[race.tpr], mode="markers", showlegend=False, name=name,
+            x=np.maximum(false, 1e-3).tolist(), y=true.tolist(), name=name, mode="lines", line=look
+        )
+        chart.add_scatter(
+            x=[0.01],
+            y=[race.tpr],
+            mode="markers",
+            showlegend=False,
+            name=name,
             marker={"color": colour, "symbol": symbols[number % len(symbols)], "size": 9},
-        )  # fmt: skip
+        )
         rows.append({"detector": name, "AUC": race.auc, "found at 1 % false alarms": race.tpr})
     chart.update_xaxes(type="log", range=[-3, 0])
-    table = pd.DataFrame(rows).sort_values("found at 1 % false alarms", ascending=False, ignore_index=True)
+    table = pd.DataFrame(rows).sort_values(
+        "found at 1 % false alarms", ascending=False, ignore_index=True
+    )
     best, worst = table.iloc[0], table.iloc[-1]
     sentence = (
         f"At 1 % false alarms {best['detector']} finds {best.iloc[2]:.0%} of the copies, {worst['detector']} "

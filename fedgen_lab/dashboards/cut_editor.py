@@ -27,7 +27,12 @@ from fedgen_lab.split.latency import (
 )
 
 BLOCKS = ("G1", "G3", "D1", "D3")  # the four bits of a cut
-IN_WORDS = ("generator block 1", "generator block 3", "discriminator block 1", "discriminator block 3")
+IN_WORDS = (
+    "generator block 1",
+    "generator block 3",
+    "discriminator block 1",
+    "discriminator block 3",
+)
 HELP = (
     "G1 and G3 are blocks 1 and 3 of the generator, D1 and D3 of the discriminator; each button moves one between "
     "device and server. Heads and tails always lie on the devices, the blocks 2 on the server."
@@ -59,25 +64,41 @@ class CutEditor:
         self.size, self.batch_size = size, batch_size
         block_flops(size, batch_size)  # refuses a size that is not known
         self._redraw = True
-        self.clients = controls.knob("Clients", num_clients, 1, 100, help="the seven kinds of device, dealt in turn")
-        self.links = controls.log_knob(
-            "Link rates, times", 1.0, 0.01, 100, help="all links, devices' and server's, so many times as fast"
+        self.clients = controls.knob(
+            "Clients", num_clients, 1, 100, help="the seven kinds of device, dealt in turn"
         )
-        self.counting = controls.choice("Counting", [("corrected", False), ("as published", True)], reference)
+        self.links = controls.log_knob(
+            "Link rates, times",
+            1.0,
+            0.01,
+            100,
+            help="all links, devices' and server's, so many times as fast",
+        )
+        self.counting = controls.choice(
+            "Counting", [("corrected", False), ("as published", True)], reference
+        )
         self.toggles = [[self._toggle(device, bit) for bit in range(4)] for device in DEVICES]
         self.labels = [widgets.HTML(layout={"flex": "1 1 270px"}) for _ in DEVICES]
         self.rows = [  # the four buttons stay together: beside the label, or below it where the page is narrow
-            controls.row([label, widgets.HBox(toggles, layout={"flex": "0 1 412px", "min_width": "0"})])
+            controls.row(
+                [label, widgets.HBox(toggles, layout={"flex": "0 1 412px", "min_width": "0"})]
+            )
             for label, toggles in zip(self.labels, self.toggles, strict=True)
         ]
         self.buttons = [
             controls.button("Exact optimum", self.set_optimum, main=True),
-            controls.button("All on the server", lambda: self.set_cuts([(0, 0, 0, 0)] * len(DEVICES))),
-            controls.button("All on the devices", lambda: self.set_cuts([(1, 1, 1, 1)] * len(DEVICES))),
+            controls.button(
+                "All on the server", lambda: self.set_cuts([(0, 0, 0, 0)] * len(DEVICES))
+            ),
+            controls.button(
+                "All on the devices", lambda: self.set_cuts([(1, 1, 1, 1)] * len(DEVICES))
+            ),
         ]
         self.gantt = charts.LiveChart("iteration")
 
-        self.status = controls.StatusLine("Ready. The race begins at random cuts, with the devices and links above.")
+        self.status = controls.StatusLine(
+            "Ready. The race begins at random cuts, with the devices and links above."
+        )
         self.race = Job(self._race, self._show_race, self.status)
         self.race_so_far, self._drawn_at = None, 0.0
         self.race_button = controls.button("Race the genetic algorithm", self.race.start)
@@ -157,7 +178,10 @@ class CutEditor:
         for kind, (row, label) in enumerate(zip(self.rows, self.labels, strict=True)):
             row.layout.display = "" if kind < kinds else "none"
             if kind < kinds:
-                device, number = setting["devices"][kind], len(range(kind, self.clients.value, len(DEVICES)))
+                device, number = (
+                    setting["devices"][kind],
+                    len(range(kind, self.clients.value, len(DEVICES))),
+                )
                 rate = device.bits_per_second / 1e6
                 label.value = (
                     f'<span class="fedgen-note"><b>{device.name}</b> ({number}): {device.flops_per_second / 1e9:.4g} '
@@ -170,7 +194,8 @@ class CutEditor:
 
     def _toggle(self, device, bit):
         made = widgets.ToggleButton(
-            layout={"flex": "1 1 0", "min_width": "0", "padding": "0 2px"}, tooltip=f"{IN_WORDS[bit]} of {device.name}"
+            layout={"flex": "1 1 0", "min_width": "0", "padding": "0 2px"},
+            tooltip=f"{IN_WORDS[bit]} of {device.name}",
         )
 
         def say(_=None):
@@ -187,7 +212,9 @@ class CutEditor:
         setting = self.setting()
         began = time.perf_counter()
         _, optimum = exact_cuts(**setting)
-        self.race_so_far = race = Race(len(setting["devices"]), optimum, time.perf_counter() - began)
+        self.race_so_far = race = Race(
+            len(setting["devices"]), optimum, time.perf_counter() - began
+        )
         began = time.perf_counter()
 
         def hear(generation, seconds, cuts):
@@ -214,9 +241,15 @@ class CutEditor:
         self.race_button.disabled = running
         self.stop_button.disabled = not job.can_stop()
         words = {"done": "Done: ", "cancelled": "Stopped: "}.get(job.state, "")
-        self.status.say(words + race.sentence() if words and race is not None else job.message, job.state)
+        self.status.say(
+            words + race.sentence() if words and race is not None else job.message, job.state
+        )
         # A new chart keeps the browser busy for a moment: once a second leaves it free for the Stop button.
-        if race is not None and race.best and (not running or time.monotonic() - self._drawn_at > 1):
+        if (
+            race is not None
+            and race.best
+            and (not running or time.monotonic() - self._drawn_at > 1)
+        ):
             self.race_chart.update(*race_chart(race))
             self._drawn_at = time.monotonic()
 
@@ -235,7 +268,9 @@ class Race:
 
     def sentence(self):
         """The state of the race in words."""
-        who = _clients(self.num_clients) + (f" (each {self.tile} share a cut)" if self.tile > 1 else "")
+        who = _clients(self.num_clients) + (
+            f" (each {self.tile} share a cut)" if self.tile > 1 else ""
+        )
         if not self.best:
             return f"{who}; the genetic algorithm has not finished a generation yet."
         above = f"{_percent(self.best[-1] / self.optimum)} above the optimum"
@@ -252,14 +287,27 @@ def race_chart(race):
     chart = charts.figure(x_title="generation", y_title="seconds an iteration", height=300)
     generations = np.arange(1, len(race.best) + 1)
     chart.add_scatter(
-        x=generations.tolist(), y=list(race.best), name="genetic algorithm, best so far", mode="lines",
-        line={"color": charts.PALETTE["client"], "dash": charts.DASHES["client"], "width": 2.5, "shape": "hv"},
-    )  # fmt: skip
+        x=generations.tolist(),
+        y=list(race.best),
+        name="genetic algorithm, best so far",
+        mode="lines",
+        line={
+            "color": charts.PALETTE["client"],
+            "dash": charts.DASHES["client"],
+            "width": 2.5,
+            "shape": "hv",
+        },
+    )
     chart.add_scatter(
-        x=[1, max(len(race.best), 2)], y=[race.optimum] * 2, name="proven optimum", mode="lines",
+        x=[1, max(len(race.best), 2)],
+        y=[race.optimum] * 2,
+        name="proven optimum",
+        mode="lines",
         line={"color": charts.PALETTE["server"], "dash": charts.DASHES["server"], "width": 2},
-    )  # fmt: skip
-    table = pd.DataFrame({"generation": generations, "best_seconds": race.best, "optimum_seconds": race.optimum})
+    )
+    table = pd.DataFrame(
+        {"generation": generations, "best_seconds": race.best, "optimum_seconds": race.optimum}
+    )
     better = table["best_seconds"].diff() != 0  # only where something changed
     return chart, race.sentence(), table[better]
 
@@ -274,20 +322,30 @@ def iteration_chart(cuts, devices, work, reference=False, server=SERVER):
     kinds = list(dict.fromkeys(names))
     shown = [SERVER_ROW, *(names.index(kind) for kind in kinds)]
     pieces = pieces[pieces["client"].isin(shown)]
-    row_of = {SERVER_ROW: "server", **{names.index(kind): f"{kind} ({names.count(kind)})" for kind in kinds}}
+    row_of = {
+        SERVER_ROW: "server",
+        **{names.index(kind): f"{kind} ({names.count(kind)})" for kind in kinds},
+    }
     pieces = pieces.assign(
         row=pieces["client"].map(row_of),
         seconds=pieces["end_seconds"] - pieces["start_seconds"],
         kind=np.where(
-            pieces["client"] == SERVER_ROW, "server computes", pieces["phase"].replace("compute", "device computes")
+            pieces["client"] == SERVER_ROW,
+            "server computes",
+            pieces["phase"].replace("compute", "device computes"),
         ),
     )
-    chart = charts.figure(x_title="seconds since the iteration began", height=190 + 30 * len(row_of))
+    chart = charts.figure(
+        x_title="seconds since the iteration began", height=190 + 30 * len(row_of)
+    )
     _add_stages(chart, pieces)
     for kind, (role, pattern) in _LOOKS.items():
         part = pieces[pieces["kind"] == kind]
         chart.add_bar(
-            orientation="h", name=kind, y=part["row"].tolist(), x=part["seconds"].tolist(),
+            orientation="h",
+            name=kind,
+            y=part["row"].tolist(),
+            x=part["seconds"].tolist(),
             base=part["start_seconds"].tolist(),
             marker={
                 "color": charts.PALETTE[role],
@@ -295,16 +353,22 @@ def iteration_chart(cuts, devices, work, reference=False, server=SERVER):
             },
             customdata=part[["net", "direction", "phase"]].to_numpy().tolist(),
             hovertemplate="%{y}, %{customdata[0]} %{customdata[1]}, %{customdata[2]}: %{x:.3g} s<extra></extra>",
-        )  # fmt: skip
+        )
     path = pieces[pieces["on_critical_path"]].sort_values("start_seconds", kind="stable")
     chart.add_scatter(
-        x=path[["start_seconds", "end_seconds"]].to_numpy().ravel().tolist(), y=np.repeat(path["row"], 2).tolist(),
-        name="critical path", mode="lines", line={"color": CRITICAL, "width": 3}, hoverinfo="skip",
-    )  # fmt: skip
+        x=path[["start_seconds", "end_seconds"]].to_numpy().ravel().tolist(),
+        y=np.repeat(path["row"], 2).tolist(),
+        name="critical path",
+        mode="lines",
+        line={"color": CRITICAL, "width": 3},
+        hoverinfo="skip",
+    )
     # A step too short for its name goes without.
     chart.update_layout(barmode="overlay", uniformtext={"minsize": 9, "mode": "hide"})
     rows = ["step", *row_of.values()]
-    chart.update_yaxes(type="category", autorange="reversed", categoryorder="array", categoryarray=rows)
+    chart.update_yaxes(
+        type="category", autorange="reversed", categoryorder="array", categoryarray=rows
+    )
 
     total = iteration_seconds(cuts, devices, work, reference, server)
     _, optimum = exact_cuts(devices, work, reference, server)
@@ -317,7 +381,15 @@ def iteration_chart(cuts, devices, work, reference=False, server=SERVER):
         f"One iteration of {_clients(len(devices))} takes {total:.4g} s, {gap}. The largest part of its critical "
         f"path is the {what} of {'the ' if where == 'server' else ''}{where.split(' (')[0]}: {spent.max():.3g} s."
     )
-    columns = ["row", "net", "direction", "phase", "start_seconds", "end_seconds", "on_critical_path"]
+    columns = [
+        "row",
+        "net",
+        "direction",
+        "phase",
+        "start_seconds",
+        "end_seconds",
+        "on_critical_path",
+    ]
     return chart, sentence, pieces[columns].rename(columns={"row": "who"})
 
 
@@ -336,11 +408,18 @@ def _add_stages(chart, pieces):
     steps = pieces.groupby(["net", "direction"], sort=False)
     starts, ends = steps["start_seconds"].min().sort_values(), steps["end_seconds"].max()
     chart.add_bar(
-        orientation="h", name="step", showlegend=False, y=["step"] * len(starts), base=starts.tolist(),
+        orientation="h",
+        name="step",
+        showlegend=False,
+        y=["step"] * len(starts),
+        base=starts.tolist(),
         x=(ends[starts.index] - starts).tolist(),
-        text=[f"{net[0].upper()} {direction}" for net, direction in starts.index], textposition="inside",
-        textangle=0, insidetextanchor="middle", textfont={"color": "white"},
+        text=[f"{net[0].upper()} {direction}" for net, direction in starts.index],
+        textposition="inside",
+        textangle=0,
+        insidetextanchor="middle",
+        textfont={"color": "white"},
         marker={"color": "#6E6E6E", "line": {"color": "white", "width": 1}},
         hovertext=[f"{net}, {direction}" for net, direction in starts.index],
         hovertemplate="%{hovertext}: %{x:.3g} s<extra></extra>",
-    )  # fmt: skip
+    )

@@ -21,17 +21,29 @@ class GuidanceKnob:
     """What `guidance_knob` shows. `knob`: the knob; `job`: draws in a thread; `sentence`: what the pictures show."""
 
     def __init__(self, pipeline, prompts, wanted, seeds, columns):
-        self.pipeline, self.prompts, self.wanted, self.seeds = pipeline, list(prompts), wanted, list(seeds)
+        self.pipeline, self.prompts, self.wanted, self.seeds = (
+            pipeline,
+            list(prompts),
+            wanted,
+            list(seeds),
+        )
         self.columns, self.sentence = columns, ""
         self.judge = load_judge()
         self.knob = knob(
-            "Guidance", 3.0, 1.0, 9.0, 0.5, help="1: the guess with the prompt. More: further from the one without."
+            "Guidance",
+            3.0,
+            1.0,
+            9.0,
+            0.5,
+            help="1: the guess with the prompt. More: further from the one without.",
         )
         self.status = StatusLine("Turn the knob to draw.")
         self.shown = widgets.HTML(layout={"width": "100%"})
         self.job = Job(self._draw, self._update, self.status)
         self.knob.observe(lambda value: self.job.start())
-        self.box = widgets.VBox([style(), self.knob.box, self.status.widget, self.shown], layout={"width": "100%"})
+        self.box = widgets.VBox(
+            [style(), self.knob.box, self.status.widget, self.shown], layout={"width": "100%"}
+        )
 
     def _draw(self, job):
         while not job.should_stop():
@@ -43,7 +55,9 @@ class GuidanceKnob:
 
             job.report(f"Drawing with guidance {guidance:g}.")
             try:
-                pictures = draw(self.pipeline, self.prompts, self.seeds, guidance=guidance, on_step=before_step)
+                pictures = draw(
+                    self.pipeline, self.prompts, self.seeds, guidance=guidance, on_step=before_step
+                )
             except _Turned:
                 continue
             share = prompt_fidelity(pictures, self.wanted, self.judge)["all"]

@@ -51,22 +51,45 @@ class HuscfDashboard:
 
     def __init__(self, scenario):
         s = self.first = scenario
-        self.method = controls.choice("Method", [(name, key) for key, name in METHOD_NAMES.items()], s.method)
-        domains = {**DOMAINS} if s.domains in DOMAINS.values() else {s.domains: s.domains, **DOMAINS}
+        self.method = controls.choice(
+            "Method", [(name, key) for key, name in METHOD_NAMES.items()], s.method
+        )
+        domains = (
+            {**DOMAINS} if s.domains in DOMAINS.values() else {s.domains: s.domains, **DOMAINS}
+        )
         self.domains = controls.choice("Domains", list(domains.items()), s.domains)
         self.share = controls.choice("Labels", list(LABELS.items()), s.share)
-        self.clients = controls.knob("Clients", s.num_clients, 2, 16, help="devices; they share the domains in turn")
+        self.clients = controls.knob(
+            "Clients", s.num_clients, 2, 16, help="devices; they share the domains in turn"
+        )
         self.bandwidth = controls.log_knob(
-            "Bandwidth (MHz)", s.bandwidth_hz / 1e6, 1, 1000, help="uplink band they share; re-times a run at once"
+            "Bandwidth (MHz)",
+            s.bandwidth_hz / 1e6,
+            1,
+            1000,
+            help="uplink band they share; re-times a run at once",
         )
         self.skew = controls.knob(
-            "Skew", float(s.skew), 0.0, 1.0, 0.05, help="0: all labels of its domain; 1: one label each"
+            "Skew",
+            float(s.skew),
+            0.0,
+            1.0,
+            0.05,
+            help="0: all labels of its domain; 1: one label each",
         )
         self.alpha = controls.log_knob(
-            "KLD alpha", max(s.kld_alpha, 0.1), 0.1, 1000, help="weighs down clients that differ from their cluster"
+            "KLD alpha",
+            max(s.kld_alpha, 0.1),
+            0.1,
+            1000,
+            help="weighs down clients that differ from their cluster",
         )
-        self.warm_up = controls.knob("Warm-up", s.warm_up, 0, s.rounds, help="rounds of plain FedAvg before clusters")
-        self.seed = controls.knob("Seed", s.seed, 0, 99, help="decides pictures, split, nets, batches and fading")
+        self.warm_up = controls.knob(
+            "Warm-up", s.warm_up, 0, s.rounds, help="rounds of plain FedAvg before clusters"
+        )
+        self.seed = controls.knob(
+            "Seed", s.seed, 0, 99, help="decides pictures, split, nets, batches and fading"
+        )
         self.knobs = (self.clients, self.bandwidth, self.skew, self.alpha, self.warm_up, self.seed)
 
         self.panel = Panel("Start", GanRun, run_live, self.scenario, self.changed)
@@ -93,7 +116,11 @@ class HuscfDashboard:
             choices = controls.row([self.method, self.domains, self.share])
             knobs = controls.grid([knob.box for knob in self.knobs])
             top = [controls.style(), choices, knobs, self.estimate, self.panel.box]
-            display(widgets.VBox([*top, controls.row([self.measure, self.axis])], layout={"width": "100%"}))
+            display(
+                widgets.VBox(
+                    [*top, controls.row([self.measure, self.axis])], layout={"width": "100%"}
+                )
+            )
         self.score_chart.show()
         if live:
             display(self.round.box)
@@ -102,12 +129,18 @@ class HuscfDashboard:
         self.draw()
         if not live:
             self.panel.start()
-            display(HTML(f"{controls.STYLE}<p>{self.panel.status.sentence}</p>{self.panel.latest().strip()}"))
+            display(
+                HTML(
+                    f"{controls.STYLE}<p>{self.panel.status.sentence}</p>{self.panel.latest().strip()}"
+                )
+            )
         return self
 
     def scenario(self):
         """The scenario that the knobs describe now."""
-        cuts = self.first.cuts if "," not in self.first.cuts else "optimum"  # one cut each fits one number of clients
+        cuts = (
+            self.first.cuts if "," not in self.first.cuts else "optimum"
+        )  # one cut each fits one number of clients
         return replace(
             self.first,
             method=self.method.value,
@@ -124,7 +157,14 @@ class HuscfDashboard:
 
     def tell_estimate(self):
         """Say how long a run with these knobs takes, by the newest run's own pace where there is one."""
-        pace = next((run.seconds_per_picture for run in reversed(self.panel.runs) if run.seconds_per_picture), None)
+        pace = next(
+            (
+                run.seconds_per_picture
+                for run in reversed(self.panel.runs)
+                if run.seconds_per_picture
+            ),
+            None,
+        )
         where = "at the pace of your last run" if pace else "on one core"
         s = self.first
         self.estimate.value = (
@@ -136,7 +176,9 @@ class HuscfDashboard:
         """The run has come to a new round, or has ended."""
         run = panel.latest()
         if run is not None and run.rounds:
-            following = self.round.value >= self.round.number.max or self.round.value == run.rounds - 1
+            following = (
+                self.round.value >= self.round.number.max or self.round.value == run.rounds - 1
+            )
             self.round.number.max = self.round.slider.max = max(run.scenario.rounds, 2)
             if following:
                 self.round.set(run.rounds)
@@ -152,7 +194,9 @@ class HuscfDashboard:
     def draw_scores(self):
         """The chosen score of every run that is kept."""
         bandwidth = self.bandwidth.value * 1e6
-        self.score_chart.update(*score_chart(self.panel.runs, self.measure.value, self.axis.value, bandwidth))
+        self.score_chart.update(
+            *score_chart(self.panel.runs, self.measure.value, self.axis.value, bandwidth)
+        )
 
     def draw_clusters(self):
         """Where the clients' taps lie, and what each client weighs, in the chosen round."""

@@ -36,7 +36,9 @@ METHOD_NAMES = {
     "hflgan": "HFL-GAN",
 }
 SCORED = 100  # pictures of each client by which a round is scored
-SECONDS_PER_PICTURE = 0.0016  # one iteration for one picture at size "lab14", on one core of a small cloud machine
+SECONDS_PER_PICTURE = (
+    0.0016  # one iteration for one picture at size "lab14", on one core of a small cloud machine
+)
 SECONDS_TO_SCORE = 0.12  # one client's pictures after a round
 SECONDS_TO_DEAL = 4.0  # imports and pictures
 
@@ -72,7 +74,10 @@ class GanRun:
     def name(self):
         """Method and knobs in words, for legends."""
         s = self.scenario
-        domains, alpha = " + ".join(s.domain_names), f", alpha {s.kld_alpha:g}" if s.method == "huscf" else ""
+        domains, alpha = (
+            " + ".join(s.domain_names),
+            f", alpha {s.kld_alpha:g}" if s.method == "huscf" else "",
+        )
         labels = f"skew {s.skew:g}" if s.share == "skew" else s.share
         return f"{METHOD_NAMES[s.method]}, {domains}, {s.num_clients} clients, {labels}{alpha}, seed {s.seed}"
 
@@ -94,7 +99,9 @@ class GanRun:
         """What was computed, in one or two sentences."""
         if not self.rounds:
             return "no round was complete yet."
-        scores = ", ".join(f"{row.domain} {row.image_score:.2f}" for row in self.scores[self.rounds].itertuples())
+        scores = ", ".join(
+            f"{row.domain} {row.image_score:.2f}" for row in self.scores[self.rounds].itertuples()
+        )
         said = f"{self.rounds} of {self.scenario.rounds} rounds in {self.seconds:.0f} s. Image score: {scores}."
         return " ".join([said, *self.refused])
 
@@ -122,7 +129,9 @@ class GanRun:
         if self._since is None or self._since[0] != step.round:
             self._since = step.round, step.iteration, now
         elif step.iteration > self._since[1]:
-            share = (step.iteration - self._since[1]) / step.iterations  # of one round of all clients
+            share = (
+                step.iteration - self._since[1]
+            ) / step.iterations  # of one round of all clients
             pictures = share * s.iterations * s.num_clients * s.batch_size
             self.seconds_per_picture = (now - self._since[2]) / pictures
 
@@ -174,16 +183,31 @@ def run_live(run, job):
 def score_chart(runs, measure, axis, bandwidth_hz):
     """One score of live runs (newest last) against rounds, megabytes or seconds. Returns (figure, sentence, table)."""
     column, (x_column, x_title) = MEASURES[measure], AXES[axis]
-    runs = [run for run in runs if run.computed]  # the newest may have failed before there was anything to show
-    chart = charts.figure(x_title=x_title, y_title=f"{measure}, mean over domains", height=350 + 30 * len(runs))
+    runs = [
+        run for run in runs if run.computed
+    ]  # the newest may have failed before there was anything to show
+    chart = charts.figure(
+        x_title=x_title, y_title=f"{measure}, mean over domains", height=350 + 30 * len(runs)
+    )
     rows, said, ceiling = [], [], None
     for run in runs:
         table = run.table(bandwidth_hz)
         newest = run is runs[-1]
-        means = table.groupby("round")[[column, "megabytes", "wireless_seconds", "ceiling"]].mean().reset_index()
-        place, roles = list(METHOD_NAMES).index(run.scenario.method), list(charts.PALETTE)  # looks as in `rivals_chart`
-        name = "<br>".join(textwrap.wrap(f"live: {run.name}", 44))  # a legend does not wrap by itself
-        charts.add_line(chart, means[x_column], means[column], name, roles[place % len(roles)], faint=not newest)
+        means = (
+            table.groupby("round")[[column, "megabytes", "wireless_seconds", "ceiling"]]
+            .mean()
+            .reset_index()
+        )
+        place, roles = (
+            list(METHOD_NAMES).index(run.scenario.method),
+            list(charts.PALETTE),
+        )  # looks as in `rivals_chart`
+        name = "<br>".join(
+            textwrap.wrap(f"live: {run.name}", 44)
+        )  # a legend does not wrap by itself
+        charts.add_line(
+            chart, means[x_column], means[column], name, roles[place % len(roles)], faint=not newest
+        )
         chart.data[-1].marker.symbol += "-open" if place >= len(roles) else ""
         rows.append(table.assign(run=run.name))
         if newest:
@@ -201,15 +225,21 @@ def score_chart(runs, measure, axis, bandwidth_hz):
     sentence = " ".join(said) or "Nothing has run yet: turn the knobs and press Start."
     wanted = ["run", "domain", "round", column, "ceiling", "megabytes", "wireless_seconds"]
     table = pd.concat(rows, ignore_index=True) if rows else None
-    return chart, sentence, None if table is None else table[[name for name in wanted if name in table]]
+    return (
+        chart,
+        sentence,
+        None if table is None else table[[name for name in wanted if name in table]],
+    )
 
 
 def level(chart, y, words, role):
     """Draw a line across `chart` at height y, with words."""
     chart.add_hline(
-        y=float(y), line={"color": charts.PALETTE[role], "dash": charts.DASHES[role], "width": 1.5},
-        annotation_text=words, annotation_position="top left",
-    )  # fmt: skip
+        y=float(y),
+        line={"color": charts.PALETTE[role], "dash": charts.DASHES[role], "width": 1.5},
+        annotation_text=words,
+        annotation_position="top left",
+    )
 
 
 def _digits(value):

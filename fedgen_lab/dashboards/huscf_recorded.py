@@ -24,7 +24,11 @@ MEASURES = {  # words -> (key in the sweep, whether more is better)
     "recall": ("recall", True),
 }
 CEILINGS = {"image_score": "ceiling", "accuracy": "accuracy_ceiling"}
-PRICES = {"megabytes": "megabytes", "wireless seconds": "wireless_seconds", "gigaflops of the devices": "gigaflops"}
+PRICES = {
+    "megabytes": "megabytes",
+    "wireless seconds": "wireless_seconds",
+    "gigaflops of the devices": "gigaflops",
+}
 KEYS = tuple(key for key, _ in MEASURES.values())
 
 
@@ -51,8 +55,11 @@ def recorded_gans(path=None):
         table[f"{key}_low"], table[f"{key}_high"] = grouped[key].min(), grouped[key].max()
     order = {method: place for place, method in enumerate(METHOD_NAMES)}
     table = table.reset_index()
-    return table.sort_values(["scenario", "method"], key=lambda of: of.map(order) if of.name == "method" else of,
-                             ignore_index=True)  # fmt: skip
+    return table.sort_values(
+        ["scenario", "method"],
+        key=lambda of: of.map(order) if of.name == "method" else of,
+        ignore_index=True,
+    )
 
 
 def duels(table, measure, method="huscf"):
@@ -69,7 +76,8 @@ def duels(table, measure, method="huscf"):
             ours = rows.loc[method]
             others = rows.drop(index=method).to_dict("index")
             verdicts[scenario] = {
-                METHOD_NAMES[name]: _duel(ours, other, measure, more_is_better) for name, other in others.items()
+                METHOD_NAMES[name]: _duel(ours, other, measure, more_is_better)
+                for name, other in others.items()
             }
     return pd.DataFrame(verdicts).T.rename_axis("scenario")
 
@@ -90,7 +98,11 @@ def rivals_chart(table, scenario, measure="image score", price="megabytes"):
     rows = table[table["scenario"] == scenario]
     key, more_is_better = MEASURES[measure]
     if rows.empty or rows[key].isna().all():
-        return charts.empty_figure(""), f"{measure} was not recorded for {scenario or 'any scenario'}.", None
+        return (
+            charts.empty_figure(""),
+            f"{measure} was not recorded for {scenario or 'any scenario'}.",
+            None,
+        )
     column = PRICES[price]
     chart = charts.figure(price, f"{measure}, mean over domains", height=420)
     looks = list(zip(charts.PALETTE.values(), charts.MARKERS.values(), strict=True))
@@ -98,11 +110,21 @@ def rivals_chart(table, scenario, measure="image score", price="megabytes"):
         place = list(METHOD_NAMES).index(row["method"])
         colour, shape = looks[place % len(looks)]
         chart.add_scatter(
-            x=[max(row[column], 1e-2)], y=[row[key]], mode="markers", name=METHOD_NAMES[row["method"]],
+            x=[max(row[column], 1e-2)],
+            y=[row[key]],
+            mode="markers",
+            name=METHOD_NAMES[row["method"]],
             cliponaxis=False,
-            marker={"color": colour, "symbol": shape + ("-open" if place >= len(looks) else ""), "size": 12},
-            error_y={"array": [row[f"{key}_high"] - row[key]], "arrayminus": [row[key] - row[f"{key}_low"]]},
-        )  # fmt: skip
+            marker={
+                "color": colour,
+                "symbol": shape + ("-open" if place >= len(looks) else ""),
+                "size": 12,
+            },
+            error_y={
+                "array": [row[f"{key}_high"] - row[key]],
+                "arrayminus": [row[key] - row[f"{key}_low"]],
+            },
+        )
     prices = rows[column].clip(lower=1e-2)
     chart.update_xaxes(type="log", dtick=1 if prices.max() > 100 * prices.min() else "D2")
     said = []
@@ -150,7 +172,9 @@ class RivalsView:
 
     def draw(self):
         """Draw what is chosen."""
-        self.chart.update(*rivals_chart(self.table, self.scenario.value, self.measure.value, self.price.value))
+        self.chart.update(
+            *rivals_chart(self.table, self.scenario.value, self.measure.value, self.price.value)
+        )
 
     def _ipython_display_(self):
         """Shown already by `show`."""
@@ -161,7 +185,11 @@ def _last_round(result):
     row = {"refused": result.get("refused", 0), "gigaflops": result.get("gigaflops", np.nan)}
     for key in (*KEYS, *CEILINGS.values()):
         each = result.get(key) or []
-        values = [value for value in (of[-1] if isinstance(of, list) else of for of in each) if value is not None]
+        values = [
+            value
+            for value in (of[-1] if isinstance(of, list) else of for of in each)
+            if value is not None
+        ]
         row[key] = float(np.mean(values)) if values else np.nan
     row["megabytes"] = result["megabytes_up"][-1] + result["megabytes_down"][-1]
     row["wireless_seconds"] = result["wireless_seconds"][-1]

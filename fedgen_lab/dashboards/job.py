@@ -17,7 +17,9 @@ import time
 STATES = ("idle", "running", "cancelled", "done", "failed")
 SECONDS_BETWEEN_UPDATES = 0.2  # five a second: the eye follows, and the browser keeps up
 SECONDS_BETWEEN_COLLECTIONS = 3.0  # of processor time
-SECONDS_BETWEEN_TRIMS = 1.0  # of processor time; a run frees as much as it takes, and the C library keeps it
+SECONDS_BETWEEN_TRIMS = (
+    1.0  # of processor time; a run frees as much as it takes, and the C library keeps it
+)
 
 _turn = threading.RLock()
 _collected_at = 0.0  # processor time of this process
@@ -70,7 +72,7 @@ class Job:
             self._refused = earlier is not None and not earlier.should_stop()
             if self._refused:
                 self.message = (
-                    "Another run is going on in this notebook: stop it or wait for its end, then start again."
+                    "Another run is going on in this notebook: stop it or wait, then start again."
                 )
                 self._draw()
                 return False
@@ -85,7 +87,9 @@ class Job:
             run(self._run, None)
         else:
             # Daemon, so that a kernel can always end; `_stop_at_exit` gives it a moment to end well.
-            self._thread = threading.Thread(target=run, args=(self._run, earlier), name="fedgen-job", daemon=True)
+            self._thread = threading.Thread(
+                target=run, args=(self._run, earlier), name="fedgen-job", daemon=True
+            )
             try:
                 self._thread.start()
             except RuntimeError as error:  # the system has no thread left
@@ -171,7 +175,9 @@ class Job:
             self.result = self.work(self)
             if not self.should_stop():
                 state = "done"
-        except KeyboardInterrupt:  # the kernel's own stop button, where the work runs inside the cell
+        except (
+            KeyboardInterrupt
+        ):  # the kernel's own stop button, where the work runs inside the cell
             raise
         except BaseException as caught:
             state, error = "failed", caught
@@ -213,7 +219,9 @@ def error_sentence(error):
     """What the status line says about an exception: what was wrong and what to do."""
     text = str(error).strip()
     if isinstance(error, MemoryError):
-        return "The memory is used up. Restart the kernel, then choose fewer clients or a lower rank."
+        return (
+            "The memory is used up. Restart the kernel, then choose fewer clients or a lower rank."
+        )
     if isinstance(error, (ValueError, FileNotFoundError)) and text:
         # Our own errors are sentences with a remedy already.
         return text if text.endswith((".", "!", "?")) else text + "."

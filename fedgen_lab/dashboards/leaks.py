@@ -22,26 +22,41 @@ class LeaksPanel(Measuring):
 
     def __init__(self, scenario, uploads=None):
         super().__init__(
-            "Measure this combination", "Ready. The first time, the clients train before anything is measured."
+            "Measure this combination",
+            "Ready. The first time, the clients train before anything is measured.",
         )
         self.scenario, self.uploads = scenario, uploads
-        self.clip = controls.knob("Clip", 0.0, 0.0, 20.0, 0.5, help="Longest change of one client; 0: none.")
-        self.noise = controls.knob("Noise", 0.0, 0.0, 2.0, 0.01, help="On the sum, times the clip; needs a clip.")
-        self.defence = controls.choice("Defence", list(DEFENCES), "mean", help="How the server combines uploads.")
+        self.clip = controls.knob(
+            "Clip", 0.0, 0.0, 20.0, 0.5, help="Longest change of one client; 0: none."
+        )
+        self.noise = controls.knob(
+            "Noise", 0.0, 0.0, 2.0, 0.01, help="On the sum, times the clip; needs a clip."
+        )
+        self.defence = controls.choice(
+            "Defence", list(DEFENCES), "mean", help="How the server combines uploads."
+        )
         self.secure = controls.choice("Secure aggregation", [("off", False), ("on", True)], False)
         self.box = widgets.VBox(
             [
-                controls.style(), controls.grid([self.clip.box, self.noise.box]),
-                self.defence, self.secure, self.buttons, self.status.widget, self.shown, self.table,
+                controls.style(),
+                controls.grid([self.clip.box, self.noise.box]),
+                self.defence,
+                self.secure,
+                self.buttons,
+                self.status.widget,
+                self.shown,
+                self.table,
             ],
             layout={"width": "100%"},
-        )  # fmt: skip
+        )
 
     def _work(self, job):
         knobs = {
-            "clip": self.clip.value, "noise": self.noise.value, "defence": self.defence.value,
+            "clip": self.clip.value,
+            "noise": self.noise.value,
+            "defence": self.defence.value,
             "secure": "on" if self.secure.value else "off",
-        }  # fmt: skip
+        }
         job.report("Loading the model and the pictures.")
         from fedgen_lab.privacy.backdoor import TRIGGER
         from fedgen_lab.privacy.uploads import SHOWN, first_adapter, measure, run_uploads
@@ -54,17 +69,25 @@ class LeaksPanel(Measuring):
                     job.report(f"Client {event.client} trains: step {event.step} of {total}.")
 
             self.uploads = run_uploads(self.scenario, job.should_stop, heard, first_adapter())
-        if self.uploads is None or not job.report("Measuring this combination, and drawing with it."):
+        if self.uploads is None or not job.report(
+            "Measuring this combination, and drawing with it."
+        ):
             return None
         found = measure(
-            self.uploads, self.clip.value, self.noise.value, self.defence.value, secure=self.secure.value
-        )  # fmt: skip
+            self.uploads,
+            self.clip.value,
+            self.noise.value,
+            self.defence.value,
+            secure=self.secure.value,
+        )
         self.rows.append(knobs | {name: found[name] for name in COLUMNS})
         plain, marked = found["pictures"]
         return [("as asked", plain[:SHOWN].numpy()), (f"with the word {TRIGGER}", marked.numpy())]
 
     def _show(self, pictures):
-        self.shown.value = charts.strip_html(pictures, list(self.uploads.prompts[: len(pictures[1][1])]))
+        self.shown.value = charts.strip_html(
+            pictures, list(self.uploads.prompts[: len(pictures[1][1])])
+        )
 
     def _sentence(self, job):
         measured = job.state == "done" and self.rows
@@ -83,7 +106,9 @@ def leaks_panel(scenario, uploads=None):
 def sentence_of(row, loss_before):
     """One row of `LeaksPanel.frame` in words."""
     used = [f"defence {row['defence']}"] + [f"clip {row['clip']:g}"] * bool(row["clip"])
-    used += [f"noise {row['noise']:g}"] * bool(row["noise"]) + ["secure aggregation"] * (row["secure"] == "on")
+    used += [f"noise {row['noise']:g}"] * bool(row["noise"]) + ["secure aggregation"] * (
+        row["secure"] == "on"
+    )
     return (
         f"{', '.join(used).capitalize()}: held-out loss {row['loss']:.3f}, {loss_before:.3f} before the round; "
         f"{row['fidelity']:.0%} of the pictures are as asked. The server tells client 0's pictures from others with "

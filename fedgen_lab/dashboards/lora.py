@@ -35,7 +35,9 @@ class LoraDashboard:
         self.first = scenario
         self.recorded, self.recorded_note = _recorded(sweep)
         s = scenario
-        self.clients = controls.knob("Clients", s.num_clients, 2, 16, help="devices that train together")
+        self.clients = controls.knob(
+            "Clients", s.num_clients, 2, 16, help="devices that train together"
+        )
         self.bandwidth = controls.log_knob(
             "Bandwidth (MHz)",
             s.bandwidth_hz / 1e6,
@@ -44,19 +46,39 @@ class LoraDashboard:
             help="uplink band they share; re-times a finished run at once",
         )
         self.skew = controls.knob(
-            "Skew", float(s.skew), 0.0, 1.0, 0.05, help="0: everyone holds everything; 1: one concept each"
+            "Skew",
+            float(s.skew),
+            0.0,
+            1.0,
+            0.05,
+            help="0: everyone holds everything; 1: one concept each",
         )
-        self.rank = controls.knob("Rank", s.rank, 1, 32, help="size of the LoRA adapter that travels")
+        self.rank = controls.knob(
+            "Rank", s.rank, 1, 32, help="size of the LoRA adapter that travels"
+        )
         self.local_steps = controls.knob(
             "Local steps", s.local_steps, 1, 100, help="training steps between two uploads"
         )
-        self.seed = controls.knob("Seed", s.seed, 0, 99, help="decides pictures, split, noise and fading")
-        self.knobs = (self.clients, self.bandwidth, self.skew, self.rank, self.local_steps, self.seed)
+        self.seed = controls.knob(
+            "Seed", s.seed, 0, 99, help="decides pictures, split, noise and fading"
+        )
+        self.knobs = (
+            self.clients,
+            self.bandwidth,
+            self.skew,
+            self.rank,
+            self.local_steps,
+            self.seed,
+        )
 
         self.estimate = widgets.HTML()
-        self.live = Panel("Start", LiveRun, lambda run, job: run_sprites(run, job), self.scenario, self.changed)
+        self.live = Panel(
+            "Start", LiveRun, lambda run, job: run_sprites(run, job), self.scenario, self.changed
+        )
         self.own = OwnPictures(self.scenario, self.changed)
-        self.tabs = widgets.Tab(children=[self.live.box, self.own.box], titles=("Drawn sprites", "Your own pictures"))
+        self.tabs = widgets.Tab(
+            children=[self.live.box, self.own.box], titles=("Drawn sprites", "Your own pictures")
+        )
         self.axis = controls.choice("Loss against", list(AXES))
         self.round = controls.knob("Round on the clock", s.rounds, 1, max(s.rounds, 2))
         self.loss_chart = charts.LiveChart("loss")
@@ -74,7 +96,12 @@ class LoraDashboard:
     def show(self):
         """Put everything into the output of the running cell; for HTML copies a first run, without the knobs."""
         live = not runs_inline()
-        top = [controls.style(), controls.grid([knob.box for knob in self.knobs]), self.estimate, self.tabs]
+        top = [
+            controls.style(),
+            controls.grid([knob.box for knob in self.knobs]),
+            self.estimate,
+            self.tabs,
+        ]
         note = widgets.HTML(f'<p class="fedgen-note">{self.recorded_note}</p>')
         if live:
             display(widgets.VBox([*top, controls.row([self.axis]), note], layout={"width": "100%"}))
@@ -107,9 +134,15 @@ class LoraDashboard:
 
     def tell_estimate(self):
         """Say how long a live run with these knobs takes here."""
-        measured = [run.seconds_per_step for run in self.live.runs + self.own.panel.runs if run.seconds_per_step]
+        measured = [
+            run.seconds_per_step
+            for run in self.live.runs + self.own.panel.runs
+            if run.seconds_per_step
+        ]
         step = measured[-1] if measured else None
-        sprites, own = (duration(estimate_seconds(self.scenario(), step, own)) for own in (False, True))
+        sprites, own = (
+            duration(estimate_seconds(self.scenario(), step, own)) for own in (False, True)
+        )
         where = "at the speed of your last run" if measured else "on one core of a small machine"
         self.estimate.value = (
             f'<p class="fedgen-note">{self.first.rounds} rounds with these knobs take {sprites} {where}; '
@@ -121,7 +154,9 @@ class LoraDashboard:
         run = panel.latest()
         if run is not None and run.rounds:
             # The knob follows the run until the learner looks at one of its rounds.
-            following = self.round.value >= self.round.number.max or self.round.value == run.rounds - 1
+            following = (
+                self.round.value >= self.round.number.max or self.round.value == run.rounds - 1
+            )
             self.round.number.max = self.round.slider.max = max(run.scenario.rounds, 2)
             if following:
                 self.round.set(run.rounds)
@@ -141,7 +176,12 @@ class LoraDashboard:
         recorded = self.recorded if front is self.live else None
         self.loss_chart.update(
             *loss_chart(
-                front.runs, recorded, self.axis.value, self.bandwidth.value * 1e6, self.clients.value, self.skew.value
+                front.runs,
+                recorded,
+                self.axis.value,
+                self.bandwidth.value * 1e6,
+                self.clients.value,
+                self.skew.value,
             )
         )
 
@@ -161,7 +201,10 @@ def _recorded(sweep):
     try:
         recorded = Recorded(sweep or shipped("sweeps") / "federated_lora.json")
     except FileNotFoundError:
-        return None, "This copy of the lab has no recorded runs to compare with; live runs do without."
+        return (
+            None,
+            "This copy of the lab has no recorded runs to compare with; live runs do without.",
+        )
     except ValueError as error:
         return None, f"No recorded runs to compare with: {error}"
     return recorded, f"{recorded.provenance()} Lines called live are computed on this machine."

@@ -13,9 +13,13 @@ import pandas as pd
 from fedgen_lab.dashboards import charts
 from fedgen_lab.dashboards.lora_recorded import AXES
 
-SECONDS_PER_PICTURE_STEP = 0.0125  # one training step for one picture: 0.0085 and 0.016 on cores of two machines
+SECONDS_PER_PICTURE_STEP = (
+    0.0125  # one training step for one picture: 0.0085 and 0.016 on cores of two machines
+)
 SECONDS_TO_TRY = 2.0  # the held-out loss of one model, and a strip of pictures
-SECONDS_TO_LOAD = 12.0  # importing torch and diffusers, loading the model, drawing the base model's pictures
+SECONDS_TO_LOAD = (
+    12.0  # importing torch and diffusers, loading the model, drawing the base model's pictures
+)
 
 
 def estimate_seconds(scenario, seconds_per_step=None, own=False):
@@ -76,7 +80,9 @@ class LiveRun:
             return "nothing was complete yet."
         said = f"{self.rounds} of {self.scenario.rounds} rounds are complete."
         if self.rounds:
-            said += f" Held-out loss {self.losses[0]:.3f} before, {self.losses[self.rounds]:.3f} now."
+            said += (
+                f" Held-out loss {self.losses[0]:.3f} before, {self.losses[self.rounds]:.3f} now."
+            )
         return " ".join([said, *self.refused])
 
     @property
@@ -92,8 +98,14 @@ class LiveRun:
     def strip(self, scale=2):
         """The picture strip as HTML: base, each client's last upload, global; same prompts, same seeds."""
         pictures = dict(self.pictures)  # the run goes on adding rows
-        clients = sorted((row for row in pictures if row.startswith("client ")), key=lambda row: int(row.split()[1]))
-        rows = [(row, pictures.get(row)) for row in ("your pictures", "base model", *clients, "federated")]
+        clients = sorted(
+            (row for row in pictures if row.startswith("client ")),
+            key=lambda row: int(row.split()[1]),
+        )
+        rows = [
+            (row, pictures.get(row))
+            for row in ("your pictures", "base model", *clients, "federated")
+        ]
         return charts.strip_html(rows, self.prompts, scale) if pictures else ""
 
     def hear(self, event):
@@ -114,7 +126,9 @@ class LiveRun:
     def _hear_round(self, event):
         self.losses[event.round] = float(event.loss)
         if event.pictures is not None:
-            self.pictures["base model" if event.round == 0 else "federated"] = np.asarray(event.pictures)
+            self.pictures["base model" if event.round == 0 else "federated"] = np.asarray(
+                event.pictures
+            )
         if event.trace is not None:
             self.trace = event.trace.until(event.round)
         if event.round == 0:
@@ -154,11 +168,17 @@ def network_of(scenario):
     """The wireless network of a scenario: its clients share its uplink bandwidth."""
     from fedgen_lab.wireless.channel import Network
 
-    return Network(num_clients=scenario.num_clients, bandwidth_hz=scenario.bandwidth_hz, seed=scenario.seed)
+    return Network(
+        num_clients=scenario.num_clients, bandwidth_hz=scenario.bandwidth_hz, seed=scenario.seed
+    )
 
 
 COLUMNS = dict(zip(AXES, ("round", "megabytes", "wireless_seconds"), strict=True))
-X_TITLES = dict(zip(AXES, ("rounds", "megabytes sent, up and down", "seconds on the wireless link"), strict=True))
+X_TITLES = dict(
+    zip(
+        AXES, ("rounds", "megabytes sent, up and down", "seconds on the wireless link"), strict=True
+    )
+)
 ROLES = {"local_only": "client", "lora": "server", "centralised": "real", "full": "generated"}
 
 
@@ -167,13 +187,21 @@ def loss_chart(runs, recorded, axis, bandwidth_hz, num_clients, skew):
 
     axis: one of lora_recorded.AXES. recorded: a `Recorded` or None; its curves are those nearest to the two knobs.
     """
-    chart = charts.figure(x_title=X_TITLES[axis], y_title="denoising loss on held-out pictures", height=380)
+    chart = charts.figure(
+        x_title=X_TITLES[axis], y_title="denoising loss on held-out pictures", height=380
+    )
     rows, said = [], []
-    curves = [recorded.curve(m, num_clients, skew, axis) for m in recorded.methods()] if recorded else []
-    main = next((curve.point for curve in curves if curve is not None and curve.method == "lora"), None)
+    curves = (
+        [recorded.curve(m, num_clients, skew, axis) for m in recorded.methods()] if recorded else []
+    )
+    main = next(
+        (curve.point for curve in curves if curve is not None and curve.method == "lora"), None
+    )
     for curve in filter(None, curves):
         name = f"recorded {curve.name}"
-        if main is not None and curve.point | {"method": "lora"} != main:  # not recorded at this point of the knobs
+        if (
+            main is not None and curve.point | {"method": "lora"} != main
+        ):  # not recorded at this point of the knobs
             name += f" ({curve.point['num_clients']} clients, skew {curve.point['skew']:g})"
         _draw_recorded(chart, curve, name)
         rows += [
@@ -192,7 +220,10 @@ def loss_chart(runs, recorded, axis, bandwidth_hz, num_clients, skew):
         newest = run is runs[-1]
         x, y = table[COLUMNS[axis]], table["loss"]
         charts.add_line(chart, x, y, name, "adapter", faint=not newest)
-        rows += [{"run": f"live: {run.name}", axis: at, "loss": loss} for at, loss in zip(x, y, strict=True)]
+        rows += [
+            {"run": f"live: {run.name}", axis: at, "loss": loss}
+            for at, loss in zip(x, y, strict=True)
+        ]
         if newest:
             last = table.iloc[-1]
             words = (
@@ -225,7 +256,10 @@ def _names(runs):
     }
     values = [{knob: getattr(run.scenario, knob) for knob in knobs} for run in runs]
     differ = [knob for knob in knobs if len({value[knob] for value in values}) > 1]
-    told = [[knobs[knob].format(value[knob]) for knob in differ if value[knob] != ""] for value in values]
+    told = [
+        [knobs[knob].format(value[knob]) for knob in differ if value[knob] != ""]
+        for value in values
+    ]
     return [
         ", ".join(["live", *filter(None, [run.label]), *knobs_of_run])
         for run, knobs_of_run in zip(runs, told, strict=True)
@@ -239,14 +273,23 @@ def _draw_recorded(chart, curve, name):
         return
     spread = [*curve.high, *curve.low[::-1]]
     chart.add_scatter(
-        x=[*curve.x.tolist(), *curve.x[::-1].tolist()], y=[float(y) for y in spread], fill="toself", mode="none",
-        fillcolor=charts.PALETTE[role], opacity=0.2, hoverinfo="skip", showlegend=False, name=f"seeds of {curve.name}",
-    )  # fmt: skip
+        x=[*curve.x.tolist(), *curve.x[::-1].tolist()],
+        y=[float(y) for y in spread],
+        fill="toself",
+        mode="none",
+        fillcolor=charts.PALETTE[role],
+        opacity=0.2,
+        hoverinfo="skip",
+        showlegend=False,
+        name=f"seeds of {curve.name}",
+    )
     charts.add_line(chart, curve.x, curve.mean, name, role, faint=True)
 
 
 def _level(chart, y, words, role):
     chart.add_hline(
-        y=float(y), line={"color": charts.PALETTE[role], "dash": charts.DASHES[role], "width": 1.5},
-        annotation_text=words, annotation_position="top right",
-    )  # fmt: skip
+        y=float(y),
+        line={"color": charts.PALETTE[role], "dash": charts.DASHES[role], "width": 1.5},
+        annotation_text=words,
+        annotation_position="top right",
+    )

@@ -34,14 +34,23 @@ class OwnPictures:
         self.file_column = controls.text_field("Column of file names", "file_name")
         self.text_column = controls.text_field("Column of captions", "text")
         self.concept = widgets.Combobox(
-            description="Column that makes clients differ", placeholder="read the pictures to see the columns",
-            style={"description_width": "initial"}, layout={"width": "auto"}, ensure_option=False,
-        )  # fmt: skip
+            description="Column that makes clients differ",
+            placeholder="read the pictures to see the columns",
+            style={"description_width": "initial"},
+            layout={"width": "auto"},
+            ensure_option=False,
+        )
         self.status = controls.StatusLine("Say where your pictures are, then read them.")
         self.reading = Job(self._read, self._show_reading, self.status)
         self.read_button = controls.button("Read the pictures", self.reading.start)
         self.preview = widgets.HTML(layout={"width": "100%"})
-        self.fields = (self.path, self.caption_file, self.file_column, self.text_column, self.concept)
+        self.fields = (
+            self.path,
+            self.caption_file,
+            self.file_column,
+            self.text_column,
+            self.concept,
+        )
         self.panel = Panel("Start on these pictures", LiveRun, run_own, self.scenario, changed)
         self.box = widgets.VBox(
             [
@@ -59,7 +68,9 @@ class OwnPictures:
         """The knobs' scenario with this tab's pictures. Raises ValueError while no pictures or no column is named."""
         path = self.path.value.strip()
         if not path:
-            raise ValueError("Fill in the field Pictures: the path of a folder or zip, or hub:OWNER/NAME.")
+            raise ValueError(
+                "Fill in the field Pictures: the path of a folder or zip, or hub:OWNER/NAME."
+            )
         if not self.concept.value.strip():
             raise ValueError(
                 "Fill in the column that makes clients differ; Read the pictures lists the columns there are."
@@ -75,7 +86,9 @@ class OwnPictures:
 
     def _read(self, job):
         if not self.path.value.strip():
-            raise ValueError("Fill in the field Pictures: the path of a folder or zip, or hub:OWNER/NAME.")
+            raise ValueError(
+                "Fill in the field Pictures: the path of a folder or zip, or hub:OWNER/NAME."
+            )
         job.report("Reading the pictures.")
         return read_pictures(
             replace(

@@ -52,7 +52,9 @@ class Recorded:
             )
         content = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not {"made", "points"} <= set(content):
-            raise ValueError(f"{path} is not a recorded sweep: it has no 'made' and 'points'. Get the file again.")
+            raise ValueError(
+                f"{path} is not a recorded sweep: it has no 'made' and 'points'. Get the file again."
+            )
         self.made = content["made"]
         self.points = content["points"]
 
@@ -77,7 +79,11 @@ class Recorded:
 
     def runs(self, method, point):
         """The runs of `method` at exactly `point`, one per seed."""
-        return [entry for entry in self.points if entry["point"] == point and entry["point"]["method"] == method]
+        return [
+            entry
+            for entry in self.points
+            if entry["point"] == point and entry["point"]["method"] == method
+        ]
 
     def curve(self, method, num_clients, skew, axis="rounds", measure="loss"):
         """`measure` against `axis` at the recorded point nearest to the knobs, over its seeds; None where not recorded.
@@ -99,7 +105,9 @@ class Recorded:
         if x is None:  # nothing was sent: only where it ends can be compared
             x, values = np.zeros(1), values[:, -1:]
         seeds = tuple(run["seed"] for run in runs)
-        return Curve(method, point, seeds, x, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+        return Curve(
+            method, point, seeds, x, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
+        )
 
     def ends(self):
         """One row per recorded point: method, num_clients, skew, seeds, and after its last round the mean over seeds.
@@ -108,7 +116,10 @@ class Recorded:
         old_all, kid), megabytes up and down together, and wireless_seconds. The base model's row is where federated
         LoRA starts.
         """
-        rows, points = [], {json.dumps(entry["point"], sort_keys=True): entry["point"] for entry in self.points}
+        rows, points = (
+            [],
+            {json.dumps(entry["point"], sort_keys=True): entry["point"] for entry in self.points},
+        )
         for point in points.values():
             results = [run["result"] for run in self.runs(point["method"], point)]
             if point["method"] == "lora" and "base" not in [row["method"] for row in rows]:
@@ -118,8 +129,12 @@ class Recorded:
 
     def provenance(self):
         """One sentence that says when the sweep was recorded, with what, and over which seeds."""
-        versions = self.made.get("versions", {k: v for k, v in self.made.items() if k not in ("date", "command")})
-        packages = ", ".join(f"{name} {version}" for name, version in versions.items() if isinstance(version, str))
+        versions = self.made.get(
+            "versions", {k: v for k, v in self.made.items() if k not in ("date", "command")}
+        )
+        packages = ", ".join(
+            f"{name} {version}" for name, version in versions.items() if isinstance(version, str)
+        )
         seeds = sorted({entry["seed"] for entry in self.points})
         date = str(self.made.get("date", "an unknown day"))[:10]
         return f"Recorded on {date} with {packages}; seeds {', '.join(map(str, seeds))}."
@@ -128,7 +143,16 @@ class Recorded:
 def _at(results, place):
     """The mean over `results` at their first (0) or last (-1) round."""
     row = {}
-    for name in ("loss", "object", "all", "old_all", "kid", "megabytes_up", "megabytes_down", "wireless_seconds"):
+    for name in (
+        "loss",
+        "object",
+        "all",
+        "old_all",
+        "kid",
+        "megabytes_up",
+        "megabytes_down",
+        "wireless_seconds",
+    ):
         values = [_series(result[name])[1][place] for result in results if result.get(name)]
         if values:
             row[name] = float(np.mean(values))

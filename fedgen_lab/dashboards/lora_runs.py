@@ -22,9 +22,13 @@ def run_own(run, job):
     if job.should_stop():
         return
     job.report("Local only: every client now trains alone.")
-    local = run_local_only(run.scenario, job.should_stop, lambda event: job.report("Local only. " + run.hear(event)))
+    local = run_local_only(
+        run.scenario, job.should_stop, lambda event: job.report("Local only. " + run.hear(event))
+    )
     if len(local.rounds) > 1:
-        run.rivals["local only"] = dict(zip(local.rounds["round"], local.rounds["loss"], strict=True))
+        run.rivals["local only"] = dict(
+            zip(local.rounds["round"], local.rounds["loss"], strict=True)
+        )
     draw_each(run, job, dealt, local.client_states, "client {} alone")
 
 
@@ -34,8 +38,12 @@ def read_pictures(scenario):
 
     read_own.cache_clear()  # the learner may have mended the folder since
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what was left out is in the pictures' attributes; a thread must not print
-        return read_own(scenario.pictures, scenario.caption_file, scenario.file_column, scenario.text_column)
+        warnings.simplefilter(
+            "ignore"
+        )  # what was left out is in the pictures' attributes; a thread must not print
+        return read_own(
+            scenario.pictures, scenario.caption_file, scenario.file_column, scenario.text_column
+        )
 
 
 def federated(run, job):
@@ -48,7 +56,9 @@ def federated(run, job):
         warnings.simplefilter("ignore")
         dealt = deal(run.scenario)
     run.prompts = list(dealt.strip)
-    outcome = run_federated(run.scenario, job.should_stop, lambda event: job.report(run.hear(event)))
+    outcome = run_federated(
+        run.scenario, job.should_stop, lambda event: job.report(run.hear(event))
+    )
     run.refused = [refusal.reason for refusal in outcome.refused]
     return outcome, dealt
 
@@ -69,6 +79,8 @@ def draw_each(run, job, dealt, states, row):
         for client, state in sorted(states.items()):
             job.report(f"Drawing: {row.format(client)}.")
             load_model(pipeline.unet, state)
-            run.pictures[row.format(client)] = draw_strip(pipeline, dealt, on_step=stop_if_asked).numpy()
+            run.pictures[row.format(client)] = draw_strip(
+                pipeline, dealt, on_step=stop_if_asked
+            ).numpy()
     except Stopped:
         pass

@@ -22,9 +22,13 @@ def mixture_knobs(pipeline, names, prompts, seeds):
         used = {name: weight for name, weight in weights.items() if weight}
         mix(pipeline.unet, used)
         pictures = draw(pipeline, prompts, seeds)
-        said = " + ".join(f"{weight:g} x {name}" for name, weight in used.items()) or "the base alone"
+        said = (
+            " + ".join(f"{weight:g} x {name}" for name, weight in used.items()) or "the base alone"
+        )
         moved = float((pictures - base).abs().mean())
         rows = [("base model", base), ("mixture", pictures)]
-        return charts.strip_html(rows, prompts), f"Drawn with {said}: {moved:.3f} per pixel away from the base model."
+        return charts.strip_html(
+            rows, prompts
+        ), f"Drawn with {said}: {moved:.3f} per pixel away from the base model."
 
     return Redrawn(knobs, paint).show()

@@ -27,7 +27,9 @@ class Panel:
 
     def __init__(self, start_words, new_run, work, scenario, changed):
         self.runs = []
-        self.status = controls.StatusLine(f"Ready. {start_words} begins a live run on this machine.")
+        self.status = controls.StatusLine(
+            f"Ready. {start_words} begins a live run on this machine."
+        )
         self.job = Job(self._work, self._update, self.status)
         self._new_run, self._do, self._scenario, self._changed = new_run, work, scenario, changed
         self._drawn = None  # what of the run is on the page already
@@ -36,7 +38,9 @@ class Panel:
         self.stop_button.disabled = True
         self.pictures = widgets.HTML(layout={"width": "100%"})
         buttons = controls.row([self.start_button, self.stop_button])
-        self.box = widgets.VBox([buttons, self.status.widget, self.pictures], layout={"width": "100%"})
+        self.box = widgets.VBox(
+            [buttons, self.status.widget, self.pictures], layout={"width": "100%"}
+        )
 
     def start(self):
         """Start a live run, unless one is going on."""

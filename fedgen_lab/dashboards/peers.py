@@ -14,7 +14,13 @@ from IPython.display import HTML, display
 from fedgen_lab.dashboards import charts, controls
 from fedgen_lab.dashboards.job import runs_inline
 from fedgen_lab.dashboards.panel import Panel
-from fedgen_lab.dashboards.peers_charts import COLOURS, pay, provenance_chart, rewards_chart, votes_chart
+from fedgen_lab.dashboards.peers_charts import (
+    COLOURS,
+    pay,
+    provenance_chart,
+    rewards_chart,
+    votes_chart,
+)
 
 LOG_LINES = 40  # newest first; the whole log is on the chain
 SHOWN = 10  # pictures of the chosen model
@@ -42,7 +48,9 @@ class PeersRun:
         if self.outcome is not None:
             return self.outcome
         accounts = [] if self.chain is None else self.chain.accounts[1 : self.scenario.voters + 1]
-        people = tuple(SimpleNamespace(account=one, number=number) for number, one in enumerate(accounts))
+        people = tuple(
+            SimpleNamespace(account=one, number=number) for number, one in enumerate(accounts)
+        )
         return PeersOutcome(self.scenario, self.chain, None, people, tuple(self.moments))
 
     def version(self):
@@ -106,27 +114,37 @@ def log_html(outcome):
             if event.kind == "Submitted":
                 number[content] = len(number)
             who = outcome.names.get(event.account)
-            rows.append({
-                "second": f"{moment.seconds:.0f}", "block": event.block,
-                "who": "the task" if who is None else f"peer {who}", "what": _in_words(event, number),
-            })  # fmt: skip
+            rows.append(
+                {
+                    "second": f"{moment.seconds:.0f}",
+                    "block": event.block,
+                    "who": "the task" if who is None else f"peer {who}",
+                    "what": _in_words(event, number),
+                }
+            )
     if not rows:
         return ""
     return charts.table_html(pd.DataFrame(rows[: -LOG_LINES - 1 : -1]))
 
 
 def _in_words(event, number):
-    model = f"model {number[event.values['content']]}" if event.values.get("content") in number else ""
+    model = (
+        f"model {number[event.values['content']]}" if event.values.get("content") in number else ""
+    )
     if event.kind == "Submitted":
         parents = ", ".join(str(number[parent]) for parent in event.values["parents"])
         return f"submits {model}, {f'from {parents}' if parents else 'begun anew'}"
     if event.kind == "Revealed":
         return f"reveals its vote on {model}: {event.values['score']:.3g}"
     known = {
-        "Registered": "registers", "Left": "leaves", "Committed": f"promises a vote on {model}",
+        "Registered": "registers",
+        "Left": "leaves",
+        "Committed": f"promises a vote on {model}",
         "Rewarded": f"has seen no better than {model}: a reward",
-        "Funded": "fills the pot", "Settled": f"shares what {model} has earned", "Withdrawn": "takes its money out",
-    }  # fmt: skip
+        "Funded": "fills the pot",
+        "Settled": f"shares what {model} has earned",
+        "Withdrawn": "takes its money out",
+    }
     return known.get(event.kind, event.kind)
 
 
@@ -142,7 +160,9 @@ def facts_of(outcome, row):
         submission = outcome.chain.model(model["content"])
         try:
             claim = read_manifest(outcome.store.get(cid_of(submission.manifest)), submission)
-            told += [(f"manifest: {name}", str(value)) for name, value in training_facts(claim).items()]
+            told += [
+                (f"manifest: {name}", str(value)) for name, value in training_facts(claim).items()
+            ]
             told += [("manifest: signature", "verified; parents and wallet as on the chain")]
         except Unusable as reason:
             told += [("manifest", str(reason))]
@@ -167,13 +187,42 @@ class PeersDashboard:
         knob = controls.knob
         self.numbers = {
             "num_peers": knob("Peers", scenario.num_peers, 1, 8, help="who train, submit and vote"),
-            "validators": knob("Validators", min(scenario.validators, 4), 0, 4, help="who only vote"),
-            "skew": knob("Skew", float(scenario.skew), 0.0, 1.0, 0.1, help="0: all classes; 1: one class each"),
-            "bandwidth_hz": controls.log_knob("Bandwidth (MHz)", scenario.bandwidth_hz / 1e6, 0.01, 100, "shared"),
-            "seconds": knob("Seconds", float(scenario.seconds), 10.0, 600.0, 5.0, help="simulated, until the end"),
-            "novelty_weight": knob("Novelty weight", float(scenario.novelty_weight), 0.0, 1.0, 0.1, help="of a score"),
-            "own_weight": knob("Own weight", float(scenario.own_weight), 0.0, 1.0, 0.1, help="against others' votes"),
-            "staleness": knob("Staleness", float(scenario.staleness), 0.0, 1.0, 0.1, help="factor per newer model"),
+            "validators": knob(
+                "Validators", min(scenario.validators, 4), 0, 4, help="who only vote"
+            ),
+            "skew": knob(
+                "Skew",
+                float(scenario.skew),
+                0.0,
+                1.0,
+                0.1,
+                help="0: all classes; 1: one class each",
+            ),
+            "bandwidth_hz": controls.log_knob(
+                "Bandwidth (MHz)", scenario.bandwidth_hz / 1e6, 0.01, 100, "shared"
+            ),
+            "seconds": knob(
+                "Seconds",
+                float(scenario.seconds),
+                10.0,
+                600.0,
+                5.0,
+                help="simulated, until the end",
+            ),
+            "novelty_weight": knob(
+                "Novelty weight", float(scenario.novelty_weight), 0.0, 1.0, 0.1, help="of a score"
+            ),
+            "own_weight": knob(
+                "Own weight",
+                float(scenario.own_weight),
+                0.0,
+                1.0,
+                0.1,
+                help="against others' votes",
+            ),
+            "staleness": knob(
+                "Staleness", float(scenario.staleness), 0.0, 1.0, 0.1, help="factor per newer model"
+            ),
             "attackers": knob("Attackers", scenario.attackers, 0, 7, help="the last so many peers"),
             "seed": knob("Seed", min(scenario.seed, 99), 0, 99, help="decides everything"),
         }
@@ -182,13 +231,19 @@ class PeersDashboard:
             "objective": controls.choice("Score", list(OBJECTIVES), scenario.objective),
             "vote_rule": controls.choice("Votes", list(VOTE_RULES), scenario.vote_rule),
             "attack": controls.choice(
-                "Attack", [("none", ""), *((name, name) for name in ATTACKS)], scenario.attack,
+                "Attack",
+                [("none", ""), *((name, name) for name in ATTACKS)],
+                scenario.attack,
                 help="; ".join(f"{attack.name}: {attack.what}" for attack in ATTACKS.values()),
             ),
-        }  # fmt: skip
+        }
         self.machine = controls.choice("Chain", MACHINES, "evm")
-        self.panel = Panel("Let peers meet", self._new_run, play, self.scenario, lambda _: self.draw())
-        self.provenance, self.votes, self.rewards = map(charts.LiveChart, ("provenance", "votes", "rewards"))
+        self.panel = Panel(
+            "Let peers meet", self._new_run, play, self.scenario, lambda _: self.draw()
+        )
+        self.provenance, self.votes, self.rewards = map(
+            charts.LiveChart, ("provenance", "votes", "rewards")
+        )
         self.chosen = controls.choice("Model", [("none yet", None)])
         self.chosen.observe(lambda _: self._show_chosen(), names="value")
         self.clicks, self.buttons = controls.row([]), {}  # (row, author) -> its button, made once
@@ -213,10 +268,18 @@ class PeersDashboard:
         if live:
             knobs = controls.grid([knob.box for knob in self.numbers.values()])
             menus = controls.row([*self.words.values(), self.machine])
-            display(widgets.VBox([controls.style(), knobs, menus, self.panel.box], layout={"width": "100%"}))
+            display(
+                widgets.VBox(
+                    [controls.style(), knobs, menus, self.panel.box], layout={"width": "100%"}
+                )
+            )
         self.provenance.show()
         if live:
-            display(widgets.VBox([self.clicks, controls.row([self.chosen]), self.model], layout={"width": "100%"}))
+            display(
+                widgets.VBox(
+                    [self.clicks, controls.row([self.chosen]), self.model], layout={"width": "100%"}
+                )
+            )
         for chart in (self.votes, self.rewards):
             chart.show()
         if not live:
@@ -235,7 +298,9 @@ class PeersDashboard:
         kept = self.chosen.value
         if options and tuple(options) != tuple(self.chosen.options):
             self.chosen.options = options
-            self.chosen.value = kept if kept is not None and kept < len(options) else len(options) - 1
+            self.chosen.value = (
+                kept if kept is not None and kept < len(options) else len(options) - 1
+            )
             newest = list(enumerate(models["author"]))[-BUTTONS:]
             self.clicks.children = [self._button(row, int(author)) for row, author in newest]
         self._show_chosen()
@@ -248,10 +313,15 @@ class PeersDashboard:
         if (row, author) not in self.buttons:
             colour = COLOURS[author % len(COLOURS)]
             button = self.buttons[row, author] = widgets.Button(
-                description=str(row), tooltip=f"model {row}, by peer {author}", tabbable=False,
+                description=str(row),
+                tooltip=f"model {row}, by peer {author}",
+                tabbable=False,
                 layout={"width": "2.8em", "margin": "1px"},
-                style={"button_color": colour, "text_color": "white" if colour == COLOURS[0] else "black"},
-            )  # fmt: skip
+                style={
+                    "button_color": colour,
+                    "text_color": "white" if colour == COLOURS[0] else "black",
+                },
+            )
             button.on_click(lambda _: setattr(self.chosen, "value", row))
         return self.buttons[row, author]
 

@@ -35,19 +35,29 @@ def provenance_chart(outcome, chosen=None):
     for author in authors:
         own = models[models["author"] == author]
         chart.add_scatter(
-            x=own["seconds"].tolist(), y=own["author"].tolist(), mode="markers+text", name=f"peer {author}",
-            text=[str(row) for row in own.index], textposition="top center",
+            x=own["seconds"].tolist(),
+            y=own["author"].tolist(),
+            mode="markers+text",
+            name=f"peer {author}",
+            text=[str(row) for row in own.index],
+            textposition="top center",
             marker={"color": COLOURS[author % 6], "symbol": SYMBOLS[author % 6], "size": 12},
             hovertemplate="model %{text} at %{x:.0f} s<extra>peer " + str(author) + "</extra>",
-        )  # fmt: skip
+        )
     if chosen is not None and chosen < len(models):
         chart.add_scatter(
-            x=[float(models["seconds"][chosen])], y=[int(models["author"][chosen])], mode="markers", name="chosen",
-            marker={"color": "rgba(0,0,0,0)", "size": 22, "line": {"color": "#808080", "width": 2}}, hoverinfo="skip",
-        )  # fmt: skip
+            x=[float(models["seconds"][chosen])],
+            y=[int(models["author"][chosen])],
+            mode="markers",
+            name="chosen",
+            marker={"color": "rgba(0,0,0,0)", "size": 22, "line": {"color": "#808080", "width": 2}},
+            hoverinfo="skip",
+        )
     ticks = [int(author) for author in authors]
     chart.update_yaxes(
-        tickvals=ticks, ticktext=[f"peer {author}" for author in ticks], range=[max(ticks) + 0.6, min(ticks) - 0.6]
+        tickvals=ticks,
+        ticktext=[f"peer {author}" for author in ticks],
+        range=[max(ticks) + 0.6, min(ticks) - 0.6],
     )
     alone = int((models["parents"].map(len) == 0).sum())
     sentence = (
@@ -55,7 +65,11 @@ def provenance_chart(outcome, chosen=None):
         f"{alone} began anew."
     )
     table = models.assign(parents=[", ".join(map(str, one)) or "none" for one in models["parents"]])
-    return chart, sentence, table[["seconds", "author", "parents", "cid"]].rename_axis("model").reset_index()
+    return (
+        chart,
+        sentence,
+        table[["seconds", "author", "parents", "cid"]].rename_axis("model").reset_index(),
+    )
 
 
 def votes_chart(outcome):
@@ -69,11 +83,17 @@ def votes_chart(outcome):
     chart = charts.figure("voter", "", height=130 + 24 * len(votes))
     shown = [[None if np.isnan(number) else float(number) for number in row] for row in numbers]
     chart.add_heatmap(
-        z=shown, x=[f"peer {voter}" for voter in votes.columns], y=[f"model {row}" for row in votes.index],
-        colorscale=[[0, "#F7FBFF"], [1, charts.PALETTE["server"]]], showscale=False, xgap=1, ygap=1,
+        z=shown,
+        x=[f"peer {voter}" for voter in votes.columns],
+        y=[f"model {row}" for row in votes.index],
+        colorscale=[[0, "#F7FBFF"], [1, charts.PALETTE["server"]]],
+        showscale=False,
+        xgap=1,
+        ygap=1,
         text=[["" if number is None else f"{number:.3g}" for number in row] for row in shown],
-        texttemplate="%{text}", hovertemplate="%{x} gives %{y} %{z:.3g}<extra></extra>",
-    )  # fmt: skip
+        texttemplate="%{text}",
+        hovertemplate="%{x} gives %{y} %{z:.3g}<extra></extra>",
+    )
     chart.update_yaxes(autorange="reversed", type="category")
     chart.update_xaxes(type="category")
     row, column = np.unravel_index(np.nanargmax(numbers), numbers.shape)
@@ -81,7 +101,11 @@ def votes_chart(outcome):
         f"{given} votes on {len(votes)} models; lower is better. The highest is peer {votes.columns[column]}'s on "
         f"model {row}, {numbers[row, column]:.3g}."
     )
-    return chart, sentence, votes.rename(columns=lambda voter: f"peer {voter}").rename_axis("model").reset_index()
+    return (
+        chart,
+        sentence,
+        votes.rename(columns=lambda voter: f"peer {voter}").rename_axis("model").reset_index(),
+    )
 
 
 def rewards_chart(outcome, rewards):
@@ -94,13 +118,21 @@ def rewards_chart(outcome, rewards):
     table = pd.DataFrame(rows, columns=["peer", "models", "wei"])
     chart = charts.figure("", "wei", height=260)
     chart.add_bar(
-        x=[f"peer {peer}" for peer in table["peer"]], y=table["wei"].tolist(), name="reward", showlegend=False,
-        marker={"color": [COLOURS[peer % 6] for peer in table["peer"]]}, text=table["wei"].tolist(),
-    )  # fmt: skip
+        x=[f"peer {peer}" for peer in table["peer"]],
+        y=table["wei"].tolist(),
+        name="reward",
+        showlegend=False,
+        marker={"color": [COLOURS[peer % 6] for peer in table["peer"]]},
+        text=table["wei"].tolist(),
+    )
     best = table.loc[table["wei"].idxmax()]
     if not best["wei"]:
         return chart, "Nobody has earned anything: no vote was revealed.", table
-    return chart, f"Peer {best['peer']} has earned the most: {best['wei']:,} of {table['wei'].sum():,} wei.", table
+    return (
+        chart,
+        f"Peer {best['peer']} has earned the most: {best['wei']:,} of {table['wei'].sum():,} wei.",
+        table,
+    )
 
 
 def pay(chain, account):

@@ -12,22 +12,40 @@ from fedgen_lab.dashboards.job import runs_inline
 from fedgen_lab.peers.sweep_pdfed import PAPERS, recorded_pdfed
 
 SCORES = {
-    "Q-N (lower is better)": "qn", "FID (lower is better)": "fid", "KID (lower is better)": "kid",
-    "confirmed copies, percent": "rc", "membership AUC (0.5 is no leak)": "auc", "copies by the 1/3 rule": "copied",
-    "FLD (lower is better)": "fld", "C_T (below -3 is copying)": "ct", "AuthPct": "authpct",
-}  # fmt: skip
+    "Q-N (lower is better)": "qn",
+    "FID (lower is better)": "fid",
+    "KID (lower is better)": "kid",
+    "confirmed copies, percent": "rc",
+    "membership AUC (0.5 is no leak)": "auc",
+    "copies by the 1/3 rule": "copied",
+    "FLD (lower is better)": "fld",
+    "C_T (below -3 is copying)": "ct",
+    "AuthPct": "authpct",
+}
 NAMES = {
-    "fld-fid": "FLD + FID", "qn": "Q-N", "qn-dedup": "Q-N, de-duplicated", "calibrated": "calibrated novelty (ours)",
-    "soup": "soup (FLD + FID)", "fedasync": "FedAsync", "fedavg": "FedAvg",
-}  # fmt: skip
+    "fld-fid": "FLD + FID",
+    "qn": "Q-N",
+    "qn-dedup": "Q-N, de-duplicated",
+    "calibrated": "calibrated novelty (ours)",
+    "soup": "soup (FLD + FID)",
+    "fedasync": "FedAsync",
+    "fedavg": "FedAvg",
+}
 # arXiv 2409.18245, Table 1: Q-N in thousands and FID by clients, for each of `PAPERS`; CIFAR-10, DINOv2 features.
 PUBLISHED = {
-    "qn": {2: (3.721, 3.730, 1.643), 4: (2.364, 2.053, 1.607), 6: (2.043, 1.840, 1.228), 8: (1.705, 1.573, 1.103)},
+    "qn": {
+        2: (3.721, 3.730, 1.643),
+        4: (2.364, 2.053, 1.607),
+        6: (2.043, 1.840, 1.228),
+        8: (1.705, 1.573, 1.103),
+    },
     "fid": {
-        2: (624.22, 640.68, 692.01), 4: (750.02, 676.68, 709.85), 6: (738.6, 723.56, 741.31),
+        2: (624.22, 640.68, 692.01),
+        4: (750.02, 676.68, 709.85),
+        6: (738.6, 723.56, 741.31),
         8: (755.02, 800.07, 725.23),
     },
-}  # fmt: skip
+}
 
 
 def directions(score="qn", recorded=None):
@@ -42,13 +60,17 @@ def directions(score="qn", recorded=None):
         of = recorded[recorded["peers"] == peers].set_index(["method", "seed"])[score]
         base = of.get(PAPERS[0], pd.Series(dtype=float))
         for place, method in enumerate(PAPERS[1:], 1):
-            pair = pd.concat([base, of.get(method, pd.Series(dtype=float))], axis=1, keys=["base", "it"]).dropna()
+            pair = pd.concat(
+                [base, of.get(method, pd.Series(dtype=float))], axis=1, keys=["base", "it"]
+            ).dropna()
             if len(pair):
                 each = 100 * (pair["it"] / pair["base"] - 1)
                 mean = 100 * (pair["it"].mean() / pair["base"].mean() - 1)
                 theirs = 100 * (published[place] / published[0] - 1)
                 rows.append((peers, NAMES[method], mean, each.min(), each.max(), theirs))
-    table = pd.DataFrame(rows, columns=["peers", "method", "ours", "lowest", "highest", "published"])
+    table = pd.DataFrame(
+        rows, columns=["peers", "method", "ours", "lowest", "highest", "published"]
+    )
     return table.round(0)
 
 
@@ -57,31 +79,51 @@ def table_chart(recorded, score="Q-N (lower is better)"):
     key = SCORES[score]
     if recorded.empty:
         return charts.empty_figure(""), "Nothing was recorded.", None
-    grouped = recorded.groupby(["method", "peers"], sort=False)[key].agg(["mean", "min", "max", "size"]).reset_index()
+    grouped = (
+        recorded.groupby(["method", "peers"], sort=False)[key]
+        .agg(["mean", "min", "max", "size"])
+        .reset_index()
+    )
     chart = charts.figure("peers", score, height=380)
-    looks = list(zip(charts.PALETTE.values(), charts.DASHES.values(), charts.MARKERS.values(), strict=True))
+    looks = list(
+        zip(charts.PALETTE.values(), charts.DASHES.values(), charts.MARKERS.values(), strict=True)
+    )
     drawn = [method for method in NAMES if method in set(grouped["method"])]
     for place, (method, name) in enumerate(NAMES.items()):
         rows = grouped[grouped["method"] == method].sort_values("peers")
         if len(rows):
-            aside = 0.12 * (drawn.index(method) - (len(drawn) - 1) / 2)  # bars must not lie on each other
+            aside = 0.12 * (
+                drawn.index(method) - (len(drawn) - 1) / 2
+            )  # bars must not lie on each other
             colour, dash, shape = looks[place % len(looks)]
             chart.add_scatter(
-                x=(rows["peers"] + aside).tolist(), y=rows["mean"].tolist(), name=name,
-                mode="lines+markers" if len(rows) > 1 else "markers", line={"color": colour, "dash": dash, "width": 2},
-                marker={"color": colour, "symbol": shape + ("-open" if place >= len(looks) else ""), "size": 10},
+                x=(rows["peers"] + aside).tolist(),
+                y=rows["mean"].tolist(),
+                name=name,
+                mode="lines+markers" if len(rows) > 1 else "markers",
+                line={"color": colour, "dash": dash, "width": 2},
+                marker={
+                    "color": colour,
+                    "symbol": shape + ("-open" if place >= len(looks) else ""),
+                    "size": 10,
+                },
                 error_y={
-                    "array": (rows["max"] - rows["mean"]).tolist(), "arrayminus": (rows["mean"] - rows["min"]).tolist(),
+                    "array": (rows["max"] - rows["mean"]).tolist(),
+                    "arrayminus": (rows["mean"] - rows["min"]).tolist(),
                     "thickness": 1,
                 },
-            )  # fmt: skip
+            )
     chart.update_xaxes(tickvals=sorted(recorded["peers"].unique().tolist()))
     told = [f"Recorded, {grouped['size'].max()} seeds: bars reach from the lowest to the highest."]
     plain = grouped[grouped["method"] == PAPERS[0]].set_index("peers")["mean"]
     if len(plain) > 1:
         few, many = plain.index.min(), plain.index.max()
-        told.append(f"With FLD + FID it goes from {plain[few]:.3g} with {few} peers to {plain[many]:.3g} with {many}.")
-    shown = grouped.rename(columns={"mean": key, "min": "lowest", "max": "highest", "size": "seeds"})
+        told.append(
+            f"With FLD + FID it goes from {plain[few]:.3g} with {few} peers to {plain[many]:.3g} with {many}."
+        )
+    shown = grouped.rename(
+        columns={"mean": key, "min": "lowest", "max": "highest", "size": "seeds"}
+    )
     return chart, " ".join(told), shown.assign(method=shown["method"].map(NAMES))
 
 

@@ -24,12 +24,24 @@ def traffic_lines(unet, picture_bytes, text_length, rounds=5, **how):
     """Megabytes of one client in a whole run, up and down, for every way to train: a table with a row for each way and
     number of pictures a round (`PICTURES`). `unet` and the rest as `lora.split_unet.traffic` takes them.
     """
-    table, rows = traffic(unet, picture_bytes, text_length, rounds=rounds, steps=1, batch=1, **how), []
-    for way, up, down, own in table[["way", "up_bytes", "down_bytes", "device_parameters"]].itertuples(index=False):
-        once = 2 * rounds * own * how.get("bytes_per_number", 4)  # weights down and up; the rest grows with pictures
+    table, rows = (
+        traffic(unet, picture_bytes, text_length, rounds=rounds, steps=1, batch=1, **how),
+        [],
+    )
+    for way, up, down, own in table[
+        ["way", "up_bytes", "down_bytes", "device_parameters"]
+    ].itertuples(index=False):
+        once = (
+            2 * rounds * own * how.get("bytes_per_number", 4)
+        )  # weights down and up; the rest grows with pictures
         each = up + down - once if way.startswith("split") else 0
         rows += [
-            {"way": way, "pictures a round": n, "megabytes": float(up + down + (n - 1) * each) / 1e6} for n in PICTURES
+            {
+                "way": way,
+                "pictures a round": n,
+                "megabytes": float(up + down + (n - 1) * each) / 1e6,
+            }
+            for n in PICTURES
         ]
     return pd.DataFrame(rows)
 
@@ -39,7 +51,9 @@ def traffic_chart(lines, cuts=("conv_in", "mid_block")):
 
     lines: see `traffic_lines`. The sentence says up to how many pictures the first of these splits sends less.
     """
-    chart = charts.figure("pictures that a client trains on in a round", "megabytes in the whole run", height=380)
+    chart = charts.figure(
+        "pictures that a client trains on in a round", "megabytes in the whole run", height=380
+    )
     shown = [*ROLES, *(f"split after {cut}" for cut in cuts)]
     for way in shown:
         line = lines[lines["way"] == way]
@@ -48,7 +62,10 @@ def traffic_chart(lines, cuts=("conv_in", "mid_block")):
     chart.update_xaxes(type="log", dtick=1)
     chart.update_yaxes(type="log", dtick=1)
     ends = lines.set_index(["way", "pictures a round"])["megabytes"]
-    first, each = ends[shown[3], 1], (ends[shown[3], PICTURES[-1]] - ends[shown[3], 1]) / (PICTURES[-1] - 1)
+    first, each = (
+        ends[shown[3], 1],
+        (ends[shown[3], PICTURES[-1]] - ends[shown[3], 1]) / (PICTURES[-1] - 1),
+    )
     words = []
     for way in ("LoRA", "whole model"):
         most = int((ends[way, 1] - first) // each) + 1
@@ -63,8 +80,13 @@ def like_minded(groups, each=2, seed=0):
     of its own. Returns the prompts and the table of what they ask for, as `pictures.sprites.prompts` does.
     """
     dice = np.random.default_rng(seed)
-    asked = zip(dice.permutation(OBJECTS)[:groups], dice.choice(list(BACKGROUNDS), groups), strict=True)
-    parts = [prompts(each, int(dice.integers(2**31)), [what], backgrounds=[behind]) for what, behind in asked]
+    asked = zip(
+        dice.permutation(OBJECTS)[:groups], dice.choice(list(BACKGROUNDS), groups), strict=True
+    )
+    parts = [
+        prompts(each, int(dice.integers(2**31)), [what], backgrounds=[behind])
+        for what, behind in asked
+    ]
     captions = [caption for some, _ in parts for caption in some]
     return captions, pd.concat([table for _, table in parts], ignore_index=True)
 
@@ -78,17 +100,26 @@ def hand_off_table(pipeline, captions, wanted, seeds, hand_offs=(0, 10, 15, 20),
     """
     judge, rows = load_judge(), []
     for step in hand_offs:
-        pictures, _, edge = split_draw(pipeline, captions, seeds, step, STEPS, similarity=similarity)
+        pictures, _, edge = split_draw(
+            pipeline, captions, seeds, step, STEPS, similarity=similarity
+        )
         rows.append(_row(step, edge, len(captions), prompt_fidelity(pictures, wanted, judge)))
     return pd.DataFrame(rows)
 
 
 def _row(step, edge, number, shares):
-    layout, details = (shares["object"] + shares["background"]) / 2, (shares["colour"] + shares["style"]) / 2
+    layout, details = (
+        (shares["object"] + shares["background"]) / 2,
+        (shares["colour"] + shares["style"]) / 2,
+    )
     return {
-        "hand_off": step, "edge_steps": edge, "device_steps": STEPS - step, "steps": edge + number * (STEPS - step),
-        "layout": layout, "details": details,
-    }  # fmt: skip
+        "hand_off": step,
+        "edge_steps": edge,
+        "device_steps": STEPS - step,
+        "steps": edge + number * (STEPS - step),
+        "layout": layout,
+        "details": details,
+    }
 
 
 def hand_off_knob(pipeline, captions, wanted, seeds):
@@ -97,22 +128,38 @@ def hand_off_knob(pipeline, captions, wanted, seeds):
     latent = denoise(pipeline, captions[:1], begin(pipeline, seeds[:1], STEPS), 1).bytes
     knobs = {
         "step": controls.knob(
-            "Hand-off after step", 2 * STEPS // 5, 0, STEPS, help="the edge draws so many, the devices the others"
+            "Hand-off after step",
+            2 * STEPS // 5,
+            0,
+            STEPS,
+            help="the edge draws so many, the devices the others",
         ),
         "similarity": controls.knob(
-            "Similarity", 0.5, 0.0, 1.0, 0.05, help="prompts at least so alike share the edge's steps"
+            "Similarity",
+            0.5,
+            0.0,
+            1.0,
+            0.05,
+            help="prompts at least so alike share the edge's steps",
         ),
     }
 
     def paint(step, similarity):
-        pictures, groups, edge = split_draw(pipeline, captions, seeds, int(step), STEPS, similarity=similarity)
-        now, before = (_row(step, edge, len(captions), prompt_fidelity(p, wanted, judge)) for p in (pictures, alone))
+        pictures, groups, edge = split_draw(
+            pipeline, captions, seeds, int(step), STEPS, similarity=similarity
+        )
+        now, before = (
+            _row(step, edge, len(captions), prompt_fidelity(p, wanted, judge))
+            for p in (pictures, alone)
+        )
         sentence = (
             f"{len(captions)} prompts in {len(groups)} groups: {now['steps']:g} denoising steps instead of "
             f"{len(captions) * STEPS}. Object and background are right in {now['layout']:.0%} (alone "
             f"{before['layout']:.0%}), colour and style in {now['details']:.0%} ({before['details']:.0%}). "
         )
         sentence += f"Each device gets {latent:,} bytes." if step else "Nothing is handed over."
-        return charts.strip_html([("each alone", alone), ("handed over", pictures)], captions), sentence
+        return charts.strip_html(
+            [("each alone", alone), ("handed over", pictures)], captions
+        ), sentence
 
     return Redrawn(knobs, paint).show()

@@ -13,20 +13,38 @@ from ipywidgets import VBox
 
 from fedgen_lab.dashboards import charts, controls
 from fedgen_lab.dashboards.job import runs_inline
-from fedgen_lab.wireless.channel import ALLOCATIONS, Network, fading_gains, place_clients, signal_to_noise
+from fedgen_lab.wireless.channel import (
+    ALLOCATIONS,
+    Network,
+    fading_gains,
+    place_clients,
+    signal_to_noise,
+)
 from fedgen_lab.wireless.payload import adapter, trace_of, whole_unet
 from fedgen_lab.wireless.replay import meet_deadline, phase_seconds, replay
 
 ROUNDS, PICTURES = 5, 20  # a round: twenty pictures trained on, as with 20 local steps of batch 1
-FLOPS_PER_SECOND = 1.5e12  # the median device: a good phone or a small laptop GPU, as a model like this needs
+FLOPS_PER_SECOND = (
+    1.5e12  # the median device: a good phone or a small laptop GPU, as a model like this needs
+)
 NO_DEADLINE = 100_000.0
-SWEEPS = {"bandwidth": "uplink bandwidth in MHz", "rank": "rank of the adapter; at the right end the whole UNet"}
+SWEEPS = {
+    "bandwidth": "uplink bandwidth in MHz",
+    "rank": "rank of the adapter; at the right end the whole UNet",
+}
 BANDS_MHZ, RANKS = np.logspace(-1, 2, 13), (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 def radio_dashboard(**changes):
     """Show the dashboard in the running cell and return it. `changes` are first values of the `Network`'s knobs."""
-    network = Network(**{"num_clients": 10, "flops_per_second": FLOPS_PER_SECOND, "downlink": "broadcast", **changes})
+    network = Network(
+        **{
+            "num_clients": 10,
+            "flops_per_second": FLOPS_PER_SECOND,
+            "downlink": "broadcast",
+            **changes,
+        }
+    )
     return RadioDashboard(network).show()
 
 
@@ -35,24 +53,50 @@ class RadioDashboard:
 
     def __init__(self, network):
         n = self.first = network
-        self.clients = controls.knob("Clients", n.num_clients, 2, 50, help="devices in one cell, all at work")
-        self.bandwidth = controls.log_knob(
-            "Bandwidth (MHz)", n.bandwidth_hz / 1e6, 0.1, 100, help="the uplink band that they share"
+        self.clients = controls.knob(
+            "Clients", n.num_clients, 2, 50, help="devices in one cell, all at work"
         )
-        self.radius = controls.knob("Cell radius (m)", int(n.cell_radius_m), 20, 2000, 10, help="how far they stand")
+        self.bandwidth = controls.log_knob(
+            "Bandwidth (MHz)",
+            n.bandwidth_hz / 1e6,
+            0.1,
+            100,
+            help="the uplink band that they share",
+        )
+        self.radius = controls.knob(
+            "Cell radius (m)", int(n.cell_radius_m), 20, 2000, 10, help="how far they stand"
+        )
         self.rank = controls.knob("Rank", 4, 1, 128, help="of the adapter, if an adapter travels")
         self.deadline = controls.log_knob(
-            "Deadline (s)", NO_DEADLINE, 1, NO_DEADLINE, help="later uploads are dropped; at the right end none is"
+            "Deadline (s)",
+            NO_DEADLINE,
+            1,
+            NO_DEADLINE,
+            help="later uploads are dropped; at the right end none is",
         )
-        self.round = controls.knob("Round", 1, 1, ROUNDS, help="the one on the map and on the clock")
-        self.seed = controls.knob("Seed", n.seed, 0, 99, help="decides places, walls, fading and speeds")
+        self.round = controls.knob(
+            "Round", 1, 1, ROUNDS, help="the one on the map and on the clock"
+        )
+        self.seed = controls.knob(
+            "Seed", n.seed, 0, 99, help="decides places, walls, fading and speeds"
+        )
         self.knobs = (
-            self.clients, self.bandwidth, self.radius, self.rank, self.deadline, self.round, self.seed,
-        )  # fmt: skip
-        self.payload = controls.choice("What travels", [("an adapter", "lora"), ("the whole UNet", "full")])
+            self.clients,
+            self.bandwidth,
+            self.radius,
+            self.rank,
+            self.deadline,
+            self.round,
+            self.seed,
+        )
+        self.payload = controls.choice(
+            "What travels", [("an adapter", "lora"), ("the whole UNet", "full")]
+        )
         self.upload = controls.choice("Uploads as", ["float32", "int8", "top-k"])
         self.allocation = controls.choice("Shares of the band", list(ALLOCATIONS), n.allocation)
-        self.law = controls.choice("Rate", [("Shannon", "shannon"), ("CQI table", "cqi")], n.rate_law)
+        self.law = controls.choice(
+            "Rate", [("Shannon", "shannon"), ("CQI table", "cqi")], n.rate_law
+        )
         self.sweep = controls.choice("Seconds a round against", list(SWEEPS))
         self.choices = (self.payload, self.upload, self.allocation, self.law)
         self.gantt, self.map, self.curve = map(charts.LiveChart, ("round", "map", "sweep"))
@@ -83,10 +127,14 @@ class RadioDashboard:
     def network(self):
         """The `Network` that the knobs describe."""
         return replace(
-            self.first, num_clients=self.clients.value, bandwidth_hz=self.bandwidth.value * 1e6,
-            cell_radius_m=float(self.radius.value), allocation=self.allocation.value, rate_law=self.law.value,
+            self.first,
+            num_clients=self.clients.value,
+            bandwidth_hz=self.bandwidth.value * 1e6,
+            cell_radius_m=float(self.radius.value),
+            allocation=self.allocation.value,
+            rate_law=self.law.value,
             seed=self.seed.value,
-        )  # fmt: skip
+        )
 
     def what(self):
         """The `Payload` that travels."""
@@ -133,11 +181,17 @@ def sweep(knob, network, payload, upload="float32"):
         for allocation in ("equal", "min-max"):
             radio = replace(network, bandwidth_hz=band, allocation=allocation)
             flops = PICTURES * what.step_flops * everyone
-            seconds = phase_seconds(radio, places, rounds, bytes_down, flops, bytes_up)  # (3, rounds, K)
-            rows.append({
-                "x": x, "allocation": allocation, "seconds": float(np.median(seconds.sum(0).max(1))),
-                "computing": float(seconds[1].max()),
-            })  # fmt: skip
+            seconds = phase_seconds(
+                radio, places, rounds, bytes_down, flops, bytes_up
+            )  # (3, rounds, K)
+            rows.append(
+                {
+                    "x": x,
+                    "allocation": allocation,
+                    "seconds": float(np.median(seconds.sum(0).max(1))),
+                    "computing": float(seconds[1].max()),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -152,9 +206,14 @@ def sweep_chart(found, knob, present=None):
     chart.update_xaxes(type="log", dtick=1)
     chart.update_yaxes(type="log", dtick=1)
     if present is not None:
-        chart.add_vline(x=float(present), line={"color": "#808080", "dash": "dot"}, annotation_text="now")
+        chart.add_vline(
+            x=float(present), line={"color": "#808080", "dash": "dot"}, annotation_text="now"
+        )
     ends = floor.iloc[[0, -1]]
-    share = [1 - alone / all_told for alone, all_told in zip(ends["computing"], ends["seconds"], strict=True)]
+    share = [
+        1 - alone / all_told
+        for alone, all_told in zip(ends["computing"], ends["seconds"], strict=True)
+    ]
     low, high = map(controls.in_words, ends["seconds"])
     sentence = (
         f"With equal shares, {share[0]:.0%} of a round is spent on the link at the left end, and {share[1]:.0%} at the "
@@ -189,28 +248,58 @@ def cell_map(timeline, network, number):
     places = timeline.clients
     fade = fading_gains(network, number + 1)[:, number, 0]  # (K,)
     gain = 10 ** (-places["path_loss_db"] / 10) * fade
-    ratio = signal_to_noise(network.bandwidth_hz, network.device_power_dbm, gain, network.station_noise_figure_db)
+    ratio = signal_to_noise(
+        network.bandwidth_hz, network.device_power_dbm, gain, network.station_noise_figure_db
+    )
     heard = places.assign(snr_db=10 * np.log10(ratio))
     chart = charts.figure("metres east of the station", "metres north", height=440)
     edge = np.linspace(0, 2 * np.pi, 90)
     chart.add_scatter(
-        x=(network.cell_radius_m * np.cos(edge)).tolist(), y=(network.cell_radius_m * np.sin(edge)).tolist(),
-        mode="lines", name="edge of the cell", line={"color": "#808080", "dash": "dot"}, hoverinfo="skip",
-    )  # fmt: skip
+        x=(network.cell_radius_m * np.cos(edge)).tolist(),
+        y=(network.cell_radius_m * np.sin(edge)).tolist(),
+        mode="lines",
+        name="edge of the cell",
+        line={"color": "#808080", "dash": "dot"},
+        hoverinfo="skip",
+    )
     chart.add_scatter(
-        x=[0], y=[0], mode="markers", name="station",
+        x=[0],
+        y=[0],
+        mode="markers",
+        name="station",
         marker={"symbol": "triangle-up", "size": 16, "color": charts.PALETTE["server"]},
-    )  # fmt: skip
-    scale = {"colorscale": "Viridis", "cmin": float(heard["snr_db"].min()), "cmax": float(heard["snr_db"].max())}
-    for seen, symbol, words in ((True, "circle", "sees the station"), (False, "square", "behind a wall")):
+    )
+    scale = {
+        "colorscale": "Viridis",
+        "cmin": float(heard["snr_db"].min()),
+        "cmax": float(heard["snr_db"].max()),
+    }
+    for seen, symbol, words in (
+        (True, "circle", "sees the station"),
+        (False, "square", "behind a wall"),
+    ):
         part = heard[heard["line_of_sight"] == seen]
-        bar = {"colorbar": {"title": {"text": "dB"}, "thickness": 12, "len": 0.8}} if seen == part.empty else {}
+        bar = (
+            {"colorbar": {"title": {"text": "dB"}, "thickness": 12, "len": 0.8}}
+            if seen == part.empty
+            else {}
+        )
         chart.add_scatter(
-            x=part["x_m"].tolist(), y=part["y_m"].tolist(), mode="markers+text", name=words,
-            text=[f"{row.client}: {row.snr_db:.0f} dB" for row in part.itertuples()], textposition="top center",
-            marker={"symbol": symbol, "size": 12, "color": part["snr_db"].tolist(), **scale, **bar,
-                    "line": {"color": "#808080", "width": 1}},
-        )  # fmt: skip
+            x=part["x_m"].tolist(),
+            y=part["y_m"].tolist(),
+            mode="markers+text",
+            name=words,
+            text=[f"{row.client}: {row.snr_db:.0f} dB" for row in part.itertuples()],
+            textposition="top center",
+            marker={
+                "symbol": symbol,
+                "size": 12,
+                "color": part["snr_db"].tolist(),
+                **scale,
+                **bar,
+                "line": {"color": "#808080", "width": 1},
+            },
+        )
     chart.update_yaxes(scaleanchor="x", scaleratio=1)
     straggler = int(timeline.rounds.set_index("round").loc[number, "straggler"])
     worst, best = heard.loc[heard["snr_db"].idxmin()], heard.loc[heard["snr_db"].idxmax()]
@@ -219,5 +308,12 @@ def cell_map(timeline, network, number):
         f"whole band, client {int(worst['client'])} worst, {worst['snr_db']:.0f} dB at {worst['distance_m']:.0f} m. "
         f"Everyone waits for client {straggler}."
     )
-    columns = ["client", "distance_m", "line_of_sight", "path_loss_db", "snr_db", "flops_per_second"]
+    columns = [
+        "client",
+        "distance_m",
+        "line_of_sight",
+        "path_loss_db",
+        "snr_db",
+        "flops_per_second",
+    ]
     return chart, sentence, heard[columns]

@@ -23,7 +23,9 @@ class Redrawn:
         for one in knobs.values():
             one.observe(lambda _: self.job.start())
         boxes = controls.grid([one.box for one in knobs.values()])
-        self.box = widgets.VBox([controls.style(), boxes, self.status.widget, self.shown], layout={"width": "100%"})
+        self.box = widgets.VBox(
+            [controls.style(), boxes, self.status.widget, self.shown], layout={"width": "100%"}
+        )
 
     def show(self):
         """Put it into the output of the running cell and draw for the first time; pictures alone in HTML copies."""
@@ -39,7 +41,9 @@ class Redrawn:
 
     def _draw(self, job):
         drawn = None
-        while not job.should_stop() and drawn != (now := {name: one.value for name, one in self.knobs.items()}):
+        while not job.should_stop() and drawn != (
+            now := {name: one.value for name, one in self.knobs.items()}
+        ):
             job.report("Drawing.")
             self.shown.value, self.sentence = self._paint(**now)
             drawn = now

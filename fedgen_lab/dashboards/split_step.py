@@ -19,8 +19,15 @@ from fedgen_lab.split.nets import SIZES, new_discriminator, new_generator
 from fedgen_lab.split.scenario import CUTS
 
 HOPS = 16
-NEVER = "Never sent: pictures, labels, noise z, fakes, losses. They are on the device, in no message."
-FREE_BLOCKS = ("Block G1", "Block G3", "Block D1", "Block D3")  # the order of a cut's bits; G: generator
+NEVER = (
+    "Never sent: pictures, labels, noise z, fakes, losses. They are on the device, in no message."
+)
+FREE_BLOCKS = (
+    "Block G1",
+    "Block G3",
+    "Block D1",
+    "Block D3",
+)  # the order of a cut's bits; G: generator
 SEEN = 3  # pictures of the batch whose channels are drawn
 CHANNELS = 10  # of each
 
@@ -44,16 +51,24 @@ class SplitStep:
         self.over_button = button("Start over", self.start_over)
         self.ledger_button = button("Show ledger as table", self._toggle_ledger)
         self.status = StatusLine()
-        self.map, self.strip, self.sums, self.ledger = (widgets.HTML(layout={"width": "100%"}) for _ in range(4))
+        self.map, self.strip, self.sums, self.ledger = (
+            widgets.HTML(layout={"width": "100%"}) for _ in range(4)
+        )
         self.ledger.layout.display = "none"
         self.box = widgets.VBox(
             [
-                style(), grid(self.where),
+                style(),
+                grid(self.where),
                 row([self.next_button, self.whole_button, self.ten_button, self.over_button]),
-                self.status.widget, self.map, self.strip, self.sums, self.ledger_button, self.ledger,
+                self.status.widget,
+                self.map,
+                self.strip,
+                self.sums,
+                self.ledger_button,
+                self.ledger,
             ],
             layout={"width": "100%"},
-        )  # fmt: skip
+        )
         for menu in self.where:
             menu.observe(lambda change: self.start_over(), names="value")
         self.start_over()
@@ -93,7 +108,9 @@ class SplitStep:
     def _advance(self):
         if self._rest is None or len(self.hops) == HOPS:
             z = torch.randn(
-                len(self.labels), self.size.z_dim, generator=torch.Generator().manual_seed(self.seed + self.iterations)
+                len(self.labels),
+                self.size.z_dim,
+                generator=torch.Generator().manual_seed(self.seed + self.iterations),
             )
             nets = (self.generator, self.discriminator, *self._adams)
             self.hops, self._rest = [], iteration(*nets, self.pictures, self.labels, z, self.cut)
@@ -106,12 +123,19 @@ class SplitStep:
         """The ledger of this iteration: one row a hop, with its direction, what it holds, its shape and bytes."""
         rows = [
             {
-                "hop": number, "direction": "up" if hop.up else "down", "net": hop.net, "what": hop.kind,
-                "at": hop.at, "shape": " x ".join(map(str, hop.tensor.shape)), "bytes": hop.bytes,
+                "hop": number,
+                "direction": "up" if hop.up else "down",
+                "net": hop.net,
+                "what": hop.kind,
+                "at": hop.at,
+                "shape": " x ".join(map(str, hop.tensor.shape)),
+                "bytes": hop.bytes,
             }
             for number, hop in enumerate(self.hops, 1)
-        ]  # fmt: skip
-        return pd.DataFrame(rows, columns=["hop", "direction", "net", "what", "at", "shape", "bytes"])
+        ]
+        return pd.DataFrame(
+            rows, columns=["hop", "direction", "net", "what", "at", "shape", "bytes"]
+        )
 
     def sentence(self):
         """The present hop in words."""
@@ -130,9 +154,8 @@ class SplitStep:
         self.map.value = map_html(self.cut, hop)
         self.strip.value = "" if hop is None else tensor_html(hop)
         up, down = (sum(one.bytes for one in self.hops if one.up is way) for way in (True, False))
-        self.sums.value = (
-            f'<p class="fedgen-note">This iteration so far: {up:,} bytes up, {down:,} bytes down.<br>{NEVER}</p>'
-        )
+        so_far = f"This iteration so far: {up:,} bytes up, {down:,} bytes down."
+        self.sums.value = f'<p class="fedgen-note">{so_far}<br>{NEVER}</p>'
         self.ledger.value = f'<div style="white-space: nowrap">{table_html(self.frame())}</div>'
 
     def _toggle_ledger(self):
@@ -163,7 +186,9 @@ def split_step(cut="0110", pictures=None, labels=None, size="lab14", seed=0):
             f"each; got {tuple(pictures.shape)} and {0 if labels is None else len(labels)} labels."
         )
     made = SplitStep(cut, pictures, labels, size, seed)
-    if runs_inline():  # an HTML copy shows no widgets: two moments of the iteration, then all of its ledger
+    if (
+        runs_inline()
+    ):  # an HTML copy shows no widgets: two moments of the iteration, then all of its ledger
         made.next_hop()
         moments = _still(made)
         made.whole_iteration()
@@ -177,7 +202,9 @@ def _digits(size, seed):
     from fedgen_lab.pictures.domains import load_domain
 
     if size.channels != 1:
-        raise ValueError(f"size {size.name!r} is in colour and digits are grey: hand over pictures and labels.")
+        raise ValueError(
+            f"size {size.name!r} is in colour and digits are grey: hand over pictures and labels."
+        )
     domain = load_domain("digits", number=16, side=size.side, seed=seed)
     return domain.as_tensor(), domain.labels
 
@@ -241,10 +268,15 @@ def map_html(cut, hop=None):
 def _net_map(net, held, hop):
     """One net as an SVG. held: five bits, 1 where the device holds the block."""
     letter, shores = net[0].upper(), [_BOTTOM if here else _TOP for here in held]
-    parts = [f'<text x="0" y="{y + 24}" font-weight="bold">{name}</text>' for name, y in _SHORES.items()]
+    parts = [
+        f'<text x="0" y="{y + 24}" font-weight="bold">{name}</text>' for name, y in _SHORES.items()
+    ]
     parts.append(f'<text x="{_LEFT}" y="{_BOTTOM + 60}">{net}</text>')
     for place, (here, y) in enumerate(zip(held, shores, strict=True)):
-        x, name = _LEFT + place * _COLUMN, f"{letter}{place}" + {0: " head", 4: " tail"}.get(place, "")
+        x, name = (
+            _LEFT + place * _COLUMN,
+            f"{letter}{place}" + {0: " head", 4: " tail"}.get(place, ""),
+        )
         role, dash = ("client", ' stroke-dasharray="5 3"') if here else ("server", "")
         parts.append(
             f'<rect x="{x}" y="{y}" width="{_BOX[0]}" height="{_BOX[1]}" rx="4" fill="none" '
@@ -252,7 +284,9 @@ def _net_map(net, held, hop):
             f'<text x="{x + _BOX[0] / 2}" y="{y + 24}" text-anchor="middle">{name}</text>'
         )
         if place < 4:
-            ends = f'x1="{x + _BOX[0]}" y1="{y + 20}" x2="{x + _COLUMN}" y2="{shores[place + 1] + 20}"'
+            ends = (
+                f'x1="{x + _BOX[0]}" y1="{y + 20}" x2="{x + _COLUMN}" y2="{shores[place + 1] + 20}"'
+            )
             parts.append(f'<line {ends} stroke="#808080"/>')
     sides = [[f"{letter}{place}" for place in range(5) if held[place] == side] for side in (1, 0)]
     words = [f"{net}: on the device {', '.join(sides[0])}", f"on the server {', '.join(sides[1])}"]
@@ -260,7 +294,9 @@ def _net_map(net, held, hop):
         # The head cut lies before the first block on the server, the tail cut behind the last.
         boundary = held.index(0) if hop.at == "head" else 5 - held[::-1].index(0)
         way = "up" if hop.up else "down"
-        parts.append(_arrow(_LEFT + boundary * _COLUMN - 7, hop.up, f"{hop.kind}, {hop.bytes:,} bytes {way}"))
+        parts.append(
+            _arrow(_LEFT + boundary * _COLUMN - 7, hop.up, f"{hop.kind}, {hop.bytes:,} bytes {way}")
+        )
         words.append(f"now its {hop.kind} goes {way} at the {hop.at}")
     label = html.escape("; ".join(words) + ".", quote=True)
     return (

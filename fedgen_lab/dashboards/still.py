@@ -12,8 +12,19 @@ import threading
 
 WIDTH = 760  # pixels on the page; a chart says its own height
 SHARP = 1.5  # pixels of the picture for each: screens of phones and new laptops show more than one
-INK, PAPER, GRID = "#404040", "white", "#d9d9d9"  # an opaque page of its own: readable on light and dark ones
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")  # for traces that name none
+INK, PAPER, GRID = (
+    "#404040",
+    "white",
+    "#d9d9d9",
+)  # an opaque page of its own: readable on light and dark ones
+COLOURS = (
+    "#0072B2",
+    "#E69F00",
+    "#009E73",
+    "#CC79A7",
+    "#56B4E9",
+    "#D55E00",
+)  # for traces that name none
 _DASHES = {
     "dash": (0, (5, 3)),
     "dot": (0, (1, 2)),
@@ -24,7 +35,9 @@ _DASHES = {
 _MARKERS = {"square": "s", "x": "X", "cross": "P", "diamond": "D", "star": "*", "triangle-up": "^"}
 _MARKERS |= {"triangle-down": "v", "pentagon": "p", "hexagon": "h"}
 _HATCHES = {"/": "///", "\\": "\\\\\\", "x": "xxx", "-": "---", "|": "|||", "+": "+++", ".": "..."}
-_matplotlib = threading.Lock()  # charts are drawn from several threads, and it draws one picture at a time
+_matplotlib = (
+    threading.Lock()
+)  # charts are drawn from several threads, and it draws one picture at a time
 
 
 def still_html(chart, sentence):
@@ -47,7 +60,9 @@ def still_png(chart):
         canvas = FigureCanvasAgg(figure)
         _Still(chart, figure.subplots())
         canvas.draw()
-        picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB")
+        picture = Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert(
+            "RGB"
+        )
     file = io.BytesIO()
     picture.quantize(256, dither=Image.Dither.NONE).save(file, format="PNG", optimize=True)
     return file.getvalue()
@@ -60,7 +75,9 @@ class _Still:
         self.axes = axes
         self.layout = chart.layout
         self.sides = {"x": chart.layout.xaxis, "y": chart.layout.yaxis}
-        self.categories = {side: list(axis.categoryarray or ()) for side, axis in self.sides.items()}
+        self.categories = {
+            side: list(axis.categoryarray or ()) for side, axis in self.sides.items()
+        }
         self.bars = [trace for trace in chart.data if trace.type == "bar"]
         drawings = {"scatter": self.scatter, "bar": self.bar, "heatmap": self.heatmap}
         for number, trace in enumerate(chart.data):
@@ -77,7 +94,11 @@ class _Still:
         """Where values stand on an axis: numbers as they are, a category at its number."""
         values = list(values)
         known = self.categories[side]
-        if self.sides[side].type != "category" and not known and not any(isinstance(one, str) for one in values):
+        if (
+            self.sides[side].type != "category"
+            and not known
+            and not any(isinstance(one, str) for one in values)
+        ):
             return [float("nan") if value is None else float(value) for value in values]
         known += [value for value in dict.fromkeys(values) if value not in known]
         return [known.index(value) for value in values]
@@ -91,21 +112,35 @@ class _Still:
         colour = _colour(trace.line.color) or _colour(marker.color) or otherwise
         look = {"color": colour, "alpha": trace.opacity, "label": _label(trace)}
         if trace.fill == "toself":
-            self.axes.fill(x, y, **look | {"color": _colour(trace.fillcolor) or colour, "linewidth": 0})
+            self.axes.fill(
+                x, y, **look | {"color": _colour(trace.fillcolor) or colour, "linewidth": 0}
+            )
             return
         if "markers" in mode and isinstance(marker.color, tuple):
             self.coloured_markers(trace, x, y)
         else:
             self.axes.errorbar(
-                x, y, yerr=_error_bars(trace.error_y), elinewidth=1, capsize=3,
-                linestyle=_dash(trace.line) if "lines" in mode else "none", linewidth=trace.line.width or 2,
+                x,
+                y,
+                yerr=_error_bars(trace.error_y),
+                elinewidth=1,
+                capsize=3,
+                linestyle=_dash(trace.line) if "lines" in mode else "none",
+                linewidth=trace.line.width or 2,
                 drawstyle="steps-post" if trace.line.shape == "hv" else "default",
-                **(_mark(marker, colour) if "markers" in mode else {}), **look,
-            )  # fmt: skip
+                **(_mark(marker, colour) if "markers" in mode else {}),
+                **look,
+            )
         if "text" in mode:
             for place, words in zip(zip(x, y, strict=True), trace.text, strict=True):
                 self.axes.annotate(
-                    _words(words), place, (0, 8), textcoords="offset points", ha="center", fontsize=8, color=INK
+                    _words(words),
+                    place,
+                    (0, 8),
+                    textcoords="offset points",
+                    ha="center",
+                    fontsize=8,
+                    color=INK,
                 )
 
     def coloured_markers(self, trace, x, y):
@@ -113,11 +148,21 @@ class _Still:
         marker = trace.marker
         shape = _mark(marker, None)
         shown = self.axes.scatter(
-            x, y, s=shape["markersize"] ** 2, marker=shape["marker"], label=_label(trace), edgecolors="#808080",
-            c=marker.color, cmap=_colour_map(marker.colorscale), vmin=marker.cmin, vmax=marker.cmax,
-        )  # fmt: skip
+            x,
+            y,
+            s=shape["markersize"] ** 2,
+            marker=shape["marker"],
+            label=_label(trace),
+            edgecolors="#808080",
+            c=marker.color,
+            cmap=_colour_map(marker.colorscale),
+            vmin=marker.cmin,
+            vmax=marker.cmax,
+        )
         if x and marker.colorbar.title.text:
-            self.axes.figure.colorbar(shown, ax=self.axes, shrink=0.8, label=_words(marker.colorbar.title.text))
+            self.axes.figure.colorbar(
+                shown, ax=self.axes, shrink=0.8, label=_words(marker.colorbar.title.text)
+            )
 
     def bar(self, trace, otherwise):
         across = trace.orientation == "h"
@@ -129,27 +174,46 @@ class _Still:
             number = next(i for i, bar in enumerate(self.bars) if bar is trace)
             aside = (number - (len(self.bars) - 1) / 2) * thickness
             places = [place + aside for place in places]
-        colours = trace.marker.color if isinstance(trace.marker.color, tuple) else [trace.marker.color] * len(places)
+        colours = (
+            trace.marker.color
+            if isinstance(trace.marker.color, tuple)
+            else [trace.marker.color] * len(places)
+        )
         paint = self.axes.barh if across else self.axes.bar
         drawn = paint(
-            places, list(lengths), thickness, **{"left" if across else "bottom": list(trace.base or [0] * len(places))},
-            color=[_colour(colour) or otherwise for colour in colours], hatch=_HATCHES.get(trace.marker.pattern.shape),
-            edgecolor="white", linewidth=0.5, label=_label(trace),
-        )  # fmt: skip
+            places,
+            list(lengths),
+            thickness,
+            **{"left" if across else "bottom": list(trace.base or [0] * len(places))},
+            color=[_colour(colour) or otherwise for colour in colours],
+            hatch=_HATCHES.get(trace.marker.pattern.shape),
+            edgecolor="white",
+            linewidth=0.5,
+            label=_label(trace),
+        )
         if trace.text is not None:
             inside = trace.textposition == "inside"
             self.axes.bar_label(
-                drawn, [_words(words) for words in trace.text], label_type="center" if inside else "edge",
-                color="white" if inside else INK, fontsize=8,
-            )  # fmt: skip
+                drawn,
+                [_words(words) for words in trace.text],
+                label_type="center" if inside else "edge",
+                color="white" if inside else INK,
+                fontsize=8,
+            )
 
     def heatmap(self, trace, otherwise):
         cells = [[float("nan") if cell is None else float(cell) for cell in row] for row in trace.z]
         x, y = self.places("x", trace.x), self.places("y", trace.y)
         shown = self.axes.pcolormesh(
-            x, y, cells, cmap=_colour_map(trace.colorscale), vmin=trace.zmin, vmax=trace.zmax, shading="nearest",
+            x,
+            y,
+            cells,
+            cmap=_colour_map(trace.colorscale),
+            vmin=trace.zmin,
+            vmax=trace.zmax,
+            shading="nearest",
             edgecolors="white",
-        )  # fmt: skip
+        )
         if trace.showscale is not False:
             self.axes.figure.colorbar(shown, ax=self.axes, label=_words(trace.colorbar.title.text))
         if trace.texttemplate:
@@ -157,9 +221,14 @@ class _Still:
                 for column, words in enumerate(words_of_row):
                     dark = sum(shown.to_rgba(cells[row][column])[:3]) < 1.6
                     self.axes.text(
-                        x[column], y[row], _words(words), ha="center", va="center", fontsize=8,
+                        x[column],
+                        y[row],
+                        _words(words),
+                        ha="center",
+                        va="center",
+                        fontsize=8,
                         color="white" if dark else INK,
-                    )  # fmt: skip
+                    )
 
     # ---- what stands around them
 
@@ -171,17 +240,23 @@ class _Still:
         which.set_tick_params(labelsize=8, colors=INK)
         which.set_visible(axis.visible is not False)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.spines["bottom" if side == "x" else "left"].set(color="#808080", visible=axis.visible is not False)
+        axes.spines["bottom" if side == "x" else "left"].set(
+            color="#808080", visible=axis.visible is not False
+        )
         axes.grid(True, color=GRID, linewidth=0.6)
         axes.set_axisbelow(True)
         if axis.type == "log":
             getattr(axes, f"set_{side}scale")("log")
         if axis.tickvals is not None:
-            which.set_ticks(list(axis.tickvals), [_words(words) for words in axis.ticktext or axis.tickvals])
+            which.set_ticks(
+                list(axis.tickvals), [_words(words) for words in axis.ticktext or axis.tickvals]
+            )
         elif names:
             which.set_ticks(range(len(names)), [_words(name) for name in names])
         if axis.range is not None:
-            getattr(axes, f"set_{side}lim")([10**end if axis.type == "log" else end for end in axis.range])
+            getattr(axes, f"set_{side}lim")(
+                [10**end if axis.type == "log" else end for end in axis.range]
+            )
         if axis.autorange == "reversed":
             which.set_inverted(True)
         if axis.scaleanchor:
@@ -189,7 +264,11 @@ class _Still:
 
     def line_across(self, shape):
         """What `add_hline` and `add_vline` draw."""
-        look = {"color": _colour(shape.line.color) or INK, "linestyle": _dash(shape.line), "linewidth": 1.5}
+        look = {
+            "color": _colour(shape.line.color) or INK,
+            "linestyle": _dash(shape.line),
+            "linewidth": 1.5,
+        }
         if str(shape.xref).endswith("domain"):
             self.axes.axhline(shape.y0, **look)
         elif str(shape.yref).endswith("domain"):
@@ -202,7 +281,9 @@ class _Still:
             share = str(note[f"{side}ref"]).endswith(("domain", "paper"))
             if not share:
                 # On a logarithmic axis plotly's notes stand at the logarithm.
-                place = 10**place if self.sides[side].type == "log" else self.places(side, [place])[0]
+                place = (
+                    10**place if self.sides[side].type == "log" else self.places(side, [place])[0]
+                )
             places.append(place)
             shares.append(share)
         axes = self.axes
@@ -222,7 +303,13 @@ class _Still:
         handles, labels = self.axes.get_legend_handles_labels()
         if labels and self.layout.showlegend is not False:
             self.axes.figure.legend(
-                handles, labels, loc="outside upper left", ncols=3, fontsize=8, frameon=False, labelcolor=INK
+                handles,
+                labels,
+                loc="outside upper left",
+                ncols=3,
+                fontsize=8,
+                frameon=False,
+                labelcolor=INK,
             )
 
 
@@ -274,4 +361,6 @@ def _colour(colour):
 def _colour_map(scale):
     from matplotlib.colors import LinearSegmentedColormap
 
-    return LinearSegmentedColormap.from_list("chart", [(at, _colour(colour)) for at, colour in scale])
+    return LinearSegmentedColormap.from_list(
+        "chart", [(at, _colour(colour)) for at, colour in scale]
+    )

@@ -36,7 +36,7 @@ stand in `fedgen_lab/exercises/lab01.py`, and so on; such a module looks like th
 
 A check tries fresh examples, most basic property first, and gives each typical mistake its own message. Its tests try
 the solution, those mistakes and the untouched stub. Import torch inside the check: `progress` imports every such
-module. '''
+module.'''
 
 from fedgen_lab.exercises.checks import check, hint, solution
 from fedgen_lab.exercises.predict import predict, reveal

@@ -68,16 +68,22 @@ class Exercise:
     def __post_init__(self) -> None:
         lab, _, number = self.key.partition(".")
         if not (len(lab) == 2 and lab.isdigit() and number.isdigit()):
-            raise ValueError(f'an exercise\'s key is lab, dot and number, like "01.2"; got {self.key!r}.')
+            raise ValueError(
+                f'an exercise\'s key is lab, dot and number, like "01.2"; got {self.key!r}.'
+            )
         if len(self.hints) != 3 or isinstance(self.hints, str):
             raise ValueError(f"exercise {self.key} needs exactly three hints; got {self.hints!r}.")
         if self.dots not in (1, 2, 3):
-            raise ValueError(f"exercise {self.key} has 1 to 3 dots of difficulty; got {self.dots!r}.")
+            raise ValueError(
+                f"exercise {self.key} has 1 to 3 dots of difficulty; got {self.dots!r}."
+            )
 
     def run_solution(self) -> Callable:
         """The last function that the solution defines, ready to be checked or called."""
         names = [
-            node.name for node in ast.parse(self.solution).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            node.name
+            for node in ast.parse(self.solution).body
+            if isinstance(node, (ast.FunctionDef, ast.ClassDef))
         ]
         space: dict = {"__name__": f"solution_{self.key}"}
         exec(compile(self.solution, f"<solution {self.key}>", "exec"), space)
@@ -103,7 +109,13 @@ def check(key: str, answer) -> Verdict:
         say(f"PASS. {name}", verdict.message, tone="good")
     else:
         question = f"A question to think about: {verdict.question}" if verdict.question else ""
-        say(f"Not yet. {name}", verdict.message, question, _offer(key, tries, store.count(facts, "hints")), tone="bad")
+        say(
+            f"Not yet. {name}",
+            verdict.message,
+            question,
+            _offer(key, tries, store.count(facts, "hints")),
+            tone="bad",
+        )
     return verdict
 
 
@@ -119,8 +131,14 @@ def hint(key: str, level: int | None = None) -> Notice:
     if isinstance(level, bool) or level not in (1, 2, 3):
         raise ValueError(f"hints have the levels 1, 2 and 3; got {level!r}.")
     store.note("exercises", key, hints=max(seen, level))
-    more = f'`hint("{key}")` has another.' if level < 3 else f'If you are still stuck: `solution("{key}")`.'
-    return say(f"Hint {level} of 3 for exercise {key}: {exercise.title}", exercise.hints[level - 1], more)
+    more = (
+        f'`hint("{key}")` has another.'
+        if level < 3
+        else f'If you are still stuck: `solution("{key}")`.'
+    )
+    return say(
+        f"Hint {level} of 3 for exercise {key}: {exercise.title}", exercise.hints[level - 1], more
+    )
 
 
 def solution(key: str) -> Notice:
@@ -134,9 +152,13 @@ def solution(key: str) -> Notice:
     store.note("exercises", key, solution_seen=True)
     so_far = f"You tried {_times(tries)} and saw {min(hints, 3)} of 3 hints."
     if facts.get("passed") is not True and tries == 0:
-        so_far += " A try of your own first, even a wrong one, makes the solution easier to remember."
+        so_far += (
+            " A try of your own first, even a wrong one, makes the solution easier to remember."
+        )
     return say(
-        f"A solution of exercise {key}: {exercise.title}", so_far, code=textwrap.dedent(exercise.solution).strip()
+        f"A solution of exercise {key}: {exercise.title}",
+        so_far,
+        code=textwrap.dedent(exercise.solution).strip(),
     )
 
 
@@ -151,7 +173,9 @@ def find(key: str) -> Exercise:
     for exercise in known:
         if exercise.key == key:
             return exercise
-    keys = [exercise.key for exercise in known or (one for name in labs() for one in exercises_of(name))]
+    keys = [
+        exercise.key for exercise in known or (one for name in labs() for one in exercises_of(name))
+    ]
     raise ValueError(
         f'There is no exercise {key!r}; there are {", ".join(keys) or "none yet"}. Keys are texts like "01.2".'
     )
@@ -179,7 +203,10 @@ class _Stopped(Exception):
 
 
 def _judged(exercise: Exercise, answer) -> Verdict:
-    not_tried = Verdict("not tried", f"Write your answer, then run the check again. About {exercise.minutes} minutes.")
+    not_tried = Verdict(
+        "not tried",
+        f"Write your answer, then run the check again. About {exercise.minutes} minutes.",
+    )
     if answer is None or answer is ... or answer is NotImplemented:
         return not_tried
     returned: list = []
@@ -194,11 +221,14 @@ def _judged(exercise: Exercise, answer) -> Verdict:
         if isinstance(error, NotImplementedError):
             return not_tried
         what = (
-            f"Your function returned {_described(returned[-1])}" if returned else f"Your answer is {_described(answer)}"
+            f"Your function returned {_described(returned[-1])}"
+            if returned
+            else f"Your answer is {_described(answer)}"
         )
         if not is_function and "not callable" in str(error):
             return failed(
-                f"{what}, but the check needs a function.", "Did you pass your function itself, without brackets?"
+                f"{what}, but the check needs a function.",
+                "Did you pass your function itself, without brackets?",
             )
         reason = f"{type(error).__name__}: {error}"
         return failed(
@@ -220,7 +250,9 @@ def _watched(answer: Callable, returned: list) -> Callable:
         try:
             value = answer(*args, **kwargs)
         except (Exception, SystemExit) as error:
-            if isinstance(error, NotImplementedError) and _is_stub(answer):  # torch raises this type too
+            if isinstance(error, NotImplementedError) and _is_stub(
+                answer
+            ):  # torch raises this type too
                 raise _NotTried from error
             raise _Stopped(*_in_words(answer, error)) from error
         if value is None or value is ...:
@@ -246,7 +278,9 @@ def _is_stub(answer: Callable) -> bool:
         value = getattr(node, "value", None) if isinstance(node, ast.stmt) else None
         if isinstance(value, ast.Constant) and value.value is ...:
             return True
-    if any(isinstance(node, ast.Name) and node.id == "NotImplementedError" for node in ast.walk(tree)):
+    if any(
+        isinstance(node, ast.Name) and node.id == "NotImplementedError" for node in ast.walk(tree)
+    ):
         return True
     body = getattr(tree.body[0], "body", [])
     empty = [
@@ -261,7 +295,11 @@ def _is_stub(answer: Callable) -> bool:
 def _in_words(answer: Callable, error: BaseException) -> tuple[str, str]:
     """What an exception of the learner's function says, where it happened, and a question."""
     code = getattr(inspect.unwrap(answer), "__code__", None)
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if code and f.filename == code.co_filename]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if code and f.filename == code.co_filename
+    ]
     where = f", at the line `{frames[-1].line.strip()}`" if frames and frames[-1].line else ""
     said = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     if isinstance(error, TypeError) and "argument" in str(error) and not frames:

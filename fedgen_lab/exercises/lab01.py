@@ -31,18 +31,26 @@ def _uploads(number, seed):
 
     generator = torch.Generator().manual_seed(seed)
     shapes = {"first.weight": (3, 2), "first.bias": (3,)}
-    return [{name: torch.randn(shape, generator=generator) for name, shape in shapes.items()} for _ in range(number)]
+    return [
+        {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+        for _ in range(number)
+    ]
 
 
 def _same(one, other, tolerance=1e-5):
     import torch
 
-    return all(torch.allclose(one[name].double(), other[name].double(), atol=tolerance) for name in other)
+    return all(
+        torch.allclose(one[name].double(), other[name].double(), atol=tolerance) for name in other
+    )
 
 
 def _mean(uploads, counts):
     shares = [count / sum(counts) for count in counts]
-    return {name: sum(s * u[name].double() for s, u in zip(shares, uploads, strict=True)) for name in uploads[0]}
+    return {
+        name: sum(s * u[name].double() for s, u in zip(shares, uploads, strict=True))
+        for name in uploads[0]
+    }
 
 
 def _check_average(average):
@@ -72,7 +80,9 @@ def _check_average(average):
                 "With two clients that sent the same weights, the average must be those weights, and yours is not.",
                 "Does your function work for any number of clients?",
             )
-        return passed("A client with more pictures counts for more, and equal clients change nothing.")
+        return passed(
+            "A client with more pictures counts for more, and equal clients change nothing."
+        )
     if _same(found, _mean(uploads, [1, 1, 1])):
         return failed(
             "Every client counts the same in your average, though they hold 5, 20 and 75 pictures.",
@@ -90,7 +100,10 @@ def _check_average(average):
             "Three clients, but how many pictures in all?",
         )
     if _same(found, {name: 3 * value for name, value in _mean(uploads, [1, 1, 1]).items()}):
-        return failed("That is the sum of the uploads, not their average.", "What must the clients' shares add up to?")
+        return failed(
+            "That is the sum of the uploads, not their average.",
+            "What must the clients' shares add up to?",
+        )
     if any(_same(found, upload) for upload in uploads):
         return failed("That is the upload of one client.", "What became of the others?")
     return failed(
@@ -104,21 +117,42 @@ def _check_drift(drift):
     import torch
 
     average = {"a": torch.zeros(2), "b": torch.zeros(1, 2)}
-    one = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([[4.0, 0.0]])}  # 5 away: 3 and 4 are the legs of a triangle
+    one = {
+        "a": torch.tensor([3.0, 0.0]),
+        "b": torch.tensor([[4.0, 0.0]]),
+    }  # 5 away: 3 and 4 are the legs of a triangle
     value = _number(drift([one], average))
     if value is None:
-        return failed("The drift must be one number.", "Over what do you still have to add up: names, or clients?")
+        return failed(
+            "The drift must be one number.",
+            "Over what do you still have to add up: names, or clients?",
+        )
     told = {
         25.0: ("You return the squared distance.", "What undoes a square?"),
         7.0: (
             "You took the root for each tensor and added the roots: 3 + 4 where the distance is 5.",
             "All weights together are one long vector. When do you take the root?",
         ),
-        3.5: ("You averaged over the tensors.", "All weights together are one long vector. What is its length?"),
-        12.5: ("You averaged squares over the tensors.", "What is the length of the vector (3, 4)?"),
-        2.5: ("You divided by the number of weights, inside the root.", "Is the length of the vector (3, 4) a mean?"),
-        3.0: ("You measured one tensor and left the others out.", "Which names does an upload have?"),
-        4.0: ("You measured one tensor and left the others out.", "Which names does an upload have?"),
+        3.5: (
+            "You averaged over the tensors.",
+            "All weights together are one long vector. What is its length?",
+        ),
+        12.5: (
+            "You averaged squares over the tensors.",
+            "What is the length of the vector (3, 4)?",
+        ),
+        2.5: (
+            "You divided by the number of weights, inside the root.",
+            "Is the length of the vector (3, 4) a mean?",
+        ),
+        3.0: (
+            "You measured one tensor and left the others out.",
+            "Which names does an upload have?",
+        ),
+        4.0: (
+            "You measured one tensor and left the others out.",
+            "Which names does an upload have?",
+        ),
     }
     for wrong, words in told.items():
         if abs(value - wrong) < 1e-4:
@@ -136,7 +170,9 @@ def _check_drift(drift):
             "What do you average over clients: differences, or distances?",
         )
     if value is not None and abs(value - 10) < 1e-4:
-        return failed("You added up the clients' distances.", "What is the mean of two equal distances?")
+        return failed(
+            "You added up the clients' distances.", "What is the mean of two equal distances?"
+        )
     shifted = {name: tensor + 1 for name, tensor in average.items()}
     moved = [{name: tensor + 1 for name, tensor in upload.items()} for upload in (one, other)]
     value, again = _number(drift([one, average], average)), _number(drift(moved, shifted))
@@ -150,7 +186,9 @@ def _check_drift(drift):
             "One client at a distance of 5 and one that did not move have a mean drift of 2.5, and yours differs.",
             "First a distance for each client, then the mean of these numbers: is that your order?",
         )
-    return passed("Clients that walk in opposite directions drift as much as clients that walk the same way.")
+    return passed(
+        "Clients that walk in opposite directions drift as much as clients that walk the same way."
+    )
 
 
 def _number(value):
@@ -163,13 +201,20 @@ def _number(value):
 
 # -- 01.3 -------------------------------------------------------------------------------------------------------------
 def _check_bytes(run_bytes):
-    weights, clients, rounds = 1001, 7, 13  # no factor in common, so every mistake has its own ratio
+    weights, clients, rounds = (
+        1001,
+        7,
+        13,
+    )  # no factor in common, so every mistake has its own ratio
     right = 4 * weights * clients * rounds * 2
     found = _number(run_bytes(weights, clients, rounds))
     if found is None:
         return failed("The answer must be one number.", "What do you return?")
     told = {
-        1 / 2: ("That is one direction only.", "Which two messages does each client take part in, in every round?"),
+        1 / 2: (
+            "That is one direction only.",
+            "Which two messages does each client take part in, in every round?",
+        ),
         1 / 4: ("You counted numbers, not bytes.", "How many bytes does a 32-bit number take?"),
         1 / 8: (
             "You counted numbers, not bytes, and one direction only.",
@@ -179,7 +224,10 @@ def _check_bytes(run_bytes):
         1 / rounds: ("That is one round.", "How often are weights sent in the whole run?"),
         8: ("You counted bits.", "How many bits make a byte?"),
         2: ("Each 32-bit number counts as 8 bytes in yours.", "How many bits make a byte?"),
-        1 / clients / rounds: ("That is one client in one round.", "How many clients and rounds are there?"),
+        1 / clients / rounds: (
+            "That is one client in one round.",
+            "How many clients and rounds are there?",
+        ),
         (clients + 1) / (2 * clients): (
             "You count one message from the server for all clients.",
             "The clients are in different places. How often does the server have to send?",
@@ -194,7 +242,10 @@ def _check_bytes(run_bytes):
             "Count the messages of one round first. What does each of them hold?",
         )
     if abs(float(run_bytes(10, 1, 1)) - 80) > 0.5:
-        return failed("Yours is wrong for ten weights, one client, one round.", "Which numbers in your code are fixed?")
+        return failed(
+            "Yours is wrong for ten weights, one client, one round.",
+            "Which numbers in your code are fixed?",
+        )
     return passed("Twice 4 bytes for each weight, client and round. The pictures play no part.")
 
 

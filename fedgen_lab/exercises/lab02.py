@@ -16,7 +16,11 @@ RECALL = [
     ),
     (
         "What makes averaging hurt?",
-        ["Clients that hold different things and train long in between", "Many rounds", "Few pictures a client"],
+        [
+            "Clients that hold different things and train long in between",
+            "Many rounds",
+            "Few pictures a client",
+        ],
         0,
         "They drift apart, and the average of far-apart models is good at nothing.",
     ),
@@ -29,17 +33,26 @@ RECALL = [
 ]
 GUESSES = {  # what `predict` asks in the lab: the question and the options
     "words": ("Which caption is nearer?", ["the same words in another order", "one word replaced"]),
-    "half": ("At which level is half of the variance noise?", ["about 100", "about 350", "about 500"]),
+    "half": (
+        "At which level is half of the variance noise?",
+        ["about 100", "about 350", "about 500"],
+    ),
     "lie": (
         "At level 700 under the wrong caption: what does it believe in?",
         ["the hidden picture", "the caption", "a mixture of both"],
     ),
-    "first": ("How many of 16 first beliefs show everything asked for?", ["none", "up to half", "more than half"]),
+    "first": (
+        "How many of 16 first beliefs show everything asked for?",
+        ["none", "up to half", "more than half"],
+    ),
     "guidance": (
         "What rises for sure, from guidance 1 to 7?",
         ["prompts that come out right", "colours at the end of their range"],
     ),
-    "bytes": ("How much smaller than the UNet is the adapter?", ["2 times", "20 times", "1,000 times"]),
+    "bytes": (
+        "How much smaller than the UNet is the adapter?",
+        ["2 times", "20 times", "1,000 times"],
+    ),
     "old": (
         "After the training, what happens to the old objects?",
         ["they stay as they were", "some become umbrellas", "all become umbrellas"],
@@ -53,7 +66,9 @@ def _latents(seed):
     import torch
 
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 4, 8, 8, generator=generator)
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.randn(
+        2, 4, 8, 8, generator=generator
+    )
 
 
 def _near(value, expected):
@@ -66,7 +81,8 @@ def _shape_verdict(value, expected, what):
 
     if not isinstance(value, torch.Tensor):
         return failed(
-            f"The answer must be a tensor; yours is a {type(value).__name__}.", "What does your last line return?"
+            f"The answer must be a tensor; yours is a {type(value).__name__}.",
+            "What does your last line return?",
         )
     if value.shape != expected.shape:
         return failed(
@@ -88,8 +104,13 @@ def _check_noised(noised):
     if wrong_shape:
         return wrong_shape
     if not (torch.equal(clean, before[0]) and torch.equal(noise, before[1])):
-        return failed("Your function changes the tensors it is given.", "Which of your operations works in place?")
-    if _near(value, noise.mul(0.6) + clean.mul(0.8)) or not _near(noised(clean, noise, torch.tensor(1.0)), clean):
+        return failed(
+            "Your function changes the tensors it is given.",
+            "Which of your operations works in place?",
+        )
+    if _near(value, noise.mul(0.6) + clean.mul(0.8)) or not _near(
+        noised(clean, noise, torch.tensor(1.0)), clean
+    ):
         return failed(
             "With kept = 1 nothing is lost: the clean latent itself must come back. Yours is something else.",
             "Which of the two tensors does `kept` belong to, and what is left of the other when kept is 1?",
@@ -106,7 +127,10 @@ def _check_noised(noised):
         )
     for seed, share in ((2, 0.09), (3, 0.81)):
         clean, noise = _latents(seed)
-        if not _near(noised(clean, noise, torch.tensor(share)), share**0.5 * clean + (1 - share) ** 0.5 * noise):
+        if not _near(
+            noised(clean, noise, torch.tensor(share)),
+            share**0.5 * clean + (1 - share) ** 0.5 * noise,
+        ):
             return failed(
                 f"At kept = {share} the mixture is not the one of the formula above.",
                 "What are the two factors at kept = 0.81, as numbers, and what are yours?",
@@ -173,9 +197,12 @@ def _check_step(ddim_step):
             )
         if not _near(ddim_step(noisy, true, now, now), noisy):
             return failed(
-                "A step from a level to itself must change nothing.", "Which of your factors belongs to which level?"
+                "A step from a level to itself must change nothing.",
+                "Which of your factors belongs to which level?",
             )
-    return passed("That is DDIM: believe, then go back to a little less noise. The same seed gives the same picture.")
+    return passed(
+        "That is DDIM: believe, then go back to a little less noise. The same seed gives the same picture."
+    )
 
 
 # -- 02.3 merging -----------------------------------------------------------------------------------------------------
@@ -196,7 +223,8 @@ def _check_merge(merge):
         )
     if not _near(merge(weight, a, torch.zeros_like(b), 1), weight):
         return failed(
-            "With B = 0 the merged weight must be the base weight.", "What is your product when one factor is zero?"
+            "With B = 0 the merged weight must be the base weight.",
+            "What is your product when one factor is zero?",
         )
     if not _near(value, before + torch.tensor([[10.0, 20.0, 30.0], [20.0, 40.0, 60.0]])):
         return failed(
@@ -225,7 +253,8 @@ def _check_merge(merge):
             )
     if not _near(value, weight + 2 * (b @ a)):
         return failed(
-            "At rank 3 and alpha 6 the sum is not W + 2 B A.", "What are your scale and your product there?"
+            "At rank 3 and alpha 6 the sum is not W + 2 B A.",
+            "What are your scale and your product there?",
         )
     return passed("Merged, the adapter costs nothing when drawing: one layer, as large as before.")
 

@@ -34,12 +34,17 @@ def _check_bytes(round_bytes):
     if got in (one_way, 2 * one_way):
         return failed("This is what one client moves.", "How many clients take part in the round?")
     if got in (2 * clients * one_way / 4, 2 * clients * one_way * 2):
-        return failed("The count of numbers is right, the count of bytes is not.", "How many bytes has a float32?")
+        return failed(
+            "The count of numbers is right, the count of bytes is not.",
+            "How many bytes has a float32?",
+        )
     if got in (
         2 * clients * 4 * sum(rank * a for a, _ in layers),
         2 * clients * 4 * sum(rank * b for _, b in layers),
     ):
-        return failed("Only one of the two factors is counted.", "A has rank x inputs numbers. And B?")
+        return failed(
+            "Only one of the two factors is counted.", "A has rank x inputs numbers. And B?"
+        )
     return failed(
         f"For three small layers, rank 4 and 3 clients it must be {2 * clients * one_way} bytes; yours says {got}.",
         "Can you count one layer by hand: the numbers in A, the numbers in B, four bytes each?",
@@ -55,9 +60,14 @@ def _check_gap(averaging_gap):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     def near(x, y):
-        return torch.is_tensor(x) and x.shape == y.shape and torch.allclose(x.double(), y, atol=1e-6)
+        return (
+            torch.is_tensor(x) and x.shape == y.shape and torch.allclose(x.double(), y, atol=1e-6)
+        )
 
-    downs, ups = [draw(2, 5) for _ in range(3)], [draw(4, 2) for _ in range(3)]  # A: (r, in), B: (out, r)
+    downs, ups = (
+        [draw(2, 5) for _ in range(3)],
+        [draw(4, 2) for _ in range(3)],
+    )  # A: (r, in), B: (out, r)
     mean_of_products = sum(up @ down for up, down in zip(ups, downs, strict=True)) / 3
     product_of_means = (sum(ups) / 3) @ (sum(downs) / 3)
     gap = mean_of_products - product_of_means
@@ -65,22 +75,32 @@ def _check_gap(averaging_gap):
     if near(got, gap):
         same = averaging_gap([downs[0]] * 4, [ups[0]] * 4)
         if not near(same, torch.zeros(4, 5, dtype=torch.float64)):
-            return failed("Four clients with one and the same adapter must leave no gap.", "By what do you divide?")
-        return passed("The gap is zero where clients agree, and grows as they drift apart: that is what skew does.")
+            return failed(
+                "Four clients with one and the same adapter must leave no gap.",
+                "By what do you divide?",
+            )
+        return passed(
+            "The gap is zero where clients agree, and grows as they drift apart: that is what skew does."
+        )
     if near(got, -gap):
         return failed(
-            "The size is right, the sign is not.", "What must be added to the server's product to get the true mean?"
+            "The size is right, the sign is not.",
+            "What must be added to the server's product to get the true mean?",
         )
     if near(got, mean_of_products):
         return failed(
-            "This is the true mean of the updates; the gap is what the server misses of it.", "Subtract what?"
+            "This is the true mean of the updates; the gap is what the server misses of it.",
+            "Subtract what?",
         )
     if near(got, product_of_means):
         return failed(
-            "This is what the server has after averaging A and B; the gap is what it misses.", "Misses of what?"
+            "This is what the server has after averaging A and B; the gap is what it misses.",
+            "Misses of what?",
         )
     if near(got, 3 * mean_of_products - product_of_means) or near(got, 3 * gap):
-        return failed("Somewhere a sum stands where a mean belongs.", "How many clients share the first term?")
+        return failed(
+            "Somewhere a sum stands where a mean belongs.", "How many clients share the first term?"
+        )
     if torch.is_tensor(got) and got.shape in ((5, 4), (2, 2)):
         return failed(
             f"The result has the shape {tuple(got.shape)}; an update of this layer is 4 x 5 (outputs x inputs).",
@@ -95,11 +115,17 @@ def _check_gap(averaging_gap):
 def _check_seconds(round_seconds):
     import numpy as np
 
-    download, compute, upload = np.array([1.0, 2.0, 4.0]), np.array([9.0, 1.0, 1.0]), np.array([1.0, 8.0, 3.0])
+    download, compute, upload = (
+        np.array([1.0, 2.0, 4.0]),
+        np.array([9.0, 1.0, 1.0]),
+        np.array([1.0, 8.0, 3.0]),
+    )
     try:
         got = float(np.asarray(round_seconds(download.copy(), compute.copy(), upload.copy())))
     except (TypeError, ValueError):
-        return failed("A round has one length: the result must be one number.", "Which client ends the round?")
+        return failed(
+            "A round has one length: the result must be one number.", "Which client ends the round?"
+        )
     total = download + compute + upload  # 11, 11, 8
     if np.isclose(got, total.max()):
         rng = np.random.default_rng(3)
@@ -110,18 +136,29 @@ def _check_seconds(round_seconds):
                     "It fits one example, but not six clients with other times.",
                     "Does your function look at every client's own three phases together?",
                 )
-        return passed("A synchronous round lasts as long as its slowest client: the straggler sets the pace.")
+        return passed(
+            "A synchronous round lasts as long as its slowest client: the straggler sets the pace."
+        )
     if np.isclose(got, download.max() + compute.max() + upload.max()):
         return failed(
             "The slowest download, computing and upload belong to different clients, and nobody has all three.",
             "When does a client begin to compute: when all have downloaded, or when it has?",
         )
     if np.isclose(got, total.mean()):
-        return failed("This is the mean client's time, but the server waits for all.", "Who has the last word?")
+        return failed(
+            "This is the mean client's time, but the server waits for all.",
+            "Who has the last word?",
+        )
     if np.isclose(got, total.sum()):
-        return failed("Here the clients work one after another.", "What happens on the others while one computes?")
+        return failed(
+            "Here the clients work one after another.",
+            "What happens on the others while one computes?",
+        )
     if np.isclose(got, total.min()):
-        return failed("The server would leave all but the fastest behind.", "Which uploads does the average need?")
+        return failed(
+            "The server would leave all but the fastest behind.",
+            "Which uploads does the average need?",
+        )
     return failed(
         f"For three clients that need 11, 11 and 8 seconds the round lasts 11; yours says {got:g}.",
         "What does one client do in a round, one thing after the other?",

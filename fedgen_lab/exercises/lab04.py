@@ -15,18 +15,27 @@ def _check_stack(exact_mixture):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     def near(x, y):
-        return torch.is_tensor(x) and x.shape == y.shape and torch.allclose(x.double(), y, atol=1e-6)
+        return (
+            torch.is_tensor(x) and x.shape == y.shape and torch.allclose(x.double(), y, atol=1e-6)
+        )
 
     ranks, weights = (2, 1, 3), [0.5, 0.2, 0.3]
     downs, ups = [draw(r, 5) for r in ranks], [draw(4, r) for r in ranks]
     products = [up @ down for up, down in zip(ups, downs, strict=True)]
     wanted = sum(w * p for w, p in zip(weights, products, strict=True))
     got = exact_mixture([down.clone() for down in downs], [up.clone() for up in ups], list(weights))
-    if not (isinstance(got, tuple | list) and len(got) == 2 and all(torch.is_tensor(one) for one in got)):
-        return failed("The result must be two tensors, A and B.", "Which two factors make one adapter?")
+    if not (
+        isinstance(got, tuple | list) and len(got) == 2 and all(torch.is_tensor(one) for one in got)
+    ):
+        return failed(
+            "The result must be two tensors, A and B.", "Which two factors make one adapter?"
+        )
     a, b = got
     if a.shape == (4, 6) and b.shape == (6, 5):
-        return failed("The two factors are swapped.", "A has rank rows, B has rank columns. Which comes first here?")
+        return failed(
+            "The two factors are swapped.",
+            "A has rank rows, B has rank columns. Which comes first here?",
+        )
     if a.ndim != 2 or b.ndim != 2 or a.shape != (6, 5) or b.shape != (4, 6):
         return failed(
             f"A is {tuple(a.shape)} and B is {tuple(b.shape)}; with ranks 2, 1 and 3 they must be (6, 5) and (4, 6).",
@@ -36,13 +45,26 @@ def _check_stack(exact_mixture):
     if near(product, wanted):
         one = exact_mixture(downs[:1], ups[:1], [1.0])
         if not near(one[1] @ one[0], products[0]):
-            return failed("One client alone must give its own change.", "Does a number belong to the example?")
-        return passed("Stacking is exact for any ranks; the price is an adapter whose rank is the sum of all.")
+            return failed(
+                "One client alone must give its own change.", "Does a number belong to the example?"
+            )
+        return passed(
+            "Stacking is exact for any ranks; the price is an adapter whose rank is the sum of all."
+        )
     if near(product, sum(w * w * p for w, p in zip(weights, products, strict=True))):
-        return failed("Every weight counts twice.", "If both factors carry the weight, what does their product carry?")
+        return failed(
+            "Every weight counts twice.",
+            "If both factors carry the weight, what does their product carry?",
+        )
     if near(product, sum(products)):
-        return failed("This is the sum of the changes, without the weights.", "Where can a weight stand, once?")
-    return failed("B A is not the weighted sum of the clients' B A.", "Which column of B meets which row of A?")
+        return failed(
+            "This is the sum of the changes, without the weights.",
+            "Where can a weight stand, once?",
+        )
+    return failed(
+        "B A is not the weighted sum of the clients' B A.",
+        "Which column of B meets which row of A?",
+    )
 
 
 def _check_down(numbers_down):
@@ -59,13 +81,24 @@ def _check_down(numbers_down):
                 continue
             i, o, r, k = example
             if rule == "ffa" and got == r * i:
-                return failed("These are the numbers of A.", "FFA-LoRA freezes A. Which factor still has to travel?")
+                return failed(
+                    "These are the numbers of A.",
+                    "FFA-LoRA freezes A. Which factor still has to travel?",
+                )
             if rule == "ffa" and got == r * (i + o):
-                return failed("FFA-LoRA sends less than both factors.", "Why does a frozen A never have to travel?")
+                return failed(
+                    "FFA-LoRA sends less than both factors.",
+                    "Why does a frozen A never have to travel?",
+                )
             if rule == "flora" and got == r * (i + o):
-                return failed("This is one client's adapter.", "What does a client of FLoRA add to W0 after a round?")
+                return failed(
+                    "This is one client's adapter.",
+                    "What does a client of FLoRA add to W0 after a round?",
+                )
             if got == 4 * wanted:
-                return failed("These are bytes.", "The question is for numbers. How many bytes has a float32?")
+                return failed(
+                    "These are bytes.", "The question is for numbers. How many bytes has a float32?"
+                )
             if got == i * o:
                 return failed("This is the whole weight.", "Which factors travel instead?")
             return failed(
@@ -73,7 +106,9 @@ def _check_down(numbers_down):
                 f"with {k} clients; yours says {got!r}.",
                 "Which factors come down under this rule, and of how many clients?",
             )
-    return passed("A frozen factor halves the way down; stacking multiplies it by the number of clients.")
+    return passed(
+        "A frozen factor halves the way down; stacking multiplies it by the number of clients."
+    )
 
 
 EXERCISES = (

@@ -18,20 +18,31 @@ def _check_rate(rate):
         return np.allclose(got, other, rtol=1e-6)
 
     if near(right):
-        return passed("With ever more band the rate ends at reach / ln 2: the same power, spread over more noise.")
+        return passed(
+            "With ever more band the rate ends at reach / ln 2: the same power, spread over more noise."
+        )
     if near(right * np.log(2)):
-        return failed("This counts in natural units, not in bits.", "Which base has a logarithm that counts bits?")
+        return failed(
+            "This counts in natural units, not in bits.",
+            "Which base has a logarithm that counts bits?",
+        )
     if near(bands * np.log2(1 + reaches)):
         return failed(
             "A signal over the noise of one hertz is not the signal over the noise in the whole band.",
             "If the band doubles, what becomes of the noise in it?",
         )
     if near(bands * np.log2(reaches / bands)):
-        return failed("Where noise and signal are equally strong the rate must not be zero.", "What is added to SNR?")
+        return failed(
+            "Where noise and signal are equally strong the rate must not be zero.",
+            "What is added to SNR?",
+        )
     if near(np.log2(1 + reaches / bands)):
         return failed("These are bits per second and hertz.", "How many hertz are there?")
     if near(bands * np.log2(1 + bands / reaches)):
-        return failed("Here a stronger signal is slower.", "Which of the two is the signal and which the noise?")
+        return failed(
+            "Here a stronger signal is slower.",
+            "Which of the two is the signal and which the noise?",
+        )
     return failed(
         f"In a band of 1 MHz with a reach of 1 MHz the rate is 1 Mbit/s; yours says {float(rate(1e6, 1e6)):g}.",
         "How strong is the signal over the noise there?",
@@ -70,7 +81,8 @@ def _check_shortest(shortest_round):
             if "20,000" not in str(error):
                 raise
             return failed(
-                "It never ends, or goes in tiny steps.", "By how much does each question shrink what is left?"
+                "It never ends, or goes in tiny steps.",
+                "By how much does each question shrink what is left?",
             )
         if np.isclose(got, right[1], rtol=1e-3):
             continue
@@ -80,12 +92,17 @@ def _check_shortest(shortest_round):
                 "If the band needed at the middle is too much, must the round be longer or shorter?",
             )
         if np.isclose(got, (early + late) / 2, rtol=1e-3):
-            return failed("That is the middle after a single step.", "What do you do with the half that is left?")
+            return failed(
+                "That is the middle after a single step.",
+                "What do you do with the half that is left?",
+            )
         return failed(
             f"At your {got:.4g} s the clients need a band of {needed(got):.3g}, and there are {band:g}.",
             "When may you stop halving?",
         )
-    return passed(f"All clients finish together, and it took about {len(asked) // 4} questions: each halves the doubt.")
+    return passed(
+        f"All clients finish together, and it took about {len(asked) // 4} questions: each halves the doubt."
+    )
 
 
 def _check_rounding(round_by_chance):
@@ -96,7 +113,10 @@ def _check_rounding(round_by_chance):
     chance = rng.random((20_000, len(x)))
     got = np.array([round_by_chance(x.copy(), row) for row in chance[:4]])
     if got.shape != (4, len(x)):
-        return failed("The result must have the shape of x.", "What does one call get, and what should it give back?")
+        return failed(
+            "The result must have the shape of x.",
+            "What does one call get, and what should it give back?",
+        )
     if not np.array_equal(got, np.round(got)):
         return failed("Not all results are whole numbers.", "Which whole numbers lie next to 2.9?")
     got = np.asarray(round_by_chance(np.broadcast_to(x, chance.shape).copy(), chance), float)
@@ -107,23 +127,34 @@ def _check_rounding(round_by_chance):
         )
     mean = got.mean(0)
     if np.allclose(mean, x, atol=0.02):
-        return passed("Every single result is off, and their mean is right: the errors of many clients cancel.")
+        return passed(
+            "Every single result is off, and their mean is right: the errors of many clients cancel."
+        )
     if (got == got[0]).all():
         return failed(
             f"Chance decides nothing: 0.25 always becomes {got[0, 1]:g}, and so does the mean of many.",
             "How often should 0.25 become 1, so that the mean is 0.25?",
         )
     if np.allclose(
-        mean - np.floor(x), np.where(x == np.floor(x), mean - np.floor(x), 1 - (x - np.floor(x))), atol=0.02
+        mean - np.floor(x),
+        np.where(x == np.floor(x), mean - np.floor(x), 1 - (x - np.floor(x))),
+        atol=0.02,
     ):
         return failed(
-            "0.25 is rounded up three times of four.", "How often should it go up, if the mean is to be 0.25?"
+            "0.25 is rounded up three times of four.",
+            "How often should it go up, if the mean is to be 0.25?",
         )
-    if np.allclose(mean - np.floor(x), np.where(x == np.floor(x), mean - np.floor(x), 0.5), atol=0.02):
-        return failed("0.25 goes up and down equally often, as if it were 0.5.", "Which part of x says how often?")
+    if np.allclose(
+        mean - np.floor(x), np.where(x == np.floor(x), mean - np.floor(x), 0.5), atol=0.02
+    ):
+        return failed(
+            "0.25 goes up and down equally often, as if it were 0.5.",
+            "Which part of x says how often?",
+        )
     worst = np.abs(mean - x).argmax()
     return failed(
-        f"On average {x[worst]:g} becomes {mean[worst]:.3g}.", "Have you tried numbers below zero, and whole numbers?"
+        f"On average {x[worst]:g} becomes {mean[worst]:.3g}.",
+        "Have you tried numbers below zero, and whole numbers?",
     )
 
 
@@ -203,7 +234,11 @@ RECALL = [
     ),
     (
         "A synchronous round begins. When does it end?",
-        ["when half of the clients have answered", "after the mean client's time", "when the last upload has arrived"],
+        [
+            "when half of the clients have answered",
+            "after the mean client's time",
+            "when the last upload has arrived",
+        ],
         2,
         "The average needs all uploads, so the straggler sets the pace.",
     ),

@@ -24,7 +24,9 @@ def _check_backward(server_backward):
     import torch
 
     def near(x, y):
-        return torch.is_tensor(x) and x.shape == y.shape and torch.allclose(x.double(), y, atol=1e-9)
+        return (
+            torch.is_tensor(x) and x.shape == y.shape and torch.allclose(x.double(), y, atol=1e-9)
+        )
 
     for seed in (11, 12):
         body, received, gradient = _body(seed)
@@ -39,7 +41,9 @@ def _check_backward(server_backward):
                     "What you send down is right, but the server's own weights got no gradient, so it can't learn.",
                     "Which of torch's two ways, `backward` and `autograd.grad`, fills `.grad` of the weights?",
                 )
-            if not all(near(p.grad, wanted) for p, wanted in zip(body.parameters(), weights, strict=True)):
+            if not all(
+                near(p.grad, wanted) for p, wanted in zip(body.parameters(), weights, strict=True)
+            ):
                 return failed(
                     "What you send down is right, but the gradients of the server's weights are not those of one pass.",
                     "How often does your function go backwards?",
@@ -52,13 +56,18 @@ def _check_backward(server_backward):
             )
         if near(got, gradient):
             return failed(
-                "This is what came up, sent down again unchanged.", "What has the body done on the way forward?"
+                "This is what came up, sent down again unchanged.",
+                "What has the body done on the way forward?",
             )
         if near(got, out.detach()):
-            return failed("This is the body's output: the way forward.", "Where is the gradient at what went in?")
+            return failed(
+                "This is the body's output: the way forward.",
+                "Where is the gradient at what went in?",
+            )
         if any(near(got, wanted) for wanted in weights):
             return failed(
-                "This is the gradient of a weight. It stays on the server.", "At which tensor did the cut lie?"
+                "This is the gradient of a weight. It stays on the server.",
+                "At which tensor did the cut lie?",
             )
         if torch.is_tensor(got) and got.shape == right.shape:
             factor = float((got.double() * right).sum() / right.square().sum())
@@ -76,12 +85,17 @@ def _check_backward(server_backward):
             "The result is not the gradient of the loss at what came up.",
             "The chain rule has two factors here. Which one arrives, and which one does the body add?",
         )
-    return passed("The device can go on from here as if the body had been its own: that is all of split learning.")
+    return passed(
+        "The device can go on from here as if the body had been its own: that is all of split learning."
+    )
 
 
 # -- 06.2 -------------------------------------------------------------------------------------------------------------
 # Five outputs for each net, in bytes: primes, so that no two mistakes give the same sum.
-_OUTPUTS = (((1009, 2003, 3001, 4001, 5003), (101, 211, 307, 401, 503)), ((13, 29, 53, 79, 107), (7, 3, 5, 2, 11)))
+_OUTPUTS = (
+    ((1009, 2003, 3001, 4001, 5003), (101, 211, 307, 401, 503)),
+    ((13, 29, 53, 79, 107), (7, 3, 5, 2, 11)),
+)
 
 
 def _sums(cut, generator, discriminator, d_times=3):
@@ -139,12 +153,16 @@ def _check_bytes(up_bytes):
                 "In the cut 0000, who holds blocks 1 and 3?",
             ),
             (
-                lambda cut, g, d: _sums(f"{cut[0]}{1 - int(cut[1])}{cut[2]}{1 - int(cut[3])}", g, d),
+                lambda cut, g, d: _sums(
+                    f"{cut[0]}{1 - int(cut[1])}{cut[2]}{1 - int(cut[3])}", g, d
+                ),
                 "The heads are right; at the tails the bit is read the wrong way round.",
                 "If the device holds block 3, which block's output comes down to it?",
             ),
             (
-                lambda cut, g, d: _sums(f"{1 - int(cut[0])}{cut[1]}{1 - int(cut[2])}{cut[3]}", g, d),
+                lambda cut, g, d: _sums(
+                    f"{1 - int(cut[0])}{cut[1]}{1 - int(cut[2])}{cut[3]}", g, d
+                ),
                 "The tails are right; at the heads the bit is read the wrong way round.",
                 "If the device holds block 1, which block's output goes up?",
             ),
@@ -164,7 +182,9 @@ def _check_bytes(up_bytes):
                 return failed(message, question)
         if len(set(got)) == 1:
             return failed("Your answer is the same for all cuts.", "Where do you use `cut`?")
-        wrong = next(cut for cut, one in zip(cuts, got, strict=True) if abs(one - _sums(cut, g, d)) >= 0.5)
+        wrong = next(
+            cut for cut, one in zip(cuts, got, strict=True) if abs(one - _sums(cut, g, d)) >= 0.5
+        )
         return failed(
             f"For the cut {wrong} and outputs of {list(g)} and {list(d)} bytes, {_sums(wrong, g, d)} bytes go up; "
             f"yours says {got[cuts.index(wrong)]:g}.",
@@ -205,7 +225,8 @@ def _check_labels(guess_labels):
             return failed("The guesses must be one tensor of labels.", "What do you return?")
         if got.shape == (len(theirs), 10):
             return failed(
-                "This is one number for each of the ten labels, not yet a guess.", "Which of the ten do you choose?"
+                "This is one number for each of the ten labels, not yet a guess.",
+                "Which of the ten do you choose?",
             )
         if got.shape == known.shape:
             return failed(
@@ -230,14 +251,19 @@ def _check_labels(guess_labels):
                 "What is left of many examples of one label when the noise cancels out?",
             )
         if torch.equal(got, torch.cdist(others, means).argmax(1)):
-            return failed("You choose the label whose mean is farthest away.", "Largest distance, or smallest?")
+            return failed(
+                "You choose the label whose mean is farthest away.",
+                "Largest distance, or smallest?",
+            )
         if got.unique().numel() == 1:
             return failed("Every activation gets the same guess.", "Where do you use `theirs`?")
         return failed(
             f"{right:.0%} of the {net}'s labels are right; guessing blindly gives 10%, and ten means give over 90%.",
             "How far is each activation from the mean of `mine` for label 0? And for label 1?",
         )
-    return passed("Ten means are enough. The label never crossed the wire, and the server has it all the same.")
+    return passed(
+        "Ten means are enough. The label never crossed the wire, and the server has it all the same."
+    )
 
 
 EXERCISES = (
@@ -305,13 +331,21 @@ def guess_labels(mine, labels, theirs):
 RECALL = [
     (
         "What crosses the wire in federated LoRA, and how often?",
-        ["the pictures, once", "the adapter, down and up in every round", "the adapter, in every training step"],
+        [
+            "the pictures, once",
+            "the adapter, down and up in every round",
+            "the adapter, in every training step",
+        ],
         1,
         "A client trains many steps in between. In this lab something crosses several times in every single step.",
     ),
     (
         "The server averages A and B of all adapters, one by one. What does it miss?",
-        ["nothing", "that the mean of products is not the product of means", "the clients' learning rates"],
+        [
+            "nothing",
+            "that the mean of products is not the product of means",
+            "the clients' learning rates",
+        ],
         1,
         "What a layer adds is B A. The more the clients differ, the further mean(B) mean(A) is from mean(B A).",
     ),

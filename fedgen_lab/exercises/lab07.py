@@ -26,7 +26,9 @@ def _check_weights(cluster_weights):
     scores, groups, alpha = np.array([0.1, 0.4, 0.2, 0.7, 0.3]), np.array([0, 0, 1, 1, 0]), 2.0
 
     def ask(*given):
-        return np.asarray(cluster_weights(*(one.copy() if hasattr(one, "copy") else one for one in given)), float)
+        return np.asarray(
+            cluster_weights(*(one.copy() if hasattr(one, "copy") else one for one in given)), float
+        )
 
     got = ask(counts, scores, groups, alpha)
     if got.shape != counts.shape:
@@ -42,15 +44,24 @@ def _check_weights(cluster_weights):
         rng = np.random.default_rng(5)
         for _ in range(4):
             n = int(rng.integers(2, 9))
-            given = rng.integers(2, 400, n) * 1.0, rng.uniform(0, 1, n), rng.integers(0, 3, n), rng.uniform(0, 9)
+            given = (
+                rng.integers(2, 400, n) * 1.0,
+                rng.uniform(0, 1, n),
+                rng.integers(0, 3, n),
+                rng.uniform(0, 9),
+            )
             if not np.allclose(ask(*given), _weigh(*given), atol=1e-9):
                 return failed(
                     f"It fits one example, but not {n} clients in the clusters {given[2].tolist()}.",
                     "Does a number in your function belong to the example: how many clusters, or which clients?",
                 )
-        if not np.allclose(ask(counts, scores, groups, 0.0), _weigh(counts, scores, groups, 0.0), atol=1e-9):
+        if not np.allclose(
+            ask(counts, scores, groups, 0.0), _weigh(counts, scores, groups, 0.0), atol=1e-9
+        ):
             return failed("With alpha = 0 it is not FedAvg.", "What is exp(0)?")
-        return passed("alpha = 0 is FedAvg within the cluster, and one that is alone weighs 1 whatever its score.")
+        return passed(
+            "alpha = 0 is FedAvg within the cluster, and one that is alone weighs 1 whatever its score."
+        )
     if is_with(per_cluster=False):
         return failed(
             "Your weights sum to 1 over all clients, so a cluster's average would be far too small.",
@@ -58,23 +69,37 @@ def _check_weights(cluster_weights):
         )
     if is_with(sign=1.0):
         return failed(
-            "The client that differs most from its cluster weighs most.", "Which sign stands before alpha in exp?"
+            "The client that differs most from its cluster weighs most.",
+            "Which sign stands before alpha in exp?",
         )
     if is_with(by_count=False):
         return failed(
-            "A client with three times the pictures counts as much as the others.", "Where do you use `counts`?"
+            "A client with three times the pictures counts as much as the others.",
+            "Where do you use `counts`?",
         )
     if np.allclose(got, _weigh(counts, scores, groups, 0.0), atol=1e-9):
-        return failed("This is FedAvg within each cluster: the scores change nothing.", "Where do you use alpha?")
+        return failed(
+            "This is FedAvg within each cluster: the scores change nothing.",
+            "Where do you use alpha?",
+        )
     if np.allclose(got, _weigh(counts, scores, groups, 1.0), atol=1e-9):
-        return failed("alpha has no effect: you weigh as if it were 1.", "By what is a score multiplied?")
+        return failed(
+            "alpha has no effect: you weigh as if it were 1.", "By what is a score multiplied?"
+        )
     if is_with(share=False):
         return failed("The weights of a cluster do not sum to 1.", "By what do you divide?")
     if np.allclose(got, _weigh(np.ones(5), np.zeros(5), groups, 0.0), atol=1e-9):
-        return failed("All clients of a cluster weigh the same.", "What do counts and scores change?")
+        return failed(
+            "All clients of a cluster weigh the same.", "What do counts and scores change?"
+        )
     raw = counts / (1 + alpha * scores)
-    if np.allclose(got, raw / np.array([raw[groups == group].sum() for group in groups]), atol=1e-9):
-        return failed("You divide by the score. It falls in the right direction, but not like exp.", "Which function?")
+    if np.allclose(
+        got, raw / np.array([raw[groups == group].sum() for group in groups]), atol=1e-9
+    ):
+        return failed(
+            "You divide by the score. It falls in the right direction, but not like exp.",
+            "Which function?",
+        )
     return failed(
         "For five clients in two clusters these are not n exp(-alpha s), divided by its sum in the cluster.",
         "Clients 2 and 3 are all of cluster 1: what do you get for these two by hand?",
@@ -91,10 +116,15 @@ def _check_layer(average_layer):
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     def near(x, y):
-        return torch.is_tensor(x) and x.shape == y.shape and torch.allclose(x.double(), y, atol=1e-9)
+        return (
+            torch.is_tensor(x) and x.shape == y.shape and torch.allclose(x.double(), y, atol=1e-9)
+        )
 
     def rule(own, server, weights):
-        return sum(weight * (server if mine is None else mine) for weight, mine in zip(weights, own, strict=True))
+        return sum(
+            weight * (server if mine is None else mine)
+            for weight, mine in zip(weights, own, strict=True)
+        )
 
     own, server, weights = [draw(3, 4), None, draw(3, 4), None], draw(3, 4), [0.1, 0.2, 0.3, 0.4]
     right = rule(own, server, weights)
@@ -118,11 +148,17 @@ def _check_layer(average_layer):
         }
         for who, case in cases.items():
             copy = draw(2)
-            if not near(average_layer(list(case), copy.clone(), [0.25, 0.75]), rule(case, copy, [0.25, 0.75])):
+            if not near(
+                average_layer(list(case), copy.clone(), [0.25, 0.75]),
+                rule(case, copy, [0.25, 0.75]),
+            ):
                 return failed(
-                    f"It fits one example, but not a layer that {who}.", "What comes out if you do that by hand?"
+                    f"It fits one example, but not a layer that {who}.",
+                    "What comes out if you do that by hand?",
                 )
-        return passed("Strong clients pull the server's layers, and the server's copy pulls theirs.")
+        return passed(
+            "Strong clients pull the server's layers, and the server's copy pulls theirs."
+        )
     if near(got, only_own / share):
         return failed(
             "Clients without the layer are left out and the rest is scaled up.",
@@ -134,7 +170,10 @@ def _check_layer(average_layer):
             "Whose copy do they bring?",
         )
     if near(got, server):
-        return failed("This is the server's copy, unchanged.", "What do the clients that hold the layer bring?")
+        return failed(
+            "This is the server's copy, unchanged.",
+            "What do the clients that hold the layer bring?",
+        )
     copies = [server if mine is None else mine for mine in own]
     if near(got, sum(copies) / len(copies)):
         return failed("All clients count the same.", "Where do you use the weights?")
@@ -150,7 +189,10 @@ def _check_layer(average_layer):
             "It is not the weighted mean of what each client used: its own copy, or else the server's.",
             "With the weights 0.1, 0.2, 0.3, 0.4 and only clients 0 and 2 holding it: what weighs the server's copy?",
         )
-    return failed("The result must be a tensor of the layer's own shape.", "What does each client bring, and how much?")
+    return failed(
+        "The result must be a tensor of the layer's own shape.",
+        "What does each client bring, and how much?",
+    )
 
 
 # -- 07.3 -------------------------------------------------------------------------------------------------------------
@@ -207,9 +249,14 @@ def _check_leg(leg_seconds):
     )
     every = [np.array(bits) for bits in np.ndindex(2, 2, 2)]
     try:
-        got = [float(leg_seconds(bits.copy(), zero.copy(), one.copy(), server_seconds)) for bits in every]
+        got = [
+            float(leg_seconds(bits.copy(), zero.copy(), one.copy(), server_seconds))
+            for bits in every
+        ]
     except (TypeError, ValueError):
-        return failed("A leg has one length: the result must be one number.", "Which client ends the leg?")
+        return failed(
+            "A leg has one length: the result must be one number.", "Which client ends the leg?"
+        )
 
     def fits(of):
         return np.allclose(got, [of(bits, zero, one, server_seconds) for bits in every], atol=1e-9)
@@ -218,17 +265,28 @@ def _check_leg(leg_seconds):
         rng = np.random.default_rng(8)
         for _ in range(5):
             n = int(rng.integers(2, 12))
-            given = rng.integers(0, 2, n), rng.uniform(0, 5, n), rng.uniform(0, 5, n), rng.uniform(0, 1)
+            given = (
+                rng.integers(0, 2, n),
+                rng.uniform(0, 5, n),
+                rng.uniform(0, 5, n),
+                rng.uniform(0, 1),
+            )
             if not np.isclose(float(leg_seconds(*given)), rule(*given)):
                 return failed(
                     f"It fits three clients, but not {n} with other times.",
                     "Does your function look at every client's own bit?",
                 )
-        return passed("One bit changes two things: that client's own time, and how long all the others wait.")
+        return passed(
+            "One bit changes two things: that client's own time, and how long all the others wait."
+        )
     for of, message, question in mistakes:
         if fits(of):
             return failed(message, question)
-    wrong = next(k for k, bits in enumerate(every) if not np.isclose(got[k], rule(bits, zero, one, server_seconds)))
+    wrong = next(
+        k
+        for k, bits in enumerate(every)
+        if not np.isclose(got[k], rule(bits, zero, one, server_seconds))
+    )
     right = rule(every[wrong], zero, one, server_seconds)
     return failed(
         f"With the bits {every[wrong].tolist()}, zero = {zero.tolist()}, one = {one.tolist()} and 0.5 s for each "
@@ -299,13 +357,21 @@ def leg_seconds(bits, zero, one, server_seconds):
 RECALL = [
     (
         "In a U-shaped split, who computes the loss?",
-        ["the server, from the discriminator's body", "the client, in the discriminator's tail", "nobody"],
+        [
+            "the server, from the discriminator's body",
+            "the client, in the discriminator's tail",
+            "nobody",
+        ],
         1,
         "Heads and tails stay with the client, so neither pictures nor labels nor losses cross the wire.",
     ),
     (
         "How often is the discriminator passed in one iteration?",
-        ["once", "twice: fakes and real pictures", "three times: fakes, real pictures, and the fakes again"],
+        [
+            "once",
+            "twice: fakes and real pictures",
+            "three times: fakes, real pictures, and the fakes again",
+        ],
         2,
         "Twice to learn by itself, and once more so that the generator can learn from it.",
     ),

@@ -25,7 +25,9 @@ def _check_tpr(tpr_at):
             got = float(tpr_at(members.copy(), others.copy(), rate))
         except (TypeError, ValueError):
             return failed("The answer must be one number, a share.", "Of whom is it a share?")
-        if abs(got - _tpr(members, others, rate)) < 0.006:  # one way or the other at the threshold itself
+        if (
+            abs(got - _tpr(members, others, rate)) < 0.006
+        ):  # one way or the other at the threshold itself
             continue
         allowed = int(rate * len(others))
         top_of_members = np.sort(members)[::-1][int(rate * len(members))]
@@ -65,13 +67,17 @@ def _check_tpr(tpr_at):
             if abs(got - wrong) < 1e-9:
                 return failed(message, question)
         if not 0 <= got <= 1:
-            return failed(f"A share lies between 0 and 1; yours is {got:g}.", "By what do you divide?")
+            return failed(
+                f"A share lies between 0 and 1; yours is {got:g}.", "By what do you divide?"
+            )
         return failed(
             f"With {len(others)} non-members and a rate of {rate:g}, {allowed} of them may lie above the threshold. "
             f"Then {_tpr(members, others, rate):.3f} of the members do; yours says {got:.3f}.",
             "Which score do you get when you sort the non-members downwards and skip the ones that may pass?",
         )
-    return passed("Few false accusations, and still some members found: that is what a court would call evidence.")
+    return passed(
+        "Few false accusations, and still some members found: that is what a court would call evidence."
+    )
 
 
 # -- 08.2 -------------------------------------------------------------------------------------------------------------
@@ -92,10 +98,15 @@ def _check_clip(clipped):
         got = clipped({name: tensor.clone() for name, tensor in change.items()}, clip)
 
         def near(of, got=got, before=before):
-            return all(torch.allclose(got[name], of(tensor), atol=1e-6) for name, tensor in before.items())
+            return all(
+                torch.allclose(got[name], of(tensor), atol=1e-6) for name, tensor in before.items()
+            )
 
         if not isinstance(got, dict) or set(got) != set(change):
-            return failed("The answer must be a dict with the same names.", "What does the server expect to receive?")
+            return failed(
+                "The answer must be a dict with the same names.",
+                "What does the server expect to receive?",
+            )
         if near(lambda tensor, factor=factor: tensor * factor):
             continue
         if near(lambda tensor, clip=clip: tensor * min(1.0, clip / float(tensor.norm()))):
@@ -116,12 +127,17 @@ def _check_clip(clipped):
         if near(lambda tensor, clip=clip, length=length: tensor * min(1.0, clip / length**2)):
             return failed("You divide by the squared length.", "Which root is missing?")
         if near(lambda tensor: tensor):
-            return failed("A long update came back as it was.", "When must it be made shorter, and by which factor?")
+            return failed(
+                "A long update came back as it was.",
+                "When must it be made shorter, and by which factor?",
+            )
         return failed(
             f"An update of length {length:.2f} must be multiplied by {factor:.3f} for a clip of {clip:g}.",
             "One factor for all tensors: which two lengths does it compare?",
         )
-    return passed("Whatever a client trained, it moves the sum by C at most. That is what the noise is measured in.")
+    return passed(
+        "Whatever a client trained, it moves the sum by C at most. That is what the noise is measured in."
+    )
 
 
 # -- 08.3 -------------------------------------------------------------------------------------------------------------
@@ -149,7 +165,11 @@ def _check_trimmed(trimmed_mean):
         lengths = changes.norm(dim=1)
         shortest = changes[lengths.argsort()[: clients - attackers]]
         told = (
-            (changes.mean(0), "This is the plain mean: one client shouts, and all are pulled along.", "What is cut?"),
+            (
+                changes.mean(0),
+                "This is the plain mean: one client shouts, and all are pulled along.",
+                "What is cut?",
+            ),
             (
                 changes.median(0).values,
                 "This is the median: everything but the middle is cut.",
@@ -243,13 +263,21 @@ def trimmed_mean(changes, attackers):
 RECALL = [
     (
         "What does a device upload in federated LoRA?",
-        ["its pictures", "its adapter after some steps on its own pictures", "the loss of its pictures"],
+        [
+            "its pictures",
+            "its adapter after some steps on its own pictures",
+            "the loss of its pictures",
+        ],
         1,
         "The adapter is a function of the pictures. This lab asks how much of them can be read off it.",
     ),
     (
         "In the U-shaped split of lab 06 no label was ever sent. What did the server know in the end?",
-        ["nothing about labels", "how many labels there are", "nearly all labels, and the pictures too"],
+        [
+            "nothing about labels",
+            "how many labels there are",
+            "nearly all labels, and the pictures too",
+        ],
         2,
         "What matters is what can be learned from a message, not what it is called.",
     ),

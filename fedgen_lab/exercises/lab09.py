@@ -53,7 +53,9 @@ def _check_third(third_rule):
                 "Over which pictures do you take the minimum?",
             )
         if not bool(((got == 0) | (got == 1)).all()):
-            return failed("These are ratios or distances, not yes or no.", "What is the ratio compared with?")
+            return failed(
+                "These are ratios or distances, not yes or no.", "What is the ratio compared with?"
+            )
         got = got.bool()
         if bool((got == right).all()):
             continue
@@ -76,7 +78,11 @@ def _check_third(third_rule):
                 "You flag too few: you compare distances with one ninth.",
                 "Are yours distances or squared distances?",
             ),
-            (~right, "You flag the pictures that are no copies.", "Is a copy nearer or farther than the rest?"),
+            (
+                ~right,
+                "You flag the pictures that are no copies.",
+                "Is a copy nearer or farther than the rest?",
+            ),
             (
                 two[:, 0] < 1 / 3,
                 "You compare the distance with one third itself, so it matters how bright the pictures are.",
@@ -87,14 +93,26 @@ def _check_third(third_rule):
                 "You compare with the mean of all training pictures. They lie much farther than the second nearest.",
                 "Which training picture is the yardstick of the rule?",
             ),
-            (torch.ones_like(right), "You call every picture a copy.", "On which side of `<` does the third stand?"),
-            (torch.zeros_like(right), "You call no picture a copy, not even an exact one.", "What is its ratio?"),
+            (
+                torch.ones_like(right),
+                "You call every picture a copy.",
+                "On which side of `<` does the third stand?",
+            ),
+            (
+                torch.zeros_like(right),
+                "You call no picture a copy, not even an exact one.",
+                "What is its ratio?",
+            ),
         )
         for wrong, message, question in told:
             if bool((got == wrong).all()):
                 return failed(message, question)
         row = int((got != right).nonzero()[0])
-        about = "" if twice else f" Its nearest distances have the ratio {two[row, 0] / two[row, 1]:.2f}."
+        about = (
+            ""
+            if twice
+            else f" Its nearest distances have the ratio {two[row, 0] / two[row, 1]:.2f}."
+        )
         return failed(
             f"Picture {row} of a pool {'is' if right[row] else 'is not'} a copy by the rule; you say the opposite."
             f"{about}",
@@ -110,7 +128,10 @@ def _confirmed(pictures, training):
 
     own = _apart(training, training).fill_diagonal_(float("inf")).min(1).values
     near, row = _apart(pictures, training).min(1)
-    a, b = (x.flatten(1).double() - x.flatten(1).double().mean(1, keepdim=True) for x in (pictures, training[row]))
+    a, b = (
+        x.flatten(1).double() - x.flatten(1).double().mean(1, keepdim=True)
+        for x in (pictures, training[row])
+    )
     alike = torch.nn.functional.cosine_similarity(a, b)
     return float(((near < own.mean() - own.std() / 2) & (alike > 0.8)).double().mean())
 
@@ -140,16 +161,35 @@ def _check_disguise(disguised):
         )
     turned = [training.rot90(k, (2, 3)) for k in (1, 2, 3)] + [training.mT, training.mT.flip(2, 3)]
     known = (
-        (training, "These are the pictures as they were; the detector confirms every one.", "What could be swapped?"),
+        (
+            training,
+            "These are the pictures as they were; the detector confirms every one.",
+            "What could be swapped?",
+        ),
         (
             training.flip(0),
             "You changed the order of the pictures, and each is still there as it was.",
             "Which axis of (N, C, H, W) is left and right?",
         ),
-        (training.flip(1), "You swapped red and blue: a person sees other colours.", "Which axis holds the columns?"),
-        *((x, "You turned the pictures: a person notices.", "Which axis holds the columns?") for x in turned),
-        (training.flip(2), "You turned the pictures upside down: a person notices.", "Which axis holds the columns?"),
-        (-training, "These are negatives: a person notices.", "Can you leave all values as they are, elsewhere?"),
+        (
+            training.flip(1),
+            "You swapped red and blue: a person sees other colours.",
+            "Which axis holds the columns?",
+        ),
+        *(
+            (x, "You turned the pictures: a person notices.", "Which axis holds the columns?")
+            for x in turned
+        ),
+        (
+            training.flip(2),
+            "You turned the pictures upside down: a person notices.",
+            "Which axis holds the columns?",
+        ),
+        (
+            -training,
+            "These are negatives: a person notices.",
+            "Can you leave all values as they are, elsewhere?",
+        ),
     )
     for other, message, question in known:
         if torch.allclose(got, other, atol=1e-5):
@@ -169,17 +209,24 @@ def _check_disguise(disguised):
     if found > 0.1:
         still = f"The detector still confirms {found:.0%} of the copies."
         return failed(still, "How far did you move things, and how many?")
-    return passed(f"Every picture is a copy, and the detector on pixels confirms {found:.0%} of them.")
+    return passed(
+        f"Every picture is a copy, and the detector on pixels confirms {found:.0%} of them."
+    )
 
 
 # -- 09.3 -------------------------------------------------------------------------------------------------------------
 def _crops(a, b, dy, dx):
     """The parts of a and b (C, H, W) that lie on each other when b is moved by (dy, dx)."""
     h, w = a.shape[-2:]
-    return (x[:, max(y, 0) : h + min(y, 0), max(z, 0) : w + min(z, 0)] for x, y, z in ((a, dy, dx), (b, -dy, -dx)))
+    return (
+        x[:, max(y, 0) : h + min(y, 0), max(z, 0) : w + min(z, 0)]
+        for x, y, z in ((a, dy, dx), (b, -dy, -dx))
+    )
 
 
-def _robust(a, b, reach=2, mirror=True, both=True, signs=(-1, 1), best=min, total=False, roll=False):
+def _robust(
+    a, b, reach=2, mirror=True, both=True, signs=(-1, 1), best=min, total=False, roll=False
+):
     """The root-mean-square distance at the best shift and mirror; the options make the typical mistakes."""
     import torch
 
@@ -189,7 +236,9 @@ def _robust(a, b, reach=2, mirror=True, both=True, signs=(-1, 1), best=min, tota
         steps = range(-reach if -1 in signs else 0, reach + 1) if both or not flipped else (0,)
         for dy in steps:
             for dx in steps:
-                x, y = (a, torch.roll(other, (dy, dx), (-2, -1))) if roll else _crops(a, other, dy, dx)
+                x, y = (
+                    (a, torch.roll(other, (dy, dx), (-2, -1))) if roll else _crops(a, other, dy, dx)
+                )
                 squares = (x - y).double().square()
                 found.append(float((squares.sum() if total else squares.mean()).sqrt()))
     return best(found)
@@ -201,13 +250,23 @@ def _check_robust(robust_distance):
     cases = []
     scenes, others = _scenes(6, 12), _scenes(7, 12)
     for row, (flipped, dy, dx) in enumerate(
-        ((False, 0, 0), (True, 0, 0), (False, 2, 1), (False, -2, -2), (True, 1, -2), (True, -2, 0), (False, 0, 2))
+        (
+            (False, 0, 0),
+            (True, 0, 0),
+            (False, 2, 1),
+            (False, -2, -2),
+            (True, 1, -2),
+            (True, -2, 0),
+            (False, 0, 2),
+        )
     ):
         a, b = scenes[row], (scenes[row].flip(-1) if flipped else scenes[row])
         moved = others[row].clone()  # what enters the picture at the edge is new
         to, of = _crops(moved, b, dy, dx)
         to.copy_(of)
-        cases.append((f"{'mirrored, ' if flipped else ''}moved by {dy} down and {dx} right", a, moved))
+        cases.append(
+            (f"{'mirrored, ' if flipped else ''}moved by {dy} down and {dx} right", a, moved)
+        )
     cases += [("another picture", a, b) for a, b in zip(scenes[8:], others[8:], strict=True)]
 
     def all_of(distance):
@@ -216,18 +275,31 @@ def _check_robust(robust_distance):
     try:
         got = all_of(robust_distance)
     except (TypeError, ValueError, RuntimeError):
-        return failed("The answer must be one number, the least distance.", "Over what do you take the minimum?")
+        return failed(
+            "The answer must be one number, the least distance.",
+            "Over what do you take the minimum?",
+        )
     right = all_of(_robust)
     if torch.allclose(got, right, atol=1e-5):
-        return passed("Whoever moves or mirrors a copy is found now. Which disguise would you try next?")
+        return passed(
+            "Whoever moves or mirrors a copy is found now. Which disguise would you try next?"
+        )
     told = (
         (
             {"reach": 0, "mirror": False},
             "This is the plain distance: neither mirrored nor moved copies are found.",
             "Which pictures could `b` have been made from, one by one?",
         ),
-        ({"reach": 0}, "Mirrored copies are found, moved ones are not.", "Which shifts do you try?"),
-        ({"mirror": False}, "Moved copies are found, mirrored ones are not.", "What does `b.flip(-1)` give?"),
+        (
+            {"reach": 0},
+            "Mirrored copies are found, moved ones are not.",
+            "Which shifts do you try?",
+        ),
+        (
+            {"mirror": False},
+            "Moved copies are found, mirrored ones are not.",
+            "What does `b.flip(-1)` give?",
+        ),
         (
             {"both": False},
             "A copy that was mirrored and moved escapes: you try one or the other.",
@@ -245,10 +317,16 @@ def _check_robust(robust_distance):
             "You sum over the pixels. Whoever moves farther compares fewer of them, and looks nearer.",
             "By what do you divide?",
         ),
-        ({"best": max}, "This is the worst match, not the best.", "Which of all the distances is the copy's?"),
+        (
+            {"best": max},
+            "This is the worst match, not the best.",
+            "Which of all the distances is the copy's?",
+        ),
     )
     for mistake, message, question in told:
-        if torch.allclose(got, all_of(lambda a, b, mistake=mistake: _robust(a, b, **mistake)), atol=1e-5):
+        if torch.allclose(
+            got, all_of(lambda a, b, mistake=mistake: _robust(a, b, **mistake)), atol=1e-5
+        ):
             return failed(message, question)
     if torch.allclose(got, right.square(), atol=1e-5):
         return failed("These are squared distances.", "What is the root in root-mean-square for?")
@@ -332,19 +410,31 @@ def robust_distance(a, b):
 RECALL = [
     (
         "What does membership inference ask of a model?",
-        ["to draw a training picture", "whether a given picture was in the training data", "who trained it"],
+        [
+            "to draw a training picture",
+            "whether a given picture was in the training data",
+            "who trained it",
+        ],
         1,
         "The attacker has the picture already. Whether the model has seen it is what leaks.",
     ),
     (
         "An attack is judged by its true-positive rate at 1 % false positives. Why not by its share of right guesses?",
-        ["it is faster", "few sure accusations do harm, many half-guesses do not", "it needs no non-members"],
+        [
+            "it is faster",
+            "few sure accusations do harm, many half-guesses do not",
+            "it needs no non-members",
+        ],
         1,
         "One person named with certainty is a leak, even where the guesses about all others are no better than chance.",
     ),
     (
         "In DP-SGD every picture's gradient is clipped, and noise is added. What does that bound?",
-        ["how much one picture can change the model", "the size of the model", "the number of pictures"],
+        [
+            "how much one picture can change the model",
+            "the size of the model",
+            "the number of pictures",
+        ],
         0,
         "What one picture can't change can't be read off either: neither its membership nor a copy of it.",
     ),

@@ -19,7 +19,10 @@ def _ledger(seed):
     one, two, salt = (bytes(draw.bytes(32)) for _ in range(3))
     ledger.register(a), ledger.register(b)
     ledger.submit(a, one, two), ledger.submit(b, two, one, [one])
-    ledger.commit(b, one, round(draw.uniform(1, 2), 3), salt), ledger.commit(a, two, round(draw.uniform(1, 2), 3), salt)
+    (
+        ledger.commit(b, one, round(draw.uniform(1, 2), 3), salt),
+        ledger.commit(a, two, round(draw.uniform(1, 2), 3), salt),
+    )
     ledger.wait_blocks(int(draw.integers(2, 5)))
     return ledger.blocks
 
@@ -50,36 +53,55 @@ def _check_ledger(first_broken):
         own_hash[at]["hash"] = hash_of(own_hash[at])
         twice = deepcopy(changed)
         twice[at + 2]["kind"] = "Empty"
-        renumbered = [block | {"number": block["number"] + (number >= at)} for number, block in enumerate(good)]
+        renumbered = [
+            block | {"number": block["number"] + (number >= at)}
+            for number, block in enumerate(good)
+        ]
         cases = (
-            (good, "sound", "Nothing was changed.", "Which word means that all blocks fit together?"),
             (
-                changed, at, "A block was changed and its hash was not.",
+                good,
+                "sound",
+                "Nothing was changed.",
+                "Which word means that all blocks fit together?",
+            ),
+            (
+                changed,
+                at,
+                "A block was changed and its hash was not.",
                 "Which hash would the block have if it were computed now?",
             ),
             (
-                own_hash, at + 1, "A block was changed, and its own hash was computed anew, so the block itself fits.",
+                own_hash,
+                at + 1,
+                "A block was changed, and its own hash was computed anew, so the block itself fits.",
                 "Where else does the old hash stand?",
             ),
             (twice, at, "Two blocks were changed.", "Which of them was asked for?"),
             (
-                good[1:], 0, "The first block was cut off, so block 1 stands at the beginning.",
+                good[1:],
+                0,
+                "The first block was cut off, so block 1 stands at the beginning.",
                 "What must `previous` be in the very first block?",
             ),
             (
-                _rehashed(renumbered, at), at, "All hashes fit, but a number is skipped: a block is missing.",
+                _rehashed(renumbered, at),
+                at,
+                "All hashes fit, but a number is skipped: a block is missing.",
                 "What must `number` be in the block at place 5?",
             ),
             (
-                _rehashed(changed, at), "rewritten",
+                _rehashed(changed, at),
+                "rewritten",
                 "A block was changed and all later hashes were computed anew. Nothing inside the chain shows it.",
                 "What do you know that did not come with these blocks?",
             ),
             (
-                good[:-1], "rewritten", "The last block was cut off. What is left fits together.",
+                good[:-1],
+                "rewritten",
+                "The last block was cut off. What is left fits together.",
                 "Which hash should the chain end with?",
             ),
-        )  # fmt: skip
+        )
         for blocks, right, message, question in cases:
             got = first_broken(deepcopy(blocks), known)
             if isinstance(got, bool):
@@ -88,8 +110,12 @@ def _check_ledger(first_broken):
                     "What does somebody need to know who wants to look at the damage?",
                 )
             if got != right:
-                return failed(f"{message} The answer should be {right!r}; yours is {got!r}.", question)
-    return passed("A chain protects what is in it as long as somebody else remembers one hash: the last.")
+                return failed(
+                    f"{message} The answer should be {right!r}; yours is {got!r}.", question
+                )
+    return passed(
+        "A chain protects what is in it as long as somebody else remembers one hash: the last."
+    )
 
 
 # -- 10.2 -------------------------------------------------------------------------------------------------------------
@@ -102,7 +128,9 @@ def _ballots(seed):
     votes = 1.5 + 0.3 * draw.random((8, 1)) + 0.05 * draw.random((8, 5))
     leak, lie, harsh, bad = (models[0], voters[0]), (models[1], voters[1]), voters[2], models[2]
     if leak[0] < 5:
-        return _ballots(seed + 1000)  # row 5 or later: in the wrong order the answer is no cell at all
+        return _ballots(
+            seed + 1000
+        )  # row 5 or later: in the wrong order the answer is no cell at all
     votes[:, harsh] += 4.0
     votes[bad] += 5.0
     votes[leak] += 1.5
@@ -123,16 +151,22 @@ def _check_leak(find_leak):
         try:
             model, voter = (int(number) for number in find_leak(votes.copy(), seen.copy()))
         except (TypeError, ValueError):
-            return failed("The answer must be two whole numbers: model and voter.", "Which row is it, which column?")
+            return failed(
+                "The answer must be two whole numbers: model and voter.",
+                "Which row is it, which column?",
+            )
         got = (model, voter)
         if got == tuple(map(int, leak)):
             continue
         if got == tuple(map(int, leak))[::-1]:
             return failed(
-                "These are the right two numbers, the wrong way round.", "What stands in the rows of `votes`?"
+                "These are the right two numbers, the wrong way round.",
+                "What stands in the rows of `votes`?",
             )
         if not (0 <= model < 8 and 0 <= voter < 5):
-            return failed("There is no such model or no such voter.", "How many rows and columns has `votes`?")
+            return failed(
+                "There is no such model or no such voter.", "How many rows and columns has `votes`?"
+            )
         if np.isnan(votes[got]):
             return failed(
                 f"Voter {voter} gave no vote on model {model}; it made that model itself.",
@@ -160,12 +194,17 @@ def _check_leak(find_leak):
                 "What is left of a row when you take away its median?",
             )
         if votes[got] <= np.nanmedian(votes):
-            return failed("A low vote is praise.", "Does a voter who finds its own pictures score higher or lower?")
+            return failed(
+                "A low vote is praise.",
+                "Does a voter who finds its own pictures score higher or lower?",
+            )
         return failed(
             f"On model {model} voter {voter} votes about as one would expect of this model and this voter.",
             "What do you expect of each cell, from its row and its column, and where is the vote furthest above it?",
         )
-    return passed("One voter alone sees it, and the mean of five votes would have hidden four fifths of it.")
+    return passed(
+        "One voter alone sees it, and the mean of five votes would have hidden four fifths of it."
+    )
 
 
 # -- 10.3 -------------------------------------------------------------------------------------------------------------
@@ -181,7 +220,9 @@ def _check_rule(one_number):
         try:
             got = float(one_number(votes.copy(), liars))
         except (TypeError, ValueError):
-            return failed("The answer must be one number.", "Which one number should peers compare models by?")
+            return failed(
+                "The answer must be one number.", "Which one number should peers compare models by?"
+            )
         if abs(got - ordered[liars]) < 1e-9:
             continue
         cut = max(1, liars)
@@ -211,7 +252,11 @@ def _check_rule(one_number):
                 "This is the highest vote. One liar can veto any model.",
                 "How many of the highest votes may be lies?",
             ),
-            (ordered[-1], "This is the lowest vote: one flatterer is enough.", "Which end of the votes is an alarm?"),
+            (
+                ordered[-1],
+                "This is the lowest vote: one flatterer is enough.",
+                "Which end of the votes is an alarm?",
+            ),
             (
                 np.sort(votes)[liars],
                 "You count from the lower end, where models are praised.",
@@ -226,7 +271,9 @@ def _check_rule(one_number):
             f"one at least is honest. Your number is {got:.3f}.",
             "Sort the votes downwards. How many may you have to skip, and may you skip more?",
         )
-    return passed("No higher than some honest vote, and not lower than it must be: votes alone allow nothing better.")
+    return passed(
+        "No higher than some honest vote, and not lower than it must be: votes alone allow nothing better."
+    )
 
 
 EXERCISES = (
@@ -298,19 +345,31 @@ def one_number(votes, liars):
 RECALL = [
     (
         "Copies stand among a model's pictures. What does FID say?",
-        ["it gets much worse", "next to nothing; it may even improve", "which pictures were copied"],
+        [
+            "it gets much worse",
+            "next to nothing; it may even improve",
+            "which pictures were copied",
+        ],
         1,
         "FID compares crowds. In this lab peers choose models, and what they choose by decides what they spread.",
     ),
     (
         "None of a model's pictures is a copy of a training picture. What follows about leaks?",
-        ["nothing leaks", "only captions leak", "nothing; membership may still be seen in the weights"],
+        [
+            "nothing leaks",
+            "only captions leak",
+            "nothing; membership may still be seen in the weights",
+        ],
         2,
         "Here the weights of every model are public. So novelty of the pictures alone promises little.",
     ),
     (
         "Which pictures does a novelty score need, to find a copy?",
-        ["the training pictures that may have been copied", "any pictures of the same kind", "none"],
+        [
+            "the training pictures that may have been copied",
+            "any pictures of the same kind",
+            "none",
+        ],
         0,
         "So a peer can see the copies of its own pictures and of nobody else's.",
     ),

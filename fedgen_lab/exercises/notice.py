@@ -8,7 +8,11 @@ import html
 import re
 from dataclasses import dataclass
 
-COLOURS = {"good": "#009E73", "bad": "#D55E00", "plain": "#0072B2"}  # only beside words that say the same
+COLOURS = {
+    "good": "#009E73",
+    "bad": "#D55E00",
+    "plain": "#0072B2",
+}  # only beside words that say the same
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,11 @@ def say(head: str, *paragraphs: str, tone: str = "plain", code: str = "") -> Not
     paragraphs = tuple(filter(None, paragraphs))
     text = "\n".join([head, *paragraphs, *([code] if code else [])])
     source = f'<pre style="overflow-x: auto"><code>{html.escape(code)}</code></pre>' if code else ""
-    body = f"<strong>{inline(head)}</strong>" + "".join(f"<br>{inline(one)}" for one in paragraphs) + source
+    body = (
+        f"<strong>{inline(head)}</strong>"
+        + "".join(f"<br>{inline(one)}" for one in paragraphs)
+        + source
+    )
     show(box(body, tone), text)
     return Notice(text)
 

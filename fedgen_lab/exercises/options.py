@@ -18,12 +18,20 @@ class Options:
     """The options of one question. `box` is what is shown; `chosen` the text of the one chosen last, or None."""
 
     def __init__(self, options: list[str], on_choose: Callable[[str], None]) -> None:
-        self.texts, self.chosen, self._on_choose = [str(option) for option in options], None, on_choose
-        self.buttons = [widgets.Button(description=text, layout={"width": "auto"}) for text in self.texts]
+        self.texts, self.chosen, self._on_choose = (
+            [str(option) for option in options],
+            None,
+            on_choose,
+        )
+        self.buttons = [
+            widgets.Button(description=text, layout={"width": "auto"}) for text in self.texts
+        ]
         for text, button in zip(self.texts, self.buttons, strict=True):
             button.add_class("fedgen-option")
             button.on_click(lambda _, text=text: self.choose(text))
-        self.box = widgets.VBox([widgets.HTML(STYLE, layout={"height": "0", "margin": "0"}), *self.buttons])
+        self.box = widgets.VBox(
+            [widgets.HTML(STYLE, layout={"height": "0", "margin": "0"}), *self.buttons]
+        )
         self.box.layout.align_items = "flex-start"
 
     def choose(self, text: str) -> None:

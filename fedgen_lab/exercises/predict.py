@@ -60,7 +60,9 @@ def predict(key: str, question: str, options: list[str]) -> Prediction:
     listed = "".join(f"<li>{inline(option)}</li>" for option in made.options.texts)
     fixed = f"<p><strong>Predict:</strong> {inline(question)}</p><ul>{listed}</ul>"
     text = "\n".join([f"Predict: {question}", *(f"- {option}" for option in made.options.texts)])
-    asked = widgets.HTML(f"<p style='white-space: normal'><strong>Predict:</strong> {inline(question)}</p>")
+    asked = widgets.HTML(
+        f"<p style='white-space: normal'><strong>Predict:</strong> {inline(question)}</p>"
+    )
     show_live(widgets.VBox([asked, made.options.box, made.note]), fixed, text)
     return made
 
@@ -92,11 +94,15 @@ def show_live(widget: widgets.Widget, fixed_html: str, text: str) -> None:
     else:
         from IPython.display import display
 
-        bundle = widget._repr_mimebundle_()  # the reference that JupyterLab turns into the live widget
+        bundle = (
+            widget._repr_mimebundle_()
+        )  # the reference that JupyterLab turns into the live widget
         display({**bundle, "text/plain": text}, raw=True)
 
 
 def _check_key(key: str) -> None:
     lab, dot, name = str(key).partition(".")
     if not (len(lab) == 2 and lab.isdigit() and dot and name):
-        raise ValueError(f'a prediction\'s key is lab, dot and a word, like "01.skew"; got {key!r}.')
+        raise ValueError(
+            f'a prediction\'s key is lab, dot and a word, like "01.skew"; got {key!r}.'
+        )

@@ -19,13 +19,21 @@ class Board:
 
     def __init__(self) -> None:
         self.view, self.message = widgets.HTML(), widgets.HTML()
-        self.export_button = widgets.Button(description="Export my progress", layout={"width": "auto"})
+        self.export_button = widgets.Button(
+            description="Export my progress", layout={"width": "auto"}
+        )
         self.import_button = widgets.FileUpload(
-            description="Import progress", accept=".json", multiple=False, icon="", layout={"width": "auto"}
+            description="Import progress",
+            accept=".json",
+            multiple=False,
+            icon="",
+            layout={"width": "auto"},
         )
         self.export_button.on_click(lambda _: self._export())
         self.import_button.observe(self._import, names="value")
-        buttons = widgets.HBox([self.export_button, self.import_button], layout={"flex_flow": "row wrap"})
+        buttons = widgets.HBox(
+            [self.export_button, self.import_button], layout={"flex_flow": "row wrap"}
+        )
         self.box = widgets.VBox([self.view, buttons, self.message])
         self.refresh()
 
@@ -49,7 +57,9 @@ class Board:
         content = base64.b64encode(export_text().encode("utf-8", "backslashreplace")).decode()
         address = f"data:application/json;base64,{content}"
         link = f'<a download="my_progress.json" href="{address}">Download my_progress.json</a>'
-        self._say(f"Your progress is ready: {link}. Import it in another session to go on from here.")
+        self._say(
+            f"Your progress is ready: {link}. Import it in another session to go on from here."
+        )
 
     def _import(self, change) -> None:
         if not change["new"]:
@@ -78,7 +88,10 @@ def progress() -> Board:
 
 def progress_table(everything: dict) -> pd.DataFrame:
     """One row a lab: exercises passed, guesses made and right, recall questions answered right."""
-    labs = {*checks.labs(), *(key.partition(".")[0] for section in everything.values() for key in section)}
+    labs = {
+        *checks.labs(),
+        *(key.partition(".")[0] for section in everything.values() for key in section),
+    }
     rows = []
     for lab in sorted(labs):
         mine = {
@@ -86,7 +99,11 @@ def progress_table(everything: dict) -> pd.DataFrame:
             for name, section in everything.items()
         }
         keys = {one.key for one in checks.exercises_of(lab)} if lab in checks.labs() else set()
-        done = [key for key, facts in everything["exercises"].items() if key in keys and facts.get("passed") is True]
+        done = [
+            key
+            for key, facts in everything["exercises"].items()
+            if key in keys and facts.get("passed") is True
+        ]
         made = [facts for facts in mine["guesses"] if "guess" in facts]
         revealed = [facts for facts in made if "right" in facts]
         rows.append(
@@ -98,7 +115,9 @@ def progress_table(everything: dict) -> pd.DataFrame:
                 "Recalled": _right(mine["recall"]),
             }
         )
-    return pd.DataFrame(rows, columns=["Lab", "Exercises passed", "Guesses made", "Guesses right", "Recalled"])
+    return pd.DataFrame(
+        rows, columns=["Lab", "Exercises passed", "Guesses made", "Guesses right", "Recalled"]
+    )
 
 
 def export_text() -> str:
@@ -114,10 +133,16 @@ def import_text(text: str) -> str:
     try:
         theirs = store.parse(text)
     except ValueError as error:
-        raise ValueError(f"Nothing was imported: {error}. Choose a my_progress.json that was exported here.") from None
+        raise ValueError(
+            f"Nothing was imported: {error}. Choose a my_progress.json that was exported here."
+        ) from None
     store.save(store.merge(store.load(), theirs))
     return f"Imported. Exercises: {len(theirs['exercises'])}, guesses: {len(theirs['guesses'])}."
 
 
 def _right(entries: list[dict]) -> str:
-    return f"{sum(facts.get('right') is True for facts in entries)} of {len(entries)}" if entries else ""
+    return (
+        f"{sum(facts.get('right') is True for facts in entries)} of {len(entries)}"
+        if entries
+        else ""
+    )

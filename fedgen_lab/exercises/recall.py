@@ -20,7 +20,9 @@ class Recall:
         self.first: dict[int, bool] = {}  # whether the first answer to each question was right
         self.options, self.whys, rows = [], [], []
         for number, (question, options, _, _) in enumerate(questions):
-            self.options.append(Options(options, lambda text, number=number: self._answered(number, text)))
+            self.options.append(
+                Options(options, lambda text, number=number: self._answered(number, text))
+            )
             self.whys.append(widgets.HTML())
             asked = widgets.HTML(
                 f"<p style='white-space: normal'><strong>{number + 1}.</strong> {inline(question)}</p>"
@@ -38,11 +40,17 @@ class Recall:
         is_right = text == str(options[right])
         if number not in self.first:  # only the answer from memory counts
             self.first[number] = is_right
-            store.note("recall", f"{self.lab}.{number + 1}", question=question, answer=text, right=is_right)
+            store.note(
+                "recall", f"{self.lab}.{number + 1}", question=question, answer=text, right=is_right
+            )
         start = "Right." if is_right else f"Not quite: {options[right]}."
-        self.whys[number].value = f'<div role="status" style="white-space: normal">{inline(f"{start} {why}")}</div>'
+        self.whys[
+            number
+        ].value = f'<div role="status" style="white-space: normal">{inline(f"{start} {why}")}</div>'
         if len(self.first) == len(self.questions):
-            self.summary.value = f"<div>{sum(self.first.values())} of {len(self.first)} right at once.</div>"
+            self.summary.value = (
+                f"<div>{sum(self.first.values())} of {len(self.first)} right at once.</div>"
+            )
 
     def _ipython_display_(self) -> None:
         """Shown already by `recall`."""
@@ -66,7 +74,9 @@ def recall(lab: str, questions: list[tuple]) -> Recall:
     for number, (question, options, right, why) in enumerate(questions, 1):
         listed = "".join(f"<li>{inline(str(option))}</li>" for option in options)
         answer = f"<details><summary>Answer {number}</summary>{inline(f'{options[right]}. {why}')}</details>"
-        fixed.append(f"<p><strong>{number}.</strong> {inline(question)}</p><ul>{listed}</ul>{answer}")
+        fixed.append(
+            f"<p><strong>{number}.</strong> {inline(question)}</p><ul>{listed}</ul>{answer}"
+        )
         text.append("\n".join([f"{number}. {question}", *(f"   - {option}" for option in options)]))
     show_live(made.box, "".join(fixed), "\n".join(text))
     return made

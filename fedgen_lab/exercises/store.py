@@ -12,7 +12,9 @@ from pathlib import Path
 from fedgen_lab.files import patiently
 
 SECTIONS = ("exercises", "guesses", "recall")
-_unsaved: dict[Path, dict] = {}  # what could not be written to disk, so that a read-only folder does not stop a lesson
+_unsaved: dict[
+    Path, dict
+] = {}  # what could not be written to disk, so that a read-only folder does not stop a lesson
 
 
 def progress_file() -> Path:
@@ -56,15 +58,20 @@ def save(everything: dict) -> None:
             everything = merge(everything, _on_disk(path))
         text = json.dumps({"format": 1, **everything}, indent=1, ensure_ascii=False, sort_keys=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("wb", dir=path.parent, delete=False, suffix=".part") as file:
+        with tempfile.NamedTemporaryFile(
+            "wb", dir=path.parent, delete=False, suffix=".part"
+        ) as file:
             temporary = Path(file.name)
-            file.write(text.encode("utf-8", "backslashreplace"))  # half a letter stays as JSON writes it: \ud800
+            file.write(
+                text.encode("utf-8", "backslashreplace")
+            )  # half a letter stays as JSON writes it: \ud800
         patiently(lambda: os.replace(temporary, path))
         _unsaved.pop(path, None)
     except (OSError, ValueError) as error:
         if path not in _unsaved:
             warnings.warn(
-                f"Progress cannot be saved to {path} ({error}). It is kept until the kernel stops.", stacklevel=2
+                f"Progress cannot be saved to {path} ({error}). It is kept until the kernel stops.",
+                stacklevel=2,
             )
         _unsaved[path] = everything
     finally:
@@ -83,13 +90,19 @@ def parse(text: str) -> dict:
         raise ValueError(f"this is not JSON ({error})") from None
     except RecursionError:
         raise ValueError("this is not a progress file: it is nested too deeply") from None
-    if not isinstance(found, dict) or (found and not any(isinstance(found.get(part), dict) for part in SECTIONS)):
-        raise ValueError(f"this is not a progress file: it has none of the parts {', '.join(SECTIONS)}")
+    if not isinstance(found, dict) or (
+        found and not any(isinstance(found.get(part), dict) for part in SECTIONS)
+    ):
+        raise ValueError(
+            f"this is not a progress file: it has none of the parts {', '.join(SECTIONS)}"
+        )
     everything = {}
     for section in SECTIONS:
         entries = found.get(section)
         entries = entries if isinstance(entries, dict) else {}
-        everything[section] = {key: facts for key, facts in entries.items() if isinstance(facts, dict)}
+        everything[section] = {
+            key: facts for key, facts in entries.items() if isinstance(facts, dict)
+        }
     return everything
 
 
@@ -99,7 +112,11 @@ def merge(ours: dict, theirs: dict) -> dict:
     for key in set(ours["exercises"]) & set(theirs["exercises"]):
         a, b = ours["exercises"][key], theirs["exercises"][key]
         counts = {name: max(count(a, name), count(b, name)) for name in ("tries", "hints")}
-        marks = {name: True for name in ("passed", "solution_seen") if a.get(name) is True or b.get(name) is True}
+        marks = {
+            name: True
+            for name in ("passed", "solution_seen")
+            if a.get(name) is True or b.get(name) is True
+        }
         merged["exercises"][key] = {**b, **a, **counts, **marks}
     return merged
 
@@ -130,5 +147,8 @@ def _set_aside(path: Path, error: Exception) -> None:
         )
     except OSError:
         if path not in _unsaved:
-            warnings.warn(f"{path} could not be read: {error}. Progress is kept until the kernel stops.", stacklevel=4)
+            warnings.warn(
+                f"{path} could not be read: {error}. Progress is kept until the kernel stops.",
+                stacklevel=4,
+            )
         _unsaved.setdefault(path, parse("{}"))

@@ -8,4 +8,14 @@ from fedgen_lab.federation.fedavg import CheckedFedAvg, Refusal
 from fedgen_lab.federation.grid import LabGrid, Run, Stopped, run_app
 from fedgen_lab.federation.trace import SERVER, Sent, Trace
 
-__all__ = ["SERVER", "CheckedFedAvg", "LabGrid", "Refusal", "Run", "Sent", "Stopped", "Trace", "run_app"]
+__all__ = [
+    "SERVER",
+    "CheckedFedAvg",
+    "LabGrid",
+    "Refusal",
+    "Run",
+    "Sent",
+    "Stopped",
+    "Trace",
+    "run_app",
+]

@@ -69,9 +69,15 @@ def _experiment(context):
         raise ValueError(f'experiment must be "lora" or "gan"; got {experiment!r}.')
     from fedgen_lab.split.scenario import GanScenario
 
-    knobs = {key.removeprefix("gan."): value for key, value in context.run_config.items() if key.startswith("gan.")}
+    knobs = {
+        key.removeprefix("gan."): value
+        for key, value in context.run_config.items()
+        if key.startswith("gan.")
+    }
     method = GanScenario.from_run_config(knobs).method  # an unknown one is named here
-    return method, replace(context, run_config={**knobs, "save-to": context.run_config.get("save-to", "")})
+    return method, replace(
+        context, run_config={**knobs, "save-to": context.run_config.get("save-to", "")}
+    )
 
 
 @lru_cache(maxsize=1)

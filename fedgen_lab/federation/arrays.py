@@ -37,5 +37,7 @@ def tensors_of(record):
 def _npy_header(dtype, shape):
     """How a .npy file of such an array begins."""
     file = BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype.str, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype.str, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue()

@@ -24,10 +24,16 @@ def gather(grid, number, patience_seconds):
 
 def ask(grid, messages, timeout):
     """Send {key: message} and wait for `timeout` seconds at most: {key: reply} of those who answered."""
-    waiting = [message_id for message_id in grid.push_messages(list(messages.values())) if message_id is not None]
+    waiting = [
+        message_id
+        for message_id in grid.push_messages(list(messages.values()))
+        if message_id is not None
+    ]
     end, replies = time.monotonic() + timeout, {}
     while waiting:
-        replies |= {reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages(waiting)}
+        replies |= {
+            reply.metadata.reply_to_message_id: reply for reply in grid.pull_messages(waiting)
+        }
         waiting = [message_id for message_id in waiting if message_id not in replies]
         if time.monotonic() > end:
             break
@@ -68,7 +74,9 @@ def checked(arrays, expected):
         except Exception as error:  # bytes from outside: anything can be wrong with them
             raise ValueError(f"sent {name!r} in a form that cannot be read ({error})") from None
         if not is_right:
-            raise ValueError(f"sent {name!r} as {value.dtype} {value.shape} where {dtype} {shape} belongs")
+            raise ValueError(
+                f"sent {name!r} as {value.dtype} {value.shape} where {dtype} {shape} belongs"
+            )
         if not is_finite:
             raise ValueError(f"sent NaN or infinity in {name!r}")
         values[name] = value

@@ -25,7 +25,9 @@ class Refusal(NamedTuple):
     """An upload that was not averaged."""
 
     round: int
-    client: str  # "client 2" (its partition id), or "node 71830..." while the partition id is unknown
+    client: (
+        str  # "client 2" (its partition id), or "node 71830..." while the partition id is unknown
+    )
     reason: str  # a whole sentence that names the client
 
 
@@ -73,7 +75,12 @@ class CheckedFedAvg(FedAvg):
             min_available_nodes=min_available_nodes,
             **fedavg,
         )
-        self.timeout, self.join_timeout, self.on_round, self.seed = timeout, join_timeout, on_round, seed
+        self.timeout, self.join_timeout, self.on_round, self.seed = (
+            timeout,
+            join_timeout,
+            on_round,
+            seed,
+        )
         self.combine, self.read = combine or weighted_mean, read
         self.refused, self.latest, self.client_arrays = [], None, {}
         self._partitions = {}  # node id -> partition id, as far as known
@@ -84,8 +91,12 @@ class CheckedFedAvg(FedAvg):
     def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
         """FedAvg's `start`; returns its `Result`. `timeout` is the strategy's own unless given."""
         self.latest = initial_arrays
-        self._partitions.update(getattr(grid, "partitions", {}))  # a LabGrid knows; other engines' clients tell
-        return super().start(grid, initial_arrays, num_rounds, timeout=timeout or self.timeout, **configs)
+        self._partitions.update(
+            getattr(grid, "partitions", {})
+        )  # a LabGrid knows; other engines' clients tell
+        return super().start(
+            grid, initial_arrays, num_rounds, timeout=timeout or self.timeout, **configs
+        )
 
     def configure_train(self, server_round, arrays, config, grid):
         """Ask the clients of this round to train `arrays`."""
@@ -100,23 +111,33 @@ class CheckedFedAvg(FedAvg):
     def aggregate_train(self, server_round, replies):
         """Average the uploads that pass the checks; (None, None) if nobody is left. Returns (arrays, metrics)."""
         accepted = self._accepted(server_round, replies, self.latest)
-        self.client_arrays = {partition: content[self.arrayrecord_key] for partition, _, content in accepted}
+        self.client_arrays = {
+            partition: content[self.arrayrecord_key] for partition, _, content in accepted
+        }
         arrays, metrics = None, None
         if accepted:
             contents = [content for _, _, content in accepted]
             metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
             self.latest = arrays = self._new_arrays(server_round, contents)
         elif self._asked:
-            self._refuse(server_round, "everyone", "No client sent a usable update; the model stays as it was.")
+            self._refuse(
+                server_round,
+                "everyone",
+                "No client sent a usable update; the model stays as it was.",
+            )
         else:
-            self._refuse(server_round, "everyone", "No client is connected; the model stays as it was.")
+            self._refuse(
+                server_round, "everyone", "No client is connected; the model stays as it was."
+            )
         if self.on_round is not None:
             self.on_round(server_round, self.latest, metrics or MetricRecord())
         return arrays, metrics
 
     def _new_arrays(self, server_round, contents):
         """The next `latest` out of the contents that were accepted."""
-        uploads = [{name: read(array) for name, array in c[self.arrayrecord_key].items()} for c in contents]
+        uploads = [
+            {name: read(array) for name, array in c[self.arrayrecord_key].items()} for c in contents
+        ]
         sent = {name: read(array) for name, array in self.latest.items()}
         weights = [content["metrics"][self.weighted_by_key] for content in contents]
         combined = self.combine(server_round, sent, uploads, weights)
@@ -124,7 +145,9 @@ class CheckedFedAvg(FedAvg):
 
     def aggregate_evaluate(self, server_round, replies):
         """Average the metrics of the clients that answered; None if nobody did."""
-        contents = [content for _, _, content in self._accepted(server_round, replies, expected=None)]
+        contents = [
+            content for _, _, content in self._accepted(server_round, replies, expected=None)
+        ]
         return self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key) if contents else None
 
     def _ask(self, server_round, arrays, config, grid, message_type, fraction, fewest):
@@ -136,7 +159,9 @@ class CheckedFedAvg(FedAvg):
         number = min(len(node_ids), max(int(len(node_ids) * fraction), fewest))
         if number < len(node_ids):
             draw = np.random.default_rng([self.seed, server_round])
-            node_ids = [node_ids[i] for i in sorted(draw.choice(len(node_ids), number, replace=False))]
+            node_ids = [
+                node_ids[i] for i in sorted(draw.choice(len(node_ids), number, replace=False))
+            ]
         config["server-round"] = server_round
         record = RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
         self._asked = list(self._construct_messages(record, node_ids, message_type))
@@ -144,14 +169,18 @@ class CheckedFedAvg(FedAvg):
 
     def _connected(self, server_round, grid):
         """The ids of the nodes to ask, in the order of partition ids; the first round waits until enough are there."""
-        wanted, patience = (self.min_available_nodes, self.join_timeout) if server_round == 1 else (1, 30.0)
+        wanted, patience = (
+            (self.min_available_nodes, self.join_timeout) if server_round == 1 else (1, 30.0)
+        )
         end = time.monotonic() + patience
         while True:
             node_ids = [node_id for node_id in grid.get_node_ids() if node_id not in self._silent]
             if len(node_ids) >= wanted:
                 break
             if time.monotonic() > end:
-                reason = f"{len(node_ids)} of {wanted} clients were connected after {patience:.0f} s"
+                reason = (
+                    f"{len(node_ids)} of {wanted} clients were connected after {patience:.0f} s"
+                )
                 self._refuse(server_round, "everyone", f"{reason}; the round went on with them.")
                 break
             _log.info("Waiting for %d clients; %d are connected.", wanted, len(node_ids))
@@ -163,9 +192,15 @@ class CheckedFedAvg(FedAvg):
 
     def _accepted(self, server_round, replies, expected):
         """The answers that pass, as (partition id, node id, content) in order; the others are refused by name."""
-        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._asked}
+        asked = {
+            message.metadata.message_id: message.metadata.dst_node_id for message in self._asked
+        }
         replies = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        answers = {node_id: replies[message_id] for message_id, node_id in asked.items() if message_id in replies}
+        answers = {
+            node_id: replies[message_id]
+            for message_id, node_id in asked.items()
+            if message_id in replies
+        }
         for node_id, reply in answers.items():
             partition = None if reply.has_error() else _partition_id(reply.content)
             if partition is not None:
@@ -181,7 +216,9 @@ class CheckedFedAvg(FedAvg):
                     self._silent.add(node_id)
                     raise ValueError("did not answer in time and is not asked again")
                 if partition in seen:
-                    raise ValueError("has the same partition id as another client; start each SuperNode with its own")
+                    raise ValueError(
+                        "has the same partition id as another client; start each SuperNode with its own"
+                    )
                 start = self._start_of(node_id, expected)
                 content = self._checked(answers[node_id], start)
             except ValueError as why:
@@ -228,10 +265,14 @@ class CheckedFedAvg(FedAvg):
         sent = content_of(reply)
         arrays, metrics = list(sent.array_records.values()), list(sent.metric_records.values())
         if len(metrics) != 1 or (expected is not None and len(arrays) != 1):
-            raise ValueError(f"sent {len(arrays)} array and {len(metrics)} metric records where one each belongs")
+            raise ValueError(
+                f"sent {len(arrays)} array and {len(metrics)} metric records where one each belongs"
+            )
         weight = metrics[0].get(self.weighted_by_key)
         if not isinstance(weight, int | float) or not 0 < weight < math.inf:
-            raise ValueError(f"gave {self.weighted_by_key!r} as {weight!r} where a positive number belongs")
+            raise ValueError(
+                f"gave {self.weighted_by_key!r} as {weight!r} where a positive number belongs"
+            )
         content = RecordDict({"metrics": metrics[0]})
         if expected is not None:
             content[self.arrayrecord_key] = self._read(arrays[0], expected)
@@ -244,7 +285,9 @@ class CheckedFedAvg(FedAvg):
         try:
             return self.read(arrays, expected)
         except Exception as error:  # bytes from outside: anything can be wrong with them
-            raise ValueError(f"sent an upload that cannot be read ({str(error).rstrip('.')})") from None
+            raise ValueError(
+                f"sent an upload that cannot be read ({str(error).rstrip('.')})"
+            ) from None
 
     def _refuse(self, server_round, client, reason):
         self.refused.append(Refusal(server_round, client, reason))
@@ -261,14 +304,19 @@ def _usual_change(changes, last):
     """The larger median of this round's changes and the last's; for a single upload, the smaller one."""
     if len(changes) < 2:
         return median_low(changes + last) if changes else 0.0
-    return max(median_low(changes), median_low(last or [0.0]))  # the first steps from zero are small
+    return max(
+        median_low(changes), median_low(last or [0.0])
+    )  # the first steps from zero are small
 
 
 def weighted_mean(server_round, sent, uploads, weights):
     """FedAvg's rule: sum_k n_k / n * w_k for every array, in the arrays' own dtype; a dict by name."""
     average = {}
     for name, array in uploads[0].items():
-        mean = sum(upload[name] * (weight / sum(weights)) for upload, weight in zip(uploads, weights, strict=True))
+        mean = sum(
+            upload[name] * (weight / sum(weights))
+            for upload, weight in zip(uploads, weights, strict=True)
+        )
         average[name] = np.asarray(mean, dtype=array.dtype)
     return average
 
@@ -287,5 +335,7 @@ def _with_common_metrics(accepted):
     shared = set.intersection(*map(set, records)) - {"partition-id"} if records else set()
     shared = {key for key in shared if len({np.shape(record[key]) for record in records}) == 1}
     for _, _, content in accepted:
-        content["metrics"] = MetricRecord({key: content["metrics"][key] for key in content["metrics"] if key in shared})
+        content["metrics"] = MetricRecord(
+            {key: content["metrics"][key] for key in content["metrics"] if key in shared}
+        )
     return accepted

@@ -52,10 +52,19 @@ class LabGrid(Grid):
     """
 
     def __init__(
-        self, client_app, num_clients, run_config=None, trace=None, should_stop=None, on_message=None, stacked=None
+        self,
+        client_app,
+        num_clients,
+        run_config=None,
+        trace=None,
+        should_stop=None,
+        on_message=None,
+        stacked=None,
     ):
         if isinstance(num_clients, bool) or int(num_clients) != num_clients or num_clients < 1:
-            raise ValueError(f"num_clients must be a whole number of at least 1; got {num_clients!r}.")
+            raise ValueError(
+                f"num_clients must be a whole number of at least 1; got {num_clients!r}."
+            )
         self.trace = Trace() if trace is None else trace
         self._client_app, self._stacked = client_app, stacked
         self._should_stop, self._on_message = should_stop, on_message
@@ -134,22 +143,37 @@ class LabGrid(Grid):
             if node_id not in self._contexts:
                 raise ValueError(f"No client has the node id {node_id}; use one of get_node_ids().")
             self._messages += 1
-            message.metadata.__dict__["_message_id"] = str(self._messages)  # what every Flower engine does
+            message.metadata.__dict__["_message_id"] = str(
+                self._messages
+            )  # what every Flower engine does
             content, size = _cross_the_wire(message.content)
             received.append(Message(content, metadata=message.metadata))
             contexts.append(self._contexts[node_id])
             sizes.append(size)
         replies = self._stacked_answers(received, contexts) if self._stacked is not None else None
         if replies is None:
-            replies = [self._answer(message, context) for message, context in zip(received, contexts, strict=True)]
+            replies = [
+                self._answer(message, context)
+                for message, context in zip(received, contexts, strict=True)
+            ]
         for message, context, size, reply in zip(messages, contexts, sizes, replies, strict=True):
             server_round = _server_round(message.content)
             if server_round not in steps:
-                steps[server_round] = self._exchanges[server_round] = self._exchanges.get(server_round, -1) + 1
-            step, partition, kind = steps[server_round], self.partitions[context.node_id], message.metadata.message_type
+                steps[server_round] = self._exchanges[server_round] = (
+                    self._exchanges.get(server_round, -1) + 1
+                )
+            step, partition, kind = (
+                steps[server_round],
+                self.partitions[context.node_id],
+                message.metadata.message_type,
+            )
             self._record(server_round, step, SERVER, partition, kind, size)
             if reply.has_error():
-                size, flops, error = error_to_proto(reply.error).ByteSize(), 0.0, reply.error.reason or "unknown error"
+                size, flops, error = (
+                    error_to_proto(reply.error).ByteSize(),
+                    0.0,
+                    reply.error.reason or "unknown error",
+                )
             else:
                 reply.content, size = _cross_the_wire(reply.content)
                 flops, error = _flops(reply.content), ""
@@ -163,7 +187,9 @@ class LabGrid(Grid):
             with _flower_task(RUN_ID, context.node_id):
                 reply = self._client_app(message, context)
             if not isinstance(reply, Message):
-                raise TypeError(f"the client must return a flwr.app.Message; it returned {type(reply).__name__}")
+                raise TypeError(
+                    f"the client must return a flwr.app.Message; it returned {type(reply).__name__}"
+                )
             return reply
         except Stopped:
             raise
@@ -182,7 +208,10 @@ class LabGrid(Grid):
         if replies is None:
             return None
         pairs = zip(messages, replies, strict=True)
-        return [_error_reply(reply, message) if isinstance(reply, Exception) else reply for message, reply in pairs]
+        return [
+            _error_reply(reply, message) if isinstance(reply, Exception) else reply
+            for message, reply in pairs
+        ]
 
     def _record(self, *row):
         sent = self.trace.add(*row)
@@ -200,7 +229,13 @@ class Run:
 
 
 def run_app(
-    server_app, client_app, num_clients, run_config=None, should_stop=None, on_message=None, stacked=None
+    server_app,
+    client_app,
+    num_clients,
+    run_config=None,
+    should_stop=None,
+    on_message=None,
+    stacked=None,
 ):
     """Run a Flower app on a `LabGrid`, as `flwr run` would in its simulation, and return a `Run`.
 
@@ -209,7 +244,14 @@ def run_app(
     `ServerApp` are raised.
     """
     context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config or {}))
-    grid = LabGrid(client_app, num_clients, run_config, should_stop=should_stop, on_message=on_message, stacked=stacked)
+    grid = LabGrid(
+        client_app,
+        num_clients,
+        run_config,
+        should_stop=should_stop,
+        on_message=on_message,
+        stacked=stacked,
+    )
     try:
         with grid:
             server_app(grid, context)
@@ -242,7 +284,9 @@ def _error_reply(error, message):
 
 def _cross_the_wire(content):
     """A copy of the records as the other side reads them, and their size in bytes on the wire."""
-    wire = recorddict_to_proto(content)  # Flower's wire form, which shares no memory with the records
+    wire = recorddict_to_proto(
+        content
+    )  # Flower's wire form, which shares no memory with the records
     return recorddict_from_proto(wire), wire.ByteSize()
 
 

@@ -32,7 +32,9 @@ class Trace:
 
     def add(self, round, step, sender, receiver, kind, bytes, flops=0.0, error=""):
         """Write one message down and return it as a `Sent`."""
-        sent = Sent(int(round), int(step), int(sender), int(receiver), kind, int(bytes), float(flops), error)
+        sent = Sent(
+            int(round), int(step), int(sender), int(receiver), kind, int(bytes), float(flops), error
+        )
         self._sent.append(sent)
         return sent
 
@@ -48,4 +50,6 @@ class Trace:
     def frame(self):
         """All messages as a DataFrame: round, step, sender, receiver, kind, bytes, flops, error."""
         frame = pd.DataFrame(self._sent.copy(), columns=list(Sent._fields))
-        return frame.astype({name: kind for name, kind in Sent.__annotations__.items() if kind is not str})
+        return frame.astype(
+            {name: kind for name, kind in Sent.__annotations__.items() if kind is not str}
+        )

@@ -23,7 +23,10 @@ def add_adapter(unet, rank=8, alpha=None, seed=0, targets=TARGETS):
         raise ValueError("This UNet already carries an adapter; call remove_adapter(unet) first.")
     unet.requires_grad_(False)
     config = LoraConfig(
-        r=rank, lora_alpha=rank if alpha is None else alpha, target_modules=list(targets), init_lora_weights="gaussian"
+        r=rank,
+        lora_alpha=rank if alpha is None else alpha,
+        target_modules=list(targets),
+        init_lora_weights="gaussian",
     )
     with torch.random.fork_rng():  # peft draws A from torch's global generator
         torch.manual_seed(seed)
@@ -38,7 +41,9 @@ def remove_adapter(unet):
 
 def trainable_state(unet):
     """The parameters that train, by name, copied to the CPU: the adapter, or every weight under full fine-tuning."""
-    return {name: p.detach().cpu().clone() for name, p in unet.named_parameters() if p.requires_grad}
+    return {
+        name: p.detach().cpu().clone() for name, p in unet.named_parameters() if p.requires_grad
+    }
 
 
 @torch.no_grad()
@@ -52,8 +57,13 @@ def load_trainable(unet, state):
         )
     for name, parameter in ours.items():
         if parameter.shape != state[name].shape:
-            raise ValueError(f"{name} has shape {tuple(state[name].shape)}, expected {tuple(parameter.shape)}.")
-    for name, parameter in ours.items():  # only now: a state that does not fit leaves the UNet as it was
+            raise ValueError(
+                f"{name} has shape {tuple(state[name].shape)}, expected {tuple(parameter.shape)}."
+            )
+    for (
+        name,
+        parameter,
+    ) in ours.items():  # only now: a state that does not fit leaves the UNet as it was
         parameter.copy_(state[name])
 
 
@@ -64,18 +74,29 @@ def load_adapter(unet, state, alpha=0.0, train="AB"):
     The scale becomes alpha / rank, or one where `alpha` is 0. `train`: the factors that train from now on, "AB", "A"
     or "B". Raises ValueError when the layers or their sizes are not this UNet's.
     """
-    layers = {name: layer for name, layer in unet.named_modules() if "default" in getattr(layer, "lora_A", ())}
+    layers = {
+        name: layer
+        for name, layer in unet.named_modules()
+        if "default" in getattr(layer, "lora_A", ())
+    }
     given = {name.partition(".lora_")[0] for name in state}
     if odd := sorted(given ^ set(layers)):
-        raise ValueError(f"This adapter does not fit: {odd[0]!r} is only on one side. Use the same targets and model.")
+        raise ValueError(
+            f"This adapter does not fit: {odd[0]!r} is only on one side. Use the same targets and model."
+        )
     for name, layer in layers.items():
         a, b = (state[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
-        if (a.shape[1], b.shape[0]) != (layer.in_features, layer.out_features) or a.shape[0] != b.shape[1]:
+        if (a.shape[1], b.shape[0]) != (layer.in_features, layer.out_features) or a.shape[
+            0
+        ] != b.shape[1]:
             raise ValueError(
                 f"{name} got A {tuple(a.shape)} and B {tuple(b.shape)} "
                 f"where (r, {layer.in_features}) and ({layer.out_features}, r) belong."
             )
-        for module, factor, value in ((layer.lora_A["default"], "A", a), (layer.lora_B["default"], "B", b)):
+        for module, factor, value in (
+            (layer.lora_A["default"], "A", a),
+            (layer.lora_B["default"], "B", b),
+        ):
             if module.weight.shape == value.shape:
                 module.weight.copy_(value)
             else:

@@ -29,7 +29,9 @@ def run_local_only(scenario, should_stop=None, on_event=None):
     pipeline, dealt = prepare(scenario), deal(scenario)
     start = trainable_state(pipeline.unet)
     encoded = [encode(pipeline, pictures) for pictures in dealt.clients]
-    return _alone(scenario, pipeline, dealt, start, encoded, scenario.local_steps, should_stop, on_event)
+    return _alone(
+        scenario, pipeline, dealt, start, encoded, scenario.local_steps, should_stop, on_event
+    )
 
 
 def run_centralised(scenario, should_stop=None, on_event=None):
@@ -56,7 +58,9 @@ def _alone(scenario, pipeline, dealt, start, owners, steps, should_stop, on_even
         for owner, encoded in enumerate(owners):
             name = CENTRE if centralised else owner
             load_trainable(pipeline.unet, start)
-            losses[owner, 0] = denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean()
+            losses[owner, 0] = denoising_loss(
+                pipeline.unet, schedule, held_out, scenario.seed
+            ).mean()
             for server_round in range(1, scenario.rounds + 1):
 
                 def report(step, total, loss, at=(server_round, name)):
@@ -66,10 +70,19 @@ def _alone(scenario, pipeline, dealt, start, owners, steps, should_stop, on_even
 
                 seed = local_seed(scenario, owner, server_round)
                 train(
-                    pipeline.unet, schedule, encoded, steps, scenario.batch_size, scenario.learning_rate, seed, report
+                    pipeline.unet,
+                    schedule,
+                    encoded,
+                    steps,
+                    scenario.batch_size,
+                    scenario.learning_rate,
+                    seed,
+                    report,
                 )
                 states[name] = fold(trainable_state(pipeline.unet), scenario.lora_alpha)
-                losses[owner, server_round] = denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean()
+                losses[owner, server_round] = denoising_loss(
+                    pipeline.unet, schedule, held_out, scenario.seed
+                ).mean()
     except Stopped:
         stopped = True
     complete = [r for r in range(scenario.rounds + 1) if np.isfinite(losses[:, r]).any()]
@@ -98,15 +111,23 @@ def score(scenario, states, on_step=None):
     rows = []
     for state in states:
         load_model(pipeline.unet, state or start)
-        row = {"loss": float(denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean())}
+        row = {
+            "loss": float(denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean())
+        }
         if dealt.prompts:
             judge, number = load_judge(), len(dealt.prompts)
             drawn = draw(pipeline, dealt.prompts, range(number), on_step=on_step)
             fidelity = prompt_fidelity(drawn, dealt.asked, judge)
             old = draw(pipeline, dealt.old_prompts, range(number), on_step=on_step)
             old_fidelity = prompt_fidelity(old, dealt.old_asked, judge)
-            row |= {"object": fidelity["object"], "all": fidelity["all"], "old_all": old_fidelity["all"]}
+            row |= {
+                "object": fidelity["object"],
+                "all": fidelity["all"],
+                "old_all": old_fidelity["all"],
+            }
             subset = min(50, number, len(dealt.held_out))
-            row["kid"] = kid(dealt.held_out.images, drawn, judge, subset_size=subset, seed=scenario.seed)
+            row["kid"] = kid(
+                dealt.held_out.images, drawn, judge, subset_size=subset, seed=scenario.seed
+            )
         rows.append(row)
     return pd.DataFrame(rows)

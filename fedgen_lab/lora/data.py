@@ -26,7 +26,9 @@ class Dealt:
     held_out: Pictures  # nobody trains on these
     concepts: tuple  # the values of the scenario's concept attribute
     strip: tuple  # one prompt per concept (at most four), drawn again and again with the same seeds
-    strip_pictures: Pictures  # held-out pictures with those captions, for sprites or own pictures alike
+    strip_pictures: (
+        Pictures  # held-out pictures with those captions, for sprites or own pictures alike
+    )
     prompts: tuple = ()  # sprites only: prompts for the clients' concepts, with `asked` saying what each asks for
     asked: pd.DataFrame | None = None
     old_prompts: tuple = ()  # sprites only: prompts the base model already knew, to see what is forgotten
@@ -42,17 +44,28 @@ def deal(scenario):
 
 
 def _seeds(scenario, number):
-    return [int(s.generate_state(1)[0]) for s in np.random.SeedSequence(scenario.seed).spawn(number)]
+    return [
+        int(s.generate_state(1)[0]) for s in np.random.SeedSequence(scenario.seed).spawn(number)
+    ]
 
 
 def _deal_sprites(scenario):
     if scenario.concept != "object":
-        raise ValueError(f"The concept of sprites is their object; set concept='object', not {scenario.concept!r}.")
+        raise ValueError(
+            f"The concept of sprites is their object; set concept='object', not {scenario.concept!r}."
+        )
     pool_seed, held_seed, prompt_seed, old_seed, split_seed = _seeds(scenario, 5)
-    per_object = -(-scenario.num_clients // len(CONCEPTS)) * scenario.pictures_per_client  # enough at skew 1
+    per_object = (
+        -(-scenario.num_clients // len(CONCEPTS)) * scenario.pictures_per_client
+    )  # enough at skew 1
     pool = _drawn_of_each(per_object, pool_seed)
     parts = by_skew(
-        pool.attributes, "object", scenario.num_clients, scenario.skew, scenario.pictures_per_client, split_seed
+        pool.attributes,
+        "object",
+        scenario.num_clients,
+        scenario.skew,
+        scenario.pictures_per_client,
+        split_seed,
     )
     held_out = _drawn_of_each(HELD_OUT_PER_CONCEPT, held_seed)
     captions, asked = prompts(scenario.num_prompts, prompt_seed, objects=CONCEPTS)
@@ -99,7 +112,9 @@ def read_own(pictures, caption_file, file_column, text_column):
 
 
 def _deal_own(scenario):
-    own = read_own(scenario.pictures, scenario.caption_file, scenario.file_column, scenario.text_column)
+    own = read_own(
+        scenario.pictures, scenario.caption_file, scenario.file_column, scenario.text_column
+    )
     if scenario.concept not in own.attributes:
         raise ValueError(
             f"These pictures have no attribute {scenario.concept!r} to tell clients apart by; "
@@ -115,18 +130,27 @@ def _deal_own(scenario):
         )
     split_seed, held_seed = _seeds(scenario, 2)
     rng, held = np.random.default_rng(held_seed), []
-    for name in sorted(concept.unique()):  # an eighth of every concept, so that the judge sees all of them
+    for name in sorted(
+        concept.unique()
+    ):  # an eighth of every concept, so that the judge sees all of them
         rows = rng.permutation(np.flatnonzero(concept == name))
         held.extend(rows[: min(max(len(rows) // 8, int(len(rows) > 1)), HELD_OUT_PER_CONCEPT)])
     if not held:
         held = [int(rng.integers(len(own)))]
     kept = own.take(np.setdiff1d(np.arange(len(own)), held))
     parts = by_skew(
-        kept.attributes, scenario.concept, scenario.num_clients, scenario.skew, scenario.pictures_per_client, split_seed
+        kept.attributes,
+        scenario.concept,
+        scenario.num_clients,
+        scenario.skew,
+        scenario.pictures_per_client,
+        split_seed,
     )
     held_out = own.take(sorted(held))
     names = held_out.attributes[scenario.concept].astype(str)
-    shown = held_out.take([int(np.flatnonzero(names == name)[0]) for name in sorted(names.unique())[:4]])
+    shown = held_out.take(
+        [int(np.flatnonzero(names == name)[0]) for name in sorted(names.unique())[:4]]
+    )
     return Dealt(
         clients=tuple(kept.take(part) for part in parts),
         held_out=held_out,

@@ -31,9 +31,16 @@ def prepare(scenario):
     and the UNet's activations are computed again instead of kept (`real_size.make_light`).
     """
     light = scenario.precision == "bfloat16"
-    pipeline = load_pipeline(scenario.base_model or None, dtype=torch.bfloat16 if light else torch.float32)
+    pipeline = load_pipeline(
+        scenario.base_model or None, dtype=torch.bfloat16 if light else torch.float32
+    )
     if scenario.method == "lora":
-        add_adapter(pipeline.unet, max(scenario.client_ranks), scenario.lora_alpha or None, seed=scenario.seed)
+        add_adapter(
+            pipeline.unet,
+            max(scenario.client_ranks),
+            scenario.lora_alpha or None,
+            seed=scenario.seed,
+        )
     else:
         pipeline.unet.requires_grad_(True)
     if light:
@@ -54,16 +61,22 @@ class _Base:
         self.unet, self.schedule = self.pipeline.unet, noise_schedule(self.pipeline)
         self.start = trainable_state(self.unet)  # the same on every device, by the seed
         self.pristine = {}  # W0 of the layers that a rule adds to
-        self.encoded = lru_cache(None)(lambda client: encode(self.pipeline, self._pictures(scenario, client)))
+        self.encoded = lru_cache(None)(
+            lambda client: encode(self.pipeline, self._pictures(scenario, client))
+        )
         self.held_out = lru_cache(None)(lambda: encode(self.pipeline, self.dealt.held_out))
-        self.flops = lru_cache(None)(lambda: step_flops(self.unet, self.encoded(0), scenario.batch_size))
+        self.flops = lru_cache(None)(
+            lambda: step_flops(self.unet, self.encoded(0), scenario.batch_size)
+        )
 
     def _pictures(self, scenario, client):
         pictures = self.dealt.clients[client]
         if scenario.attackers:
             from fedgen_lab.privacy.backdoor import is_attacker, poison
 
-            pictures = poison(pictures, scenario.seed) if is_attacker(client, scenario) else pictures
+            pictures = (
+                poison(pictures, scenario.seed) if is_attacker(client, scenario) else pictures
+            )
         return pictures
 
 
@@ -74,7 +87,10 @@ class LoraDevice:
     """
 
     def __init__(self, on_trained=None):
-        self._base, self._on_trained = lru_cache(maxsize=1)(_Base), on_trained  # a SuperNode has its own
+        self._base, self._on_trained = (
+            lru_cache(maxsize=1)(_Base),
+            on_trained,
+        )  # a SuperNode has its own
 
     def begin(self, message, context):
         """A `Turn`: what came down, made ready to train. Raises ValueError when this node is not in the scenario."""
@@ -91,14 +107,27 @@ class LoraDevice:
             state, rank = local.trains, max(a.shape[0] for a, _ in factors(local.adapter).values())
             scale = scenario.lora_alpha / rank if scenario.lora_alpha else 1.0
         return Turn(
-            message, context, base.unet, base.schedule, base.encoded(client), state, scenario.local_steps,
-            scenario.batch_size, scenario.learning_rate, local_seed(scenario, client, job), scale,
-        )  # fmt: skip
+            message,
+            context,
+            base.unet,
+            base.schedule,
+            base.encoded(client),
+            state,
+            scenario.local_steps,
+            scenario.batch_size,
+            scenario.learning_rate,
+            local_seed(scenario, client, job),
+            scale,
+        )
 
     def end(self, turn, trained, losses):
         """The answer to a `Turn` after its training: what the rule sends up, packed as the scenario says."""
         scenario, client, base = self._who(turn.context)
-        server_round, sent, start = int(turn.message.content["config"]["server-round"]), trained, turn.state
+        server_round, sent, start = (
+            int(turn.message.content["config"]["server-round"]),
+            trained,
+            turn.state,
+        )
         if scenario.method == "lora":
             which = sent_part(scenario.rule, server_round)
             keep(turn.context.state, scenario, trained)
@@ -110,34 +139,51 @@ class LoraDevice:
 
             if is_attacker(client, scenario):
                 sent = boost(sent, start, scenario.num_clients / scenario.attackers)
-        metrics = MetricRecord({
-            "num-examples": len(turn.encoded),
-            "partition-id": client,
-            "loss": float(np.mean(losses)),
-            "flops": float(base.flops() * scenario.local_steps),
-        })  # fmt: skip
+        metrics = MetricRecord(
+            {
+                "num-examples": len(turn.encoded),
+                "partition-id": client,
+                "loss": float(np.mean(losses)),
+                "flops": float(base.flops() * scenario.local_steps),
+            }
+        )
         arrays = pack(sent, start, scenario, turn.context.state, turn.seed)
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=turn.message)
 
     def gradients(self, message, context):
         """Fed-SB's beginning: the mean gradient of every adapted W0 over this device's own pictures."""
         scenario, client, base = self._who(context)
-        encoded, generator = base.encoded(client), torch.Generator().manual_seed(local_seed(scenario, client, 0))
+        encoded, generator = (
+            base.encoded(client),
+            torch.Generator().manual_seed(local_seed(scenario, client, 0)),
+        )
 
         def loss():
-            noisy, timesteps, text, target = noised_batch(base.schedule, encoded, scenario.batch_size, generator)
-            return F.mse_loss(base.unet(noisy, timesteps, encoder_hidden_states=text).sample, target)
+            noisy, timesteps, text, target = noised_batch(
+                base.schedule, encoded, scenario.batch_size, generator
+            )
+            return F.mse_loss(
+                base.unet(noisy, timesteps, encoder_hidden_states=text).sample, target
+            )
 
         gradients = mean_gradients(base.unet, loss, scenario.local_steps)
-        metrics = {"num-examples": len(encoded), "partition-id": client, "flops": base.flops() * scenario.local_steps}
+        metrics = {
+            "num-examples": len(encoded),
+            "partition-id": client,
+            "flops": base.flops() * scenario.local_steps,
+        }
         content = RecordDict({"arrays": ArrayRecord(gradients), "metrics": MetricRecord(metrics)})
         return Message(content, reply_to=message)
 
     def evaluate(self, message, context):
         """FedSA's own model of this device on the held-out pictures: its mean denoising loss."""
         scenario, client, base = self._who(context)
-        load_adapter(base.unet, personal(message.content, context.state, base.start), scenario.lora_alpha)
-        loss = float(denoising_loss(base.unet, base.schedule, base.held_out(), scenario.seed).mean())
+        load_adapter(
+            base.unet, personal(message.content, context.state, base.start), scenario.lora_alpha
+        )
+        loss = float(
+            denoising_loss(base.unet, base.schedule, base.held_out(), scenario.seed).mean()
+        )
         metrics = {"num-examples": len(base.encoded(client)), "partition-id": client, "loss": loss}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
@@ -145,5 +191,7 @@ class LoraDevice:
         scenario = Scenario.from_run_config(context.run_config)
         client = int(context.node_config["partition-id"])
         if client >= scenario.num_clients:
-            raise ValueError(f"This node is client {client}, but the run has num-clients={scenario.num_clients}.")
+            raise ValueError(
+                f"This node is client {client}, but the run has num-clients={scenario.num_clients}."
+            )
         return scenario, client, self._base(scenario)

@@ -39,11 +39,21 @@ def save_adapter(state, target, kind="diffusers", provenance=None, alpha=0.0):
     if kind not in SPELLINGS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, SPELLINGS))}; got {kind!r}.")
     if odd := [name for name in state if ".lora_A." not in name and ".lora_B." not in name]:
-        raise ValueError(f"Only an adapter can be exported, and {odd[0]!r} is no part of one; use method='lora'.")
-    if not state or (odd := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]):
-        raise ValueError(f"{odd[0]} holds NaN or infinity." if state else "There is no adapter: the state is empty.")
+        raise ValueError(
+            f"Only an adapter can be exported, and {odd[0]!r} is no part of one; use method='lora'."
+        )
+    if not state or (
+        odd := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
+    ):
+        raise ValueError(
+            f"{odd[0]} holds NaN or infinity."
+            if state
+            else "There is no adapter: the state is empty."
+        )
     pairs = factors(fold(state, alpha))
-    if kind == "kohya":  # diffusers (0.42) mixes up the `.alpha` of layers that differ in rank: give all the largest
+    if (
+        kind == "kohya"
+    ):  # diffusers (0.42) mixes up the `.alpha` of layers that differ in rank: give all the largest
         largest = max(len(a) for a, _ in pairs.values())
         pairs = {
             layer: (pad(a, (0, 0, 0, largest - len(a))), pad(b, (0, largest - len(a))))
@@ -56,8 +66,14 @@ def save_adapter(state, target, kind="diffusers", provenance=None, alpha=0.0):
             tensors[name.format(layer)] = factor.detach().float().cpu().contiguous()
         if kind == "kohya":
             tensors[f"lora_unet_{layer}.alpha"] = torch.tensor(float(len(a)))
-    header = {"format": "pt"} | {f"{PREFIX}{key}": str(value) for key, value in (provenance or {}).items()}
-    header |= _kohya_header(pairs) if kind == "kohya" else {"lora_adapter_metadata": json.dumps(_peft_config(pairs))}
+    header = {"format": "pt"} | {
+        f"{PREFIX}{key}": str(value) for key, value in (provenance or {}).items()
+    }
+    header |= (
+        _kohya_header(pairs)
+        if kind == "kohya"
+        else {"lora_adapter_metadata": json.dumps(_peft_config(pairs))}
+    )
     path = Path(target)
     if path.suffix != ".safetensors":
         path = path / FILE_NAME
@@ -72,15 +88,19 @@ def read_provenance(path):
 
     with safe_open(path, "pt") as file:
         header = file.metadata() or {}
-    return {key.removeprefix(PREFIX): text for key, text in header.items() if key.startswith(PREFIX)}
+    return {
+        key.removeprefix(PREFIX): text for key, text in header.items() if key.startswith(PREFIX)
+    }
 
 
 def _kohya_header(pairs):
     rank = str(max(len(a) for a, _ in pairs.values()))
     return {
-        "ss_network_module": "networks.lora", "ss_network_dim": rank, "ss_network_alpha": rank,
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": rank,
+        "ss_network_alpha": rank,
         "ss_base_model_version": "sd_v1",
-    }  # fmt: skip
+    }
 
 
 def _peft_config(pairs):
@@ -89,4 +109,6 @@ def _peft_config(pairs):
     usual = Counter(ranks.values()).most_common(1)[0][0]
     others = {layer: rank for layer, rank in ranks.items() if rank != usual}
     config = {"r": usual, "lora_alpha": usual, "rank_pattern": others, "alpha_pattern": others}
-    return {f"unet.{key}": value for key, value in (config | {"target_modules": sorted(pairs)}).items()}
+    return {
+        f"unet.{key}": value for key, value in (config | {"target_modules": sorted(pairs)}).items()
+    }

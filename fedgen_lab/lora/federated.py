@@ -86,7 +86,14 @@ def lora_client_app(on_step=None, device=None):
         turn = device.begin(message, context)
         report = None if on_step is None else lambda *step: on_step(_step_done(turn, *step))
         losses = train(
-            turn.unet, turn.schedule, turn.encoded, turn.steps, turn.batch_size, turn.learning_rate, turn.seed, report
+            turn.unet,
+            turn.schedule,
+            turn.encoded,
+            turn.steps,
+            turn.batch_size,
+            turn.learning_rate,
+            turn.seed,
+            report,
         )
         return device.end(turn, trainable_state(turn.unet), losses)
 
@@ -98,7 +105,10 @@ def lora_client_app(on_step=None, device=None):
 
 
 def _step_done(turn, step, steps, loss):
-    server_round, client = turn.message.content["config"]["server-round"], turn.context.node_config["partition-id"]
+    server_round, client = (
+        turn.message.content["config"]["server-round"],
+        turn.context.node_config["partition-id"],
+    )
     return StepDone(int(server_round), int(client), step, steps, loss)
 
 
@@ -121,7 +131,10 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
         schedule, held_out = noise_schedule(pipeline), encode(pipeline, dealt.held_out)
         if start is not None:
             load_trainable(pipeline.unet, start)
-        losses, strategy = [], strategy_of(scenario, network, _work_flops(scenario, pipeline, held_out))
+        losses, strategy = (
+            [],
+            strategy_of(scenario, network, _work_flops(scenario, pipeline, held_out)),
+        )
 
         def try_out(server_round, arrays):
             state = arrays.to_torch_state_dict()
@@ -131,7 +144,11 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
             if on_round is not None:
                 pictures, trace = draw_strip(pipeline, dealt), getattr(grid, "trace", None)
                 seconds = strategy.clock.now if hasattr(strategy, "clock") else 0.0
-                on_round(RoundDone(server_round, scenario.rounds, losses[-1], pictures, state, trace, seconds))
+                on_round(
+                    RoundDone(
+                        server_round, scenario.rounds, losses[-1], pictures, state, trace, seconds
+                    )
+                )
             return MetricRecord({"loss": losses[-1]})
 
         if keep is not None:
@@ -163,7 +180,9 @@ def draw_strip(pipeline, dealt, steps=20, guidance=3.0, on_step=None):
     return draw(pipeline, dealt.strip, seeds, steps, guidance, on_step=on_step)
 
 
-def run_federated(scenario, should_stop=None, on_event=None, network=None, stacked=False, start=None):
+def run_federated(
+    scenario, should_stop=None, on_event=None, network=None, stacked=False, start=None
+):
     """Run the scenario as a Flower app in this process, on a `LabGrid`, and return its `Outcome`.
 
     `on_event` hears a `StepDone` after every local step and a `RoundDone` after every round. `should_stop()` is asked
@@ -182,12 +201,19 @@ def run_federated(scenario, should_stop=None, on_event=None, network=None, stack
         if should_stop is not None and should_stop():
             raise Stopped("The run was stopped.")
 
-    together = stacked and not scenario.secure and scenario.rule != "fed-sb"  # masks, and R between B and A
+    together = (
+        stacked and not scenario.secure and scenario.rule != "fed-sb"
+    )  # masks, and R between B and A
     run = run_app(
-        lora_server_app(hear, strategies.append, network, start), lora_client_app(hear, device),
-        scenario.num_clients, scenario.to_run_config(), should_stop,
-        stacked=stacked_handler(device.begin, device.end, lambda *step: hear(_step_done(*step))) if together else None,
-    )  # fmt: skip
+        lora_server_app(hear, strategies.append, network, start),
+        lora_client_app(hear, device),
+        scenario.num_clients,
+        scenario.to_run_config(),
+        should_stop,
+        stacked=stacked_handler(device.begin, device.end, lambda *step: hear(_step_done(*step)))
+        if together
+        else None,
+    )
     strategy = strategies[0] if strategies else None
     latest = strategy.latest if strategy else None
     return Outcome(
@@ -209,4 +235,6 @@ def _client_states(strategy, trained):
     if getattr(strategy, "rule", "") == "fedsa":
         return {client: trained[client] for client in arrays}
     whole = getattr(strategy, "client_states", {})
-    return {client: whole.get(client) or array.to_torch_state_dict() for client, array in arrays.items()}
+    return {
+        client: whole.get(client) or array.to_torch_state_dict() for client, array in arrays.items()
+    }

@@ -20,7 +20,10 @@ from fedgen_lab.federation.grid import run_app
 from fedgen_lab.lora.pipeline import prompt_states, text_states
 
 _log = logging.getLogger("flwr")
-WITHOUT_MEMORY = ("DDIMScheduler", "EulerDiscreteScheduler")  # samplers whose step needs the latent alone
+WITHOUT_MEMORY = (
+    "DDIMScheduler",
+    "EulerDiscreteScheduler",
+)  # samplers whose step needs the latent alone
 
 
 @dataclass(frozen=True)
@@ -35,17 +38,24 @@ class HandOff:
     @property
     def bytes(self):
         """What it takes to send, without headers."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.memory))
+        return sum(
+            tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.memory)
+        )
 
     def take(self, rows, dtype=None):
         """Only these rows, also one several times; in another dtype if wanted (float16 halves the bytes)."""
-        some = [tensor[list(rows)].to(dtype or tensor.dtype) for tensor in (self.latents, *self.memory)]
+        some = [
+            tensor[list(rows)].to(dtype or tensor.dtype) for tensor in (self.latents, *self.memory)
+        ]
         return HandOff(self.step, self.steps, some[0], tuple(some[1:]))
 
 
 def begin(pipeline, seeds, steps=20):
     """Pure noise, one seed a picture: the hand-off before the first step. The same noise that `pipeline.draw` takes."""
-    own, side = _own_sampler(pipeline, steps), pipeline.unet.config.sample_size * pipeline.vae_scale_factor
+    own, side = (
+        _own_sampler(pipeline, steps),
+        pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
+    )
     noises = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     channels, dtype = pipeline.unet.config.in_channels, pipeline.unet.dtype
     latents = own.prepare_latents(len(noises), channels, side, side, dtype, pipeline.device, noises)
@@ -66,7 +76,9 @@ def denoise(pipeline, prompts, start, until=None, guidance=3.0):
     scheduler, device = own.scheduler, pipeline.device
     _remember(scheduler, start)
     text, empty = prompt_states(own, prompts, guidance)
-    text = torch.cat([empty, text]) if guidance > 1 else text  # (2 N, L, D): without and with the prompt
+    text = (
+        torch.cat([empty, text]) if guidance > 1 else text
+    )  # (2 N, L, D): without and with the prompt
     latents = start.latents.to(device, pipeline.unet.dtype)
     for t in scheduler.timesteps[start.step : until]:
         both = scheduler.scale_model_input(torch.cat([latents] * 2) if guidance > 1 else latents, t)
@@ -84,9 +96,13 @@ def finish(pipeline, prompts, start, guidance=3.0, batch_size=16):
     pictures = []
     for first in range(0, len(prompts), batch_size):
         part = range(first, min(first + batch_size, len(prompts)))
-        done = denoise(pipeline, [prompts[i] for i in part], start.take(part), guidance=guidance).latents
+        done = denoise(
+            pipeline, [prompts[i] for i in part], start.take(part), guidance=guidance
+        ).latents
         image = pipeline.vae.decode(done / pipeline.vae.config.scaling_factor, return_dict=False)[0]
-        image = pipeline.image_processor.postprocess(image, output_type="pt", do_denormalize=[True] * len(part))
+        image = pipeline.image_processor.postprocess(
+            image, output_type="pt", do_denormalize=[True] * len(part)
+        )
         pictures.append(image.float().cpu() * 2 - 1)
     return torch.cat(pictures)
 
@@ -102,12 +118,16 @@ def group_prompts(pipeline, prompts, similarity=0.5):
     if len(prompts) < 2:
         return [[i] for i in range(len(prompts))]
     states = text_states(pipeline, prompts).flatten(1).cpu().double()
-    alike = torch.nn.functional.normalize(states) @ torch.nn.functional.normalize(states).T  # (N, N)
+    alike = (
+        torch.nn.functional.normalize(states) @ torch.nn.functional.normalize(states).T
+    )  # (N, N)
     above = np.triu_indices(len(prompts), 1)
     tree = linkage(np.clip(1 - alike.numpy()[above], 0, None), "complete")
     labels = fcluster(tree, 1 - similarity + 1e-9, "distance")
     groups = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels)]
-    return [sorted(group.tolist(), key=lambda i: (-alike[i, group].sum().item(), i)) for group in groups]
+    return [
+        sorted(group.tolist(), key=lambda i: (-alike[i, group].sum().item(), i)) for group in groups
+    ]
 
 
 def split_draw(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, similarity=0.5):
@@ -116,7 +136,11 @@ def split_draw(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, simil
     The first `hand_off` steps of a group are drawn with its most typical prompt and that one's seed, the rest with
     everybody's own. `hand_off` 0 is `pipeline.draw`, bit for bit.
     """
-    groups = group_prompts(pipeline, prompts, similarity) if hand_off else [[i] for i in range(len(prompts))]
+    groups = (
+        group_prompts(pipeline, prompts, similarity)
+        if hand_off
+        else [[i] for i in range(len(prompts))]
+    )
     typical = [group[0] for group in groups]
     start = begin(pipeline, [seeds[i] for i in typical], steps)
     shared = denoise(pipeline, [prompts[i] for i in typical], start, hand_off, guidance)
@@ -125,8 +149,17 @@ def split_draw(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, simil
     return finish(pipeline, prompts, own, guidance), groups, hand_off * len(groups)
 
 
-def hand_off_apps(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, similarity=0.5, dtype=torch.float32,
-                  on_picture=None):  # fmt: skip
+def hand_off_apps(
+    pipeline,
+    prompts,
+    seeds,
+    hand_off,
+    steps=20,
+    guidance=3.0,
+    similarity=0.5,
+    dtype=torch.float32,
+    on_picture=None,
+):
     """The edge's `ServerApp` and the devices' `ClientApp`; device i wants `prompts[i]`. Two exchanges of queries:
 
     "query.prompt"  up: the prompt and its seed. "query.finish"  down: step, latent and memory; up: nothing but "done".
@@ -138,14 +171,21 @@ def hand_off_apps(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, si
     @client_app.query("prompt")
     def ask(message: Message, context: Context) -> Message:
         device = int(context.node_config["partition-id"])
-        wish = ConfigRecord({"prompt": prompts[device], "seed": int(seeds[device]), "partition-id": device})
+        wish = ConfigRecord(
+            {"prompt": prompts[device], "seed": int(seeds[device]), "partition-id": device}
+        )
         return Message(RecordDict({"wish": wish}), reply_to=message)
 
     @client_app.query("finish")
     def draw_the_rest(message: Message, context: Context) -> Message:
-        device, got = int(context.node_config["partition-id"]), message.content["latents"].to_torch_state_dict()
+        device, got = (
+            int(context.node_config["partition-id"]),
+            message.content["latents"].to_torch_state_dict(),
+        )
         memory = tuple(got[f"memory.{i}"].float() for i in range(len(got) - 1))
-        start = HandOff(int(message.content["config"]["step"]), steps, got["latents"].float(), memory)
+        start = HandOff(
+            int(message.content["config"]["step"]), steps, got["latents"].float(), memory
+        )
         picture = finish(pipeline, [prompts[device]], start, guidance)[0]
         context.state["picture"] = ArrayRecord({"picture": picture})
         if on_picture is not None:
@@ -165,12 +205,19 @@ def hand_off_apps(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, si
                 _log.warning("Node %d is left out: it sent no prompt with a seed (%s).", node, why)
         nodes = sorted(wishes, key=wishes.get)
         wanted, noise = [wishes[node][1] for node in nodes], [wishes[node][2] for node in nodes]
-        groups = group_prompts(pipeline, wanted, similarity) if hand_off else [[i] for i in range(len(nodes))]
+        groups = (
+            group_prompts(pipeline, wanted, similarity)
+            if hand_off
+            else [[i] for i in range(len(nodes))]
+        )
         messages = []
         for group in groups:
             start = begin(pipeline, [noise[group[0]]], steps)
             one = denoise(pipeline, [wanted[group[0]]], start, hand_off, guidance).take([0], dtype)
-            arrays = {"latents": one.latents, **{f"memory.{i}": tensor for i, tensor in enumerate(one.memory)}}
+            arrays = {
+                "latents": one.latents,
+                **{f"memory.{i}": tensor for i, tensor in enumerate(one.memory)},
+            }
             content = {"latents": ArrayRecord(arrays), "config": ConfigRecord({"step": one.step})}
             messages += [Message(RecordDict(content), nodes[i], "query.finish") for i in group]
         grid.send_and_receive(messages)
@@ -196,7 +243,9 @@ def _own_sampler(pipeline, steps):
 
 def _memory(scheduler):
     """What the sampler needs of earlier steps besides the latent."""
-    if hasattr(scheduler, "model_outputs") and hasattr(scheduler, "lower_order_nums"):  # the DPM-Solver family
+    if hasattr(scheduler, "model_outputs") and hasattr(
+        scheduler, "lower_order_nums"
+    ):  # the DPM-Solver family
         return tuple(guess for guess in scheduler.model_outputs[1:] if guess is not None)
     if type(scheduler).__name__ not in WITHOUT_MEMORY:
         raise ValueError(

@@ -32,7 +32,9 @@ def noised_batch(schedule, encoded, batch_size, generator):
     pick = torch.randint(len(encoded), (batch_size,), generator=generator)
     latents, text = encoded.latents[pick], encoded.text[pick]
     noise = torch.randn(latents.shape, generator=generator).to(device)
-    timesteps = torch.randint(schedule.config.num_train_timesteps, (batch_size,), generator=generator).to(device)
+    timesteps = torch.randint(
+        schedule.config.num_train_timesteps, (batch_size,), generator=generator
+    ).to(device)
     noisy = schedule.add_noise(latents, noise, timesteps)
     return noisy, timesteps, text, target_of(schedule, latents, noise, timesteps)
 
@@ -54,7 +56,9 @@ def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_st
         loss = F.mse_loss(guess, target)
         losses.append(loss.item())
         if not torch.isfinite(loss):
-            raise ValueError(f"The loss became {losses[-1]} at step {step}; lower the learning rate ({learning_rate}).")
+            raise ValueError(
+                f"The loss became {losses[-1]} at step {step}; lower the learning rate ({learning_rate})."
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -75,13 +79,17 @@ def denoising_loss(unet, schedule, encoded, seed=0, draws=4, batch_size=16):
     total = torch.zeros(number, device=device)
     for draw in range(draws):
         noise = torch.randn(encoded.latents.shape, generator=generator).to(device)
-        place = (torch.rand(number, generator=generator) + draw) / draws  # one timestep in each quarter of the schedule
+        place = (
+            torch.rand(number, generator=generator) + draw
+        ) / draws  # one timestep in each quarter of the schedule
         timesteps = (place * schedule.config.num_train_timesteps).long().to(device)
         for start in range(0, number, batch_size):
             part = slice(start, start + batch_size)
             latents, t = encoded.latents[part], timesteps[part]
             guess = unet(
-                schedule.add_noise(latents, noise[part], t), t, encoder_hidden_states=encoded.text[part]
+                schedule.add_noise(latents, noise[part], t),
+                t,
+                encoder_hidden_states=encoded.text[part],
             ).sample
             error = (guess - target_of(schedule, latents, noise[part], t)) ** 2
             total[part] += error.mean(dim=(1, 2, 3)) / draws

@@ -18,8 +18,14 @@ LAYERS = {"first": (14, 10), "second": (9, 16)}  # (out, in) of two small layers
 AIR_NOISE = 0.1  # standard deviation over the sum's own root mean square: 20 dB
 RANK, MIXED = 3, (2, 4, 8)
 COLUMNS = (
-    "exact", "secure aggregation", "sum over the air", "int8", "memory of top-k", "mixed ranks", "missed round",
-)  # fmt: skip
+    "exact",
+    "secure aggregation",
+    "sum over the air",
+    "int8",
+    "memory of top-k",
+    "mixed ranks",
+    "missed round",
+)
 
 
 def compatibility(seed=0, num_clients=4):
@@ -38,7 +44,9 @@ def compatibility(seed=0, num_clients=4):
     weights = (weights / weights.sum()).tolist()
     tries = (_exact, _from_sum, _from_noisy_sum, _from_int8, _memory, _with_mixed_ranks, _missed)
     rows = {name: [one(name, clients, weights, seed) for one in tries] for name in rules.RULES}
-    return pd.DataFrame.from_dict(rows, orient="index", columns=list(COLUMNS), dtype=float).rename_axis("rule")
+    return pd.DataFrame.from_dict(
+        rows, orient="index", columns=list(COLUMNS), dtype=float
+    ).rename_axis("rule")
 
 
 def verdict(error):
@@ -54,13 +62,18 @@ def verdict(error):
 
 
 def _exact(name, clients, weights, seed):
-    if name == "fedsa":  # each client keeps its own B, so there is no common model that could be right
+    if (
+        name == "fedsa"
+    ):  # each client keeps its own B, so there is no common model that could be right
         return None
     uploads = _uploads(name, clients)
     each = [
-        _change(name, _heard(_start(name, client), upload)) for client, upload in zip(clients, uploads, strict=True)
+        _change(name, _heard(_start(name, client), upload))
+        for client, upload in zip(clients, uploads, strict=True)
     ]
-    mean = {layer: sum(w * one[layer] for w, one in zip(weights, each, strict=True)) for layer in LAYERS}
+    mean = {
+        layer: sum(w * one[layer] for w, one in zip(weights, each, strict=True)) for layer in LAYERS
+    }
     return _error(_outcome(name, clients, uploads, weights), mean)
 
 
@@ -68,8 +81,12 @@ def _from_sum(name, clients, weights, seed, noise=0.0):
     uploads, draw = _uploads(name, clients), torch.Generator().manual_seed(seed)
     total = rules.mean(uploads, weights)
     for key, value in total.items():
-        total[key] = value + noise * value.square().mean().sqrt() * torch.randn(value.shape, generator=draw)
-    return _error(_outcome(name, clients, [total], [1.0]), _outcome(name, clients, uploads, weights))
+        total[key] = value + noise * value.square().mean().sqrt() * torch.randn(
+            value.shape, generator=draw
+        )
+    return _error(
+        _outcome(name, clients, [total], [1.0]), _outcome(name, clients, uploads, weights)
+    )
 
 
 def _from_noisy_sum(name, clients, weights, seed):
@@ -82,7 +99,9 @@ def _from_int8(name, clients, weights, seed):
         start = {key: torch.zeros_like(value) for key, value in upload.items()}
         packed = pack(upload, start, Scenario(upload="int8"), RecordDict(), seed + number)
         rounded.append(unpack(packed, start, Scenario(upload="int8")))
-    return _error(_outcome(name, clients, rounded, weights), _outcome(name, clients, uploads, weights))
+    return _error(
+        _outcome(name, clients, rounded, weights), _outcome(name, clients, uploads, weights)
+    )
 
 
 def _memory(name, clients, weights, seed):
@@ -95,7 +114,11 @@ def _with_mixed_ranks(name, clients, weights, seed):
     draw = torch.Generator().manual_seed(seed)
     mixed = [_adapter(draw, MIXED[number % len(MIXED)]) for number in range(len(clients))]
     try:
-        return _exact(name, mixed, weights, seed) if name != "fedsa" else _from_sum(name, mixed, weights, seed)
+        return (
+            _exact(name, mixed, weights, seed)
+            if name != "fedsa"
+            else _from_sum(name, mixed, weights, seed)
+        )
     except RuntimeError:  # torch can't add factors of different shapes, and neither can a server
         return None
 
@@ -126,7 +149,10 @@ def _adapter(draw, rank):
 def _uploads(name, clients, server_round=1):
     """What clients send up in that round; Fed-SB's R is cut out of A, since any small matrix will do."""
     if name == "fed-sb":
-        return [{layer: a[:, : len(a)].contiguous() for layer, (a, _) in rules.factors(c).items()} for c in clients]
+        return [
+            {layer: a[:, : len(a)].contiguous() for layer, (a, _) in rules.factors(c).items()}
+            for c in clients
+        ]
     return [rules.part(client, rules.sent_part(name, server_round)) for client in clients]
 
 
@@ -148,7 +174,9 @@ def _change(name, model):
     """{layer: (out, in)}: by how much the weights of a model differ from W0."""
     held, added = model
     pairs = rules.factors({key: value for key, value in held.items() if key not in LAYERS})
-    change = {layer: b @ (held[layer] @ a if name == "fed-sb" else a) for layer, (a, b) in pairs.items()}
+    change = {
+        layer: b @ (held[layer] @ a if name == "fed-sb" else a) for layer, (a, b) in pairs.items()
+    }
     for layer, (a, b) in (pair for one in added for pair in rules.factors(one).items()):
         change[layer] = change[layer] + b @ a
     return change

@@ -21,15 +21,28 @@ def add_adapters(unet, adapters, alpha=None):
     layers = {name for name, _ in unet.named_modules()}
     for name, state in adapters.items():
         if name in (getattr(unet, "peft_config", None) or {}):
-            raise ValueError(f"This UNet already has an adapter {name!r}; give the new one another name.")
-        odd = [key for key in state if not key.endswith(LORA) or key.rsplit(".lora_", 1)[0] not in layers]
+            raise ValueError(
+                f"This UNet already has an adapter {name!r}; give the new one another name."
+            )
+        odd = [
+            key
+            for key in state
+            if not key.endswith(LORA) or key.rsplit(".lora_", 1)[0] not in layers
+        ]
         if odd or not state:
-            raise ValueError(f"The state of {name!r} is no adapter of this UNet: {odd[0] if odd else 'it is empty'}.")
+            raise ValueError(
+                f"The state of {name!r} is no adapter of this UNet: {odd[0] if odd else 'it is empty'}."
+            )
         weights = {}
-        for key, value in state.items():  # the scale goes into B, so that what is loaded has a scale of one
+        for (
+            key,
+            value,
+        ) in state.items():  # the scale goes into B, so that what is loaded has a scale of one
             scale = 1.0 if alpha is None or key.endswith(LORA[0]) else alpha / value.shape[1]
             weights[key.replace(".default.weight", ".weight")] = value * scale
-        with warnings.catch_warnings():  # peft warns of the second adapter; several are the point here
+        with (
+            warnings.catch_warnings()
+        ):  # peft warns of the second adapter; several are the point here
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
             unet.load_lora_adapter(weights, prefix=None, adapter_name=name)
     unet.requires_grad_(False)
@@ -43,7 +56,9 @@ def mix(unet, weights):
     """
     there = getattr(unet, "peft_config", None) or {}
     if unknown := sorted(set(weights) - set(there)):
-        raise ValueError(f"No adapter {unknown[0]!r} on this UNet; there are {', '.join(sorted(there)) or 'none'}.")
+        raise ValueError(
+            f"No adapter {unknown[0]!r} on this UNet; there are {', '.join(sorted(there)) or 'none'}."
+        )
     if not weights:
         return unet.disable_adapters() if there else None
     unet.enable_adapters()

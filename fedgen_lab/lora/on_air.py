@@ -65,17 +65,27 @@ def run_on_air(scenario, network, should_stop=None, on_round=None, on_step=None)
         losses[done.round] = done.loss
         traces[:] = [done.trace]
         if on_round is not None:
-            on_round(done, _progress(losses, strategies[0], _timeline(strategies[0], done.trace, network)))
+            on_round(
+                done,
+                _progress(losses, strategies[0], _timeline(strategies[0], done.trace, network)),
+            )
 
     run = run_app(
-        lora_server_app(on_round=hear, keep=strategies.append, network=network), lora_client_app(on_step=on_step),
-        scenario.num_clients, scenario.to_run_config(), should_stop,
-    )  # fmt: skip
+        lora_server_app(on_round=hear, keep=strategies.append, network=network),
+        lora_client_app(on_step=on_step),
+        scenario.num_clients,
+        scenario.to_run_config(),
+        should_stop,
+    )
     timeline = _timeline(strategies[0], run.trace, network)
     return OnAir(
-        scenario, _progress(losses, strategies[0], timeline), timeline, strategies[0].latest.to_torch_state_dict(),
-        tuple(strategies[0].refused), run.stopped,
-    )  # fmt: skip
+        scenario,
+        _progress(losses, strategies[0], timeline),
+        timeline,
+        strategies[0].latest.to_torch_state_dict(),
+        tuple(strategies[0].refused),
+        run.stopped,
+    )
 
 
 def _timeline(strategy, trace, network):
@@ -88,9 +98,15 @@ def _progress(losses, strategy, timeline):
     rounds = timeline.rounds.set_index("round").reindex(progress["round"], fill_value=0)
     progress["seconds"] = rounds["seconds"].cumsum().to_numpy()
     for direction in ("up", "down"):
-        progress[f"megabytes_{direction}"] = (rounds[f"bytes_{direction}"].cumsum() / 1e6).to_numpy()
-    left_out = pd.Series([refusal.round for refusal in strategy.refused if refusal.client != "everyone"], dtype=int)
-    progress["left_out"] = left_out.value_counts().reindex(progress["round"], fill_value=0).to_numpy()
+        progress[f"megabytes_{direction}"] = (
+            rounds[f"bytes_{direction}"].cumsum() / 1e6
+        ).to_numpy()
+    left_out = pd.Series(
+        [refusal.round for refusal in strategy.refused if refusal.client != "everyone"], dtype=int
+    )
+    progress["left_out"] = (
+        left_out.value_counts().reindex(progress["round"], fill_value=0).to_numpy()
+    )
     merged = pd.DataFrame(getattr(strategy, "merged", []), columns=["round", "client", "staleness"])
     ages = merged.astype({"round": int}).groupby("round")["staleness"].mean()
     progress["staleness"] = ages.reindex(progress["round"], fill_value=0.0).to_numpy(float)

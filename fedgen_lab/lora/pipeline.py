@@ -39,14 +39,18 @@ def load_pipeline(source=None, device=None, dtype=torch.float32):
 
     logging.disable_progress_bar()
     source = str(source or shipped("tiny-sd"))
-    looks_local = source.startswith((".", "/", "~")) or Path(source).is_dir() or source.count("/") != 1
+    looks_local = (
+        source.startswith((".", "/", "~")) or Path(source).is_dir() or source.count("/") != 1
+    )
     if looks_local and not (Path(source).expanduser() / "model_index.json").is_file():
         raise FileNotFoundError(
             f"No Stable Diffusion in {source!r}: a pipeline folder has a model_index.json. "
             "Give such a folder, a Hub id like 'owner/name', or nothing for the tiny model."
         )
     folder_or_id = str(Path(source).expanduser()) if looks_local else source
-    kind = "dtype" if Version(__version__) >= Version("0.40") else "torch_dtype"  # each is wrong for the other
+    kind = (
+        "dtype" if Version(__version__) >= Version("0.40") else "torch_dtype"
+    )  # each is wrong for the other
     kinds = {kind: {"default": dtype, "vae": torch.float32}}
     pipeline = StableDiffusionPipeline.from_pretrained(
         folder_or_id, use_safetensors=True, safety_checker=None, **kinds
@@ -65,8 +69,12 @@ def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=8, on_step
     """
     prompts, seeds = list(prompts), [int(seed) for seed in seeds]
     if len(prompts) != len(seeds) or not prompts:
-        raise ValueError(f"Every prompt needs its own seed; got {len(prompts)} prompts and {len(seeds)} seeds.")
-    pipeline = copy(pipeline)  # the weights are shared, the sampler is not: another thread may be drawing too
+        raise ValueError(
+            f"Every prompt needs its own seed; got {len(prompts)} prompts and {len(seeds)} seeds."
+        )
+    pipeline = copy(
+        pipeline
+    )  # the weights are shared, the sampler is not: another thread may be drawing too
     pipeline.scheduler = deepcopy(pipeline.scheduler)
 
     def before_step(pipe, step, timestep, tensors):
@@ -75,7 +83,9 @@ def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=8, on_step
         return tensors
 
     pictures = []
-    for start in range(0, len(prompts), batch_size):  # few at a time: the batch is what memory grows with
+    for start in range(
+        0, len(prompts), batch_size
+    ):  # few at a time: the batch is what memory grows with
         part = slice(start, start + batch_size)
         words, silence = prompt_states(pipeline, prompts[part], guidance)
         output = pipeline(
@@ -117,9 +127,13 @@ def encode(pipeline, pictures, batch_size=32):
         part = pictures.take(range(start, min(start + batch_size, len(pictures))))
         images = part.as_tensor()  # (B, 3, H, W)
         if images.shape[-2:] != (side, side):
-            images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(-1, 1)
+            images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(
+                -1, 1
+            )
         posterior = pipeline.vae.encode(images.to(pipeline.device)).latent_dist
-        latents.append(posterior.mean * pipeline.vae.config.scaling_factor)  # the mean: less noise than a sample
+        latents.append(
+            posterior.mean * pipeline.vae.config.scaling_factor
+        )  # the mean: less noise than a sample
         text.append(text_states(pipeline, part.captions).float())
     return Encoded(torch.cat(latents), torch.cat(text))
 
@@ -127,7 +141,9 @@ def encode(pipeline, pictures, batch_size=32):
 @torch.no_grad()
 def decode(pipeline, latents):
     """The pictures of scaled latents (N, 4, h, w), as `encode` makes them: (N, 3, H, W) in [-1, 1] on the CPU."""
-    return pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.clamp(-1, 1).cpu()
+    return (
+        pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.clamp(-1, 1).cpu()
+    )
 
 
 @torch.no_grad()
@@ -144,7 +160,10 @@ def text_states(pipeline, captions):
     """The text encoder's hidden states for `captions`: (N, L, D), padded and cut to the tokenizer's length."""
     with TOKENIZING:
         tokens = pipeline.tokenizer(
-            list(captions), padding="max_length", truncation=True, max_length=pipeline.tokenizer.model_max_length,
+            list(captions),
+            padding="max_length",
+            truncation=True,
+            max_length=pipeline.tokenizer.model_max_length,
             return_tensors="pt",
-        )  # fmt: skip
+        )
     return pipeline.text_encoder(tokens.input_ids.to(pipeline.device))[0]

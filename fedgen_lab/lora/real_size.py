@@ -19,15 +19,26 @@ from fedgen_lab.shipped import shipped
 SD15 = {
     "unet": {"sample_size": 64, "cross_attention_dim": 768},
     "vae": {
-        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "sample_size": 512,
-        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (128, 256, 512, 512),
+        "layers_per_block": 2,
+        "sample_size": 512,
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
     },
     "text": {
-        "hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12,
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
         "projection_dim": 768,
     },
-}  # fmt: skip
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")  # diffusers' usual targets: 128 linear layers in SD 1.5
+}
+ATTENTION = (
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+)  # diffusers' usual targets: 128 linear layers in SD 1.5
 
 
 def new_unet(config=None, seed=0, device="cpu", dtype=torch.bfloat16):
@@ -55,17 +66,24 @@ def write_random_pipeline(folder, configs=SD15, seed=0, dtype=torch.bfloat16):
 
     tokenizer = CLIPTokenizer.from_pretrained(shipped("tiny-sd") / "tokenizer")
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    words |= {f"{which}_token_id": getattr(tokenizer, f"{which}_token_id") for which in ("bos", "eos", "pad")}
+    words |= {
+        f"{which}_token_id": getattr(tokenizer, f"{which}_token_id")
+        for which in ("bos", "eos", "pad")
+    }
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         vae = AutoencoderKL(**configs["vae"])
         text_encoder = CLIPTextModel(CLIPTextConfig(**words, **configs["text"]))
     pipeline = StableDiffusionPipeline(
-        vae=vae.to(dtype), text_encoder=text_encoder.to(dtype), tokenizer=tokenizer,
+        vae=vae.to(dtype),
+        text_encoder=text_encoder.to(dtype),
+        tokenizer=tokenizer,
         unet=new_unet(configs["unet"], seed, dtype=dtype),
         scheduler=DPMSolverMultistepScheduler.from_pretrained(shipped("tiny-sd") / "scheduler"),
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     pipeline.save_pretrained(folder)
     return Path(folder)
 
@@ -74,7 +92,9 @@ def load_unet(source, device="cpu", dtype=torch.bfloat16):
     """The frozen UNet of a pipeline folder or Hub id, alone: training from cached latents needs no other part."""
     from diffusers import UNet2DConditionModel
 
-    unet = UNet2DConditionModel.from_pretrained(source, subfolder="unet", torch_dtype=dtype, use_safetensors=True)
+    unet = UNet2DConditionModel.from_pretrained(
+        source, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+    )
     return unet.requires_grad_(False).eval().to(device)
 
 

@@ -39,7 +39,9 @@ def fresh_adapter(adapter, rank, seed, client, server_round):
     )
     state = {}
     for layer, (a, b) in factors(adapter).items():
-        state[f"{layer}.lora_A.default.weight"] = torch.randn(rank, a.shape[1], generator=generator) / rank
+        state[f"{layer}.lora_A.default.weight"] = (
+            torch.randn(rank, a.shape[1], generator=generator) / rank
+        )
         state[f"{layer}.lora_B.default.weight"] = torch.zeros(b.shape[0], rank)
     return state
 
@@ -56,7 +58,9 @@ def receive(content, state, scenario, client, start):
     if rule == "fed-sb":
         return Local(merged, arrays, {})
     if rule == "flora":
-        adapter = fresh_adapter(start, scenario.client_ranks[client], scenario.seed, client, server_round)
+        adapter = fresh_adapter(
+            start, scenario.client_ranks[client], scenario.seed, client, server_round
+        )
     elif rule == "ffa":
         adapter = {**part(start, "A"), **arrays}
     elif rule == "fedsa":
@@ -91,13 +95,21 @@ def personal(content, state, start):
 def _caught_up(content, state):
     """Everything this device was ever told to add to W0 (or Fed-SB's factors), with what came now, as one adapter."""
     config = content["config"]
-    since, version = int(config["merge-from"]), int(state[VERSION]["version"]) if VERSION in state else 0
+    since, version = (
+        int(config["merge-from"]),
+        int(state[VERSION]["version"]) if VERSION in state else 0,
+    )
     new = tensors_of(content["merge"]) if "merge" in content else {}
     if since not in (0, version):
-        raise ValueError(f"This device holds {version} merges and was sent those after {since}; send it all of them.")
+        raise ValueError(
+            f"This device holds {version} merges and was sent those after {since}; send it all of them."
+        )
     old = tensors_of(state[MERGED]) if MERGED in state and since else {}
     merged = compact(stacked([old, new])) if old and new else old or new
-    state[MERGED], state[VERSION] = ArrayRecord(merged), MetricRecord({"version": int(config["merge-to"])})
+    state[MERGED], state[VERSION] = (
+        ArrayRecord(merged),
+        MetricRecord({"version": int(config["merge-to"])}),
+    )
     return merged
 
 
@@ -106,7 +118,10 @@ class WithCore(torch.nn.Linear):
 
     def __init__(self, b):
         super().__init__(b.in_features, b.out_features, bias=False, device="meta")
-        self.weight, self.core = b.weight, torch.nn.Parameter(b.weight.new_zeros(b.in_features, b.in_features))
+        self.weight, self.core = (
+            b.weight,
+            torch.nn.Parameter(b.weight.new_zeros(b.in_features, b.in_features)),
+        )
 
     def forward(self, x):
         """(..., r) -> (..., out)."""
@@ -150,4 +165,8 @@ def mean_gradients(unet, batch_loss, batches):
 
 
 def _lora_layers(unet):
-    return [(name, layer) for name, layer in unet.named_modules() if "default" in getattr(layer, "lora_A", ())]
+    return [
+        (name, layer)
+        for name, layer in unet.named_modules()
+        if "default" in getattr(layer, "lora_A", ())
+    ]

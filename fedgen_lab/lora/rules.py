@@ -36,7 +36,9 @@ def factors(state):
     for layer, pair in found.items():
         if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
             shapes = {factor: tuple(tensor.shape) for factor, tensor in pair.items()}
-            raise ValueError(f"{layer} has {shapes} where A (r, in) and B (out, r) of one rank belong.")
+            raise ValueError(
+                f"{layer} has {shapes} where A (r, in) and B (out, r) of one rank belong."
+            )
     return {layer: (pair["A"], pair["B"]) for layer, pair in found.items()}
 
 
@@ -60,12 +62,16 @@ def unfold(state, alpha=0.0):
 
 
 def _scaled(state, scale_of):
-    return {name: t * scale_of(t.shape[1]) if ".lora_B." in name else t for name, t in state.items()}
+    return {
+        name: t * scale_of(t.shape[1]) if ".lora_B." in name else t for name, t in state.items()
+    }
 
 
 def part(state, which):
     """The factors that travel: "A", "B", or "AB" for both."""
-    return {name: tensor for name, tensor in state.items() if name.partition(".lora_")[2][:1] in which}
+    return {
+        name: tensor for name, tensor in state.items() if name.partition(".lora_")[2][:1] in which
+    }
 
 
 def resized(state, rank):
@@ -75,7 +81,9 @@ def resized(state, rank):
         kept = tensor.narrow(dim, 0, min(rank, tensor.shape[dim]))
         missing = list(tensor.shape)
         missing[dim] = rank - kept.shape[dim]
-        return torch.cat([kept, tensor.new_zeros(missing)], dim) if missing[dim] else kept.contiguous()
+        return (
+            torch.cat([kept, tensor.new_zeros(missing)], dim) if missing[dim] else kept.contiguous()
+        )
 
     return {name: sized(tensor, 0 if ".lora_A." in name else 1) for name, tensor in state.items()}
 
@@ -88,13 +96,15 @@ def stacked(states, weights=None):
     weights = weights or [1.0] * len(states)
     pairs = [factors(state) for state in states if state]
     weights = [weight for weight, state in zip(weights, states, strict=True) if state]
-    return adapter_of({
-        layer: (
-            torch.cat([p[layer][0] * w for p, w in zip(pairs, weights, strict=True)]),
-            torch.cat([p[layer][1] for p in pairs], 1),
-        )
-        for layer in (pairs[0] if pairs else ())
-    })  # fmt: skip
+    return adapter_of(
+        {
+            layer: (
+                torch.cat([p[layer][0] * w for p, w in zip(pairs, weights, strict=True)]),
+                torch.cat([p[layer][1] for p in pairs], 1),
+            )
+            for layer in (pairs[0] if pairs else ())
+        }
+    )
 
 
 def svd(a, b):
@@ -131,7 +141,9 @@ def compact(state):
 
 def mean(uploads, weights):
     """sum_k p_k u_k, name by name: all that a sum over the air or secure aggregation can give."""
-    return {name: sum(u[name] * w for u, w in zip(uploads, weights, strict=True)) for name in uploads[0]}
+    return {
+        name: sum(u[name] * w for u, w in zip(uploads, weights, strict=True)) for name in uploads[0]
+    }
 
 
 def fedit(uploads, weights):
@@ -194,7 +206,10 @@ def hetlora(uploads, weights, by_norm=True):
     """
     largest = max(a.shape[0] for upload in uploads for a, _ in factors(upload).values())
     if by_norm:
-        norms = [sum(_square_norm(a, b) for a, b in factors(upload).values()) ** 0.5 for upload in uploads]
+        norms = [
+            sum(_square_norm(a, b) for a, b in factors(upload).values()) ** 0.5
+            for upload in uploads
+        ]
         weights = [w * n for w, n in zip(weights, norms, strict=True)] if any(norms) else weights
         weights = [w / sum(weights) for w in weights]
     return Merged(mean([resized(upload, largest) for upload in uploads], weights), {})
@@ -236,7 +251,8 @@ def lora_fair(uploads, weights, ridge=1e-2):
     for layer, (a, b) in average.items():
         a, b = a.double(), b.double()
         wanted = sum(
-            w * p[layer][1].double() @ (p[layer][0].double() @ a.T) for p, w in zip(pairs, weights, strict=True)
+            w * p[layer][1].double() @ (p[layer][0].double() @ a.T)
+            for p, w in zip(pairs, weights, strict=True)
         )  # D A^T (out, r)
         gram = a @ a.T  # (r, r)
         damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
@@ -264,10 +280,24 @@ def frame(gradients, rank):
 
 
 RULES = {
-    "fedit": fedit, "ffa": ffa, "fedsa": fedsa, "rolora": rolora, "flora": flora, "flexlora": flexlora,
-    "hetlora": hetlora, "fedex": fedex, "lora-fair": lora_fair, "fed-sb": fed_sb,
-}  # fmt: skip
-LINEAR = ("fedit", "ffa", "fedsa", "rolora", "fed-sb")  # nothing but the mean: defences and private noise fit in
+    "fedit": fedit,
+    "ffa": ffa,
+    "fedsa": fedsa,
+    "rolora": rolora,
+    "flora": flora,
+    "flexlora": flexlora,
+    "hetlora": hetlora,
+    "fedex": fedex,
+    "lora-fair": lora_fair,
+    "fed-sb": fed_sb,
+}
+LINEAR = (
+    "fedit",
+    "ffa",
+    "fedsa",
+    "rolora",
+    "fed-sb",
+)  # nothing but the mean: defences and private noise fit in
 
 
 def sent_part(rule, server_round):

@@ -63,10 +63,17 @@ def split_client_app(task_of=lora_task):
         return device_flops(task.unet, scenario.cut, *shapes)
 
     def step_of(message, context):
-        scenario, client = Scenario.from_run_config(context.run_config), int(context.node_config["partition-id"])
+        scenario, client = (
+            Scenario.from_run_config(context.run_config),
+            int(context.node_config["partition-id"]),
+        )
         if client >= scenario.num_clients:
-            raise ValueError(f"This node is client {client}, but the run has num-clients={scenario.num_clients}.")
-        return _DeviceStep(task_of(scenario), scenario, client, context.state), *flops_of(scenario, client)
+            raise ValueError(
+                f"This node is client {client}, but the run has num-clients={scenario.num_clients}."
+            )
+        return _DeviceStep(task_of(scenario), scenario, client, context.state), *flops_of(
+            scenario, client
+        )
 
     @app.train("start")
     def start(message: Message, context: Context) -> Message:
@@ -89,7 +96,9 @@ def split_client_app(task_of=lora_task):
         (step, forward, backward), config = step_of(message, context), message.content["config"]
         norm = step.learn(tensors_of(message.content["tensors"]), float(config["norm"]))
         if config["go-on"]:
-            return step.reply(message, tensors=step.forward(), norm=norm, flops=float(forward + backward))
+            return step.reply(
+                message, tensors=step.forward(), norm=norm, flops=float(forward + backward)
+            )
         return step.reply(message, weights=step.weights(), norm=norm, flops=float(backward))
 
     return app
@@ -101,9 +110,13 @@ class _DeviceStep:
     def __init__(self, task, scenario, client, state):
         self.task, self.scenario, self.client, self.state = task, scenario, client, state
         self.half, is_ours = DeviceHalf(task.unet, scenario.cut), on_device(task.unet, scenario.cut)
-        self.parameters = {n: p for n, p in task.unet.named_parameters() if p.requires_grad and is_ours(n)}
+        self.parameters = {
+            n: p for n, p in task.unet.named_parameters() if p.requires_grad and is_ours(n)
+        }
         if not self.parameters:
-            raise ValueError(f"With method={scenario.method!r} nothing trains before cut={scenario.cut!r}; cut deeper.")
+            raise ValueError(
+                f"With method={scenario.method!r} nothing trains before cut={scenario.cut!r}; cut deeper."
+            )
         self.encoded = task.own(client)
         if "weights" in state:
             self._load(state["weights"])
@@ -112,7 +125,9 @@ class _DeviceStep:
         """A round's start: the averaged weights, a fresh optimiser, this round's random numbers."""
         self._load(weights)
         self.state["weights"], self.state["adam"] = weights, ArrayRecord()
-        generator = torch.Generator().manual_seed(local_seed(self.scenario, self.client, server_round))
+        generator = torch.Generator().manual_seed(
+            local_seed(self.scenario, self.client, server_round)
+        )
         self.state["draw"] = self.state["next"] = ArrayRecord({"state": generator.get_state()})
 
     def forward(self):
@@ -127,7 +142,9 @@ class _DeviceStep:
         guess = guess.to(self.encoded.latents.device).requires_grad_()
         loss = F.mse_loss(guess, self._batch()[3])
         if not torch.isfinite(loss):
-            raise ValueError(f"the loss became {loss.item()}; lower the learning rate ({self.scenario.learning_rate})")
+            raise ValueError(
+                f"the loss became {loss.item()}; lower the learning rate ({self.scenario.learning_rate})"
+            )
         return torch.autograd.grad(loss, guess)[0], loss.item()
 
     def learn(self, gradients, edge_norm):
@@ -135,17 +152,29 @@ class _DeviceStep:
         noisy, timesteps, text, _ = self._batch()
         smashed = self.half(noisy, timesteps, text)
         live = [name for name, tensor in smashed.items() if tensor.requires_grad]
-        torch.autograd.backward([smashed[name] for name in live], [gradients[name].to(noisy.device) for name in live])
+        torch.autograd.backward(
+            [smashed[name] for name in live], [gradients[name].to(noisy.device) for name in live]
+        )
         adam = new_adam(self.parameters.values(), self.scenario.learning_rate)
         moments = tensors_of(self.state["adam"])
         for name, parameter in self.parameters.items():
             if f"{name}:step" in moments:
-                own = {key: moments[f"{name}:{key}"].to(parameter.device) for key in ("exp_avg", "exp_avg_sq")}
-                adam.state[parameter] = {**own, "step": moments[f"{name}:step"]}  # the count stays on the CPU
+                own = {
+                    key: moments[f"{name}:{key}"].to(parameter.device)
+                    for key in ("exp_avg", "exp_avg_sq")
+                }
+                adam.state[parameter] = {
+                    **own,
+                    "step": moments[f"{name}:step"],
+                }  # the count stays on the CPU
         norm = step_clipped(adam, list(self.parameters.values()), edge_norm)
         self.state["weights"] = ArrayRecord(self.weights())
         self.state["adam"] = ArrayRecord(
-            {f"{name}:{key}": value for name, p in self.parameters.items() for key, value in adam.state[p].items()}
+            {
+                f"{name}:{key}": value
+                for name, p in self.parameters.items()
+                for key, value in adam.state[p].items()
+            }
         )
         return norm
 
@@ -159,7 +188,9 @@ class _DeviceStep:
         content = RecordDict({"metrics": MetricRecord(metrics)})
         for name, part in (("tensors", tensors), ("weights", weights)):
             if part is not None:
-                content[name] = ArrayRecord({key: value.detach().cpu().contiguous() for key, value in part.items()})
+                content[name] = ArrayRecord(
+                    {key: value.detach().cpu().contiguous() for key, value in part.items()}
+                )
         return Message(content, reply_to=message)
 
     def _load(self, record):
@@ -174,8 +205,13 @@ class _DeviceStep:
         pick = torch.randint(len(encoded), (self.scenario.batch_size,), generator=generator)
         latents, text = encoded.latents[pick], encoded.text[pick]  # (B, 4, h, w), (B, L, D)
         noise = torch.randn(latents.shape, generator=generator).to(latents)
-        timesteps = torch.randint(schedule.config.num_train_timesteps, (len(pick),), generator=generator)
-        timesteps, self.state["next"] = timesteps.to(text.device), ArrayRecord({"state": generator.get_state()})
+        timesteps = torch.randint(
+            schedule.config.num_train_timesteps, (len(pick),), generator=generator
+        )
+        timesteps, self.state["next"] = (
+            timesteps.to(text.device),
+            ArrayRecord({"state": generator.get_state()}),
+        )
         target = target_of(schedule, latents, noise, timesteps)
         return schedule.add_noise(latents, noise, timesteps), timesteps, text, target
 

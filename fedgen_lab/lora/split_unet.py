@@ -24,8 +24,15 @@ def cuts(unet):
     """
     config = unet.config
     plain = config.addition_embed_type in (None, "text") and config.time_embedding_act_fn is None
-    if not plain or config.class_embed_type or config.encoder_hid_dim_type or unet.class_embedding is not None:
-        raise ValueError("This UNet takes more than latents, timestep and text; only the UNets of SD 1.x/2.x are cut.")
+    if (
+        not plain
+        or config.class_embed_type
+        or config.encoder_hid_dim_type
+        or unet.class_embedding is not None
+    ):
+        raise ValueError(
+            "This UNet takes more than latents, timestep and text; only the UNets of SD 1.x/2.x are cut."
+        )
     return ("conv_in", *(f"down_blocks.{i}" for i in range(len(unet.down_blocks))), "mid_block")
 
 
@@ -71,7 +78,9 @@ class EdgeHalf(nn.Module):
 
     def forward(self, smashed, text):
         unet, time = self.unet, smashed["time"]
-        skips = [smashed[f"skip.{i}"] for i in range(sum(name.startswith("skip.") for name in smashed))]
+        skips = [
+            smashed[f"skip.{i}"] for i in range(sum(name.startswith("skip.") for name in smashed))
+        ]
         x = smashed.get("mid", skips[-1])
         for block in unet.down_blocks[self.depth :]:
             x, more = _run(block, x, time, text=text)
@@ -81,7 +90,9 @@ class EdgeHalf(nn.Module):
         for block in unet.up_blocks:
             number = len(block.resnets)
             own, skips = tuple(skips[-number:]), skips[:-number]
-            size = skips[-1].shape[2:] if skips else None  # odd sizes are not simply doubled on the way up
+            size = (
+                skips[-1].shape[2:] if skips else None
+            )  # odd sizes are not simply doubled on the way up
             x = _run(block, x, own, time, text=text, upsample_size=size)
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))  # (B, 4, h, w)
 
@@ -89,7 +100,10 @@ class EdgeHalf(nn.Module):
 def smashed_shapes(unet, cut, latents, text):
     """{name: shape} of the smashed data for latents and text states of these shapes, found without computing."""
     unet = _without_weights(unet)
-    noisy, words = (torch.zeros(shape, dtype=unet.conv_in.weight.dtype, device="meta") for shape in (latents, text))
+    noisy, words = (
+        torch.zeros(shape, dtype=unet.conv_in.weight.dtype, device="meta")
+        for shape in (latents, text)
+    )
     smashed = DeviceHalf(unet, cut)(noisy, torch.zeros(latents[0], device="meta"), words)
     return {name: tuple(tensor.shape) for name, tensor in smashed.items()}
 
@@ -101,7 +115,9 @@ def device_flops(unet, cut, latents, text):
     """
     half = DeviceHalf(unet, cut)
     tensors = [*half.named_parameters(), *half.named_buffers()]
-    ghosts = {n: torch.empty_like(t, device="meta").requires_grad_(t.requires_grad) for n, t in tensors}
+    ghosts = {
+        n: torch.empty_like(t, device="meta").requires_grad_(t.requires_grad) for n, t in tensors
+    }
     inputs = [torch.empty(shape, device="meta") for shape in (latents, latents[:1], text)]
     with flop_counter() as forward:
         smashed = torch.func.functional_call(half, ghosts, tuple(inputs))
@@ -110,8 +126,18 @@ def device_flops(unet, cut, latents, text):
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-def traffic(unet, picture_bytes, text_length, pictures=64, rounds=5, steps=20, batch=16, rank=8, targets=TARGETS,
-            bytes_per_number=4):  # fmt: skip
+def traffic(
+    unet,
+    picture_bytes,
+    text_length,
+    pictures=64,
+    rounds=5,
+    steps=20,
+    batch=16,
+    rank=8,
+    targets=TARGETS,
+    bytes_per_number=4,
+):
     """What one client sends and gets in a whole run, for every way to train: one row each, bytes without headers.
 
     unet: only its configuration is read, so it may be on torch's "meta" device and as big as it likes.
@@ -123,10 +149,23 @@ def traffic(unet, picture_bytes, text_length, pictures=64, rounds=5, steps=20, b
     config, side = unet.config, unet.config.sample_size
     latent, text = (config.in_channels, side, side), (text_length, config.cross_attention_dim)
     sizes = {name: p.numel() for name, p in unet.named_parameters()}
-    linears = [m for name, m in unet.named_modules() if isinstance(m, nn.Linear) and name.endswith(tuple(targets))]
+    linears = [
+        m
+        for name, m in unet.named_modules()
+        if isinstance(m, nn.Linear) and name.endswith(tuple(targets))
+    ]
     adapter = rank * sum(m.in_features + m.out_features for m in linears)
     whole = sum(sizes.values())
-    rows = [("pictures to the centre", pictures * picture_bytes, adapter * bytes_per_number, 0, None, None)]
+    rows = [
+        (
+            "pictures to the centre",
+            pictures * picture_bytes,
+            adapter * bytes_per_number,
+            0,
+            None,
+            None,
+        )
+    ]
     for way, numbers, extra in (("LoRA", adapter, adapter), ("whole model", whole, 0)):
         sent = rounds * numbers * bytes_per_number
         rows.append((way, sent, sent, whole + extra, None, None))
@@ -135,12 +174,21 @@ def traffic(unet, picture_bytes, text_length, pictures=64, rounds=5, steps=20, b
         own = sum(size for name, size in sizes.items() if is_ours(name))
         shapes = smashed_shapes(unet, cut, (1, *latent), (1, *text))
         smashed = sum(_numbers(shape) for shape in shapes.values())
-        up = smashed + _numbers(text) + _numbers(latent)  # and the gradient at the guess, which the device answers
+        up = (
+            smashed + _numbers(text) + _numbers(latent)
+        )  # and the gradient at the guess, which the device answers
         down = smashed + _numbers(latent)  # and the guess
         moved = [rounds * (own + steps * batch * each) * bytes_per_number for each in (up, down)]
         turning = [max(0, (2 * other - 2 * own) // (up + down)) for other in (adapter, whole)]
         rows.append((f"split after {cut}", *moved, own, *turning))
-    names = ["way", "up_bytes", "down_bytes", "device_parameters", "below_lora_up_to", "below_whole_up_to"]
+    names = [
+        "way",
+        "up_bytes",
+        "down_bytes",
+        "device_parameters",
+        "below_lora_up_to",
+        "below_whole_up_to",
+    ]
     return pd.DataFrame(rows, columns=names).astype({name: "Int64" for name in names[1:]})
 
 

@@ -49,7 +49,9 @@ def stacked_handler(begin, end, on_step=None):
     def handle(messages, contexts):
         if messages[0].metadata.message_type != "train" or len(messages) == 1:
             return None
-        replies = [_attempt(begin, *pair) for pair in zip(messages, contexts, strict=True)]  # a turn, or an exception
+        replies = [
+            _attempt(begin, *pair) for pair in zip(messages, contexts, strict=True)
+        ]  # a turn, or an exception
         turns = {number: turn for number, turn in enumerate(replies) if isinstance(turn, Turn)}
         if not all(_is_adapter(turn.state) for turn in turns.values()):
             return None
@@ -57,7 +59,9 @@ def stacked_handler(begin, end, on_step=None):
             done = _attempt(train_stacked, [turns[number] for number in group], on_step)
             for place, number in enumerate(group):
                 one = done if isinstance(done, Exception) else done[place]
-                replies[number] = one if isinstance(one, Exception) else _attempt(end, turns[number], *one)
+                replies[number] = (
+                    one if isinstance(one, Exception) else _attempt(end, turns[number], *one)
+                )
         return replies
 
     return handle
@@ -72,7 +76,9 @@ def train_stacked(turns, on_step=None):
     most = max(1, PICTURES // first.batch_size)
     if number > most:
         return train_stacked(turns[:most], on_step) + train_stacked(turns[most:], on_step)
-    adapters = StackedAdapters(first.unet, [turn.state for turn in turns], [turn.scale for turn in turns])
+    adapters = StackedAdapters(
+        first.unet, [turn.state for turn in turns], [turn.scale for turn in turns]
+    )
     factors = list(adapters.factors.values())
     optimizer = torch.optim.AdamW(factors, lr=first.learning_rate, weight_decay=1e-2, fused=True)
     generators = [torch.Generator().manual_seed(turn.seed) for turn in turns]
@@ -83,7 +89,9 @@ def train_stacked(turns, on_step=None):
                 noised_batch(turn.schedule, turn.encoded, turn.batch_size, generator)
                 for turn, generator in zip(turns, generators, strict=True)
             ]
-            noisy, timesteps, text, target = map(torch.cat, zip(*drawn, strict=True))  # (N * B, ...) each
+            noisy, timesteps, text, target = map(
+                torch.cat, zip(*drawn, strict=True)
+            )  # (N * B, ...) each
             guess = first.unet(noisy, timesteps, encoder_hidden_states=text).sample
             loss = ((guess - target) ** 2).unflatten(0, (number, -1)).flatten(1).mean(dim=1)  # (N,)
             optimizer.zero_grad()
@@ -119,19 +127,27 @@ class StackedAdapters:
             for name, tensor in state.items():
                 across = 1 if ".lora_A." in name else 0  # the axis that is not the rank
                 if tensor.shape[across] != (width := unet.get_parameter(name).shape[across]):
-                    raise ValueError(f"{name} has shape {tuple(tensor.shape)}; its axis {across} must be {width}.")
+                    raise ValueError(
+                        f"{name} has shape {tuple(tensor.shape)}; its axis {across} must be {width}."
+                    )
         frozen = {name: unet.get_parameter(name).detach() for name in known - states[0].keys()}
         self.shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
         device = unet.device  # asked once: diffusers walks through the whole model to answer
         self.factors = {
-            name: nn.Parameter(_padded([state[name].to(device) for state in states])) for name in states[0]
+            name: nn.Parameter(_padded([state[name].to(device) for state in states]))
+            for name in states[0]
         }
         self.layers = {}
         for name, layer in plain.items():
             names = [f"{name}.lora_{factor}.default.weight" for factor in "AB"]
-            a, b = (self.factors[n] if n in self.factors else frozen[n].expand(len(states), -1, -1) for n in names)
+            a, b = (
+                self.factors[n] if n in self.factors else frozen[n].expand(len(states), -1, -1)
+                for n in names
+            )
             own = layer.scaling["default"]
-            scale = torch.tensor([own if s is None else s for s in scales or [None] * len(states)], device=device)
+            scale = torch.tensor(
+                [own if s is None else s for s in scales or [None] * len(states)], device=device
+            )
             self.layers[name] = StackedLora(layer.base_layer, a, b, scale.view(-1, 1, 1))
 
     @contextmanager
@@ -141,7 +157,9 @@ class StackedAdapters:
         try:
             for name, layer in self.layers.items():
                 unet.set_submodule(name, layer)
-            unet.to(memory_format=torch.channels_last)  # for the convolutions: one large batch likes it
+            unet.to(
+                memory_format=torch.channels_last
+            )  # for the convolutions: one large batch likes it
             yield
         finally:
             for name, layer in plain.items():
@@ -161,7 +179,12 @@ class StackedLora(nn.Module):
 
     def __init__(self, base, a, b, scale):
         super().__init__()
-        self.base, self.a, self.b, self.scale = base, a, b, scale  # A (N, r, in), B (N, out, r), (N, 1, 1)
+        self.base, self.a, self.b, self.scale = (
+            base,
+            a,
+            b,
+            scale,
+        )  # A (N, r, in), B (N, out, r), (N, 1, 1)
 
     def forward(self, x):
         number, rank, _ = self.a.shape
@@ -179,12 +202,16 @@ def _padded(factors):
     """(N, rows, columns) of N factors, the short ones padded with zeros."""
     rows, columns = (max(factor.shape[axis] for factor in factors) for axis in (0, 1))
     pad = torch.nn.functional.pad
-    return torch.stack([pad(f.detach(), (0, columns - f.shape[1], 0, rows - f.shape[0])) for f in factors])
+    return torch.stack(
+        [pad(f.detach(), (0, columns - f.shape[1], 0, rows - f.shape[0])) for f in factors]
+    )
 
 
 def _clip_each(factors, longest):
     """`clip_grad_norm_` client by client."""
-    lengths = torch.stack([torch.linalg.vector_norm(factor.grad, dim=(1, 2)) for factor in factors]).norm(dim=0)  # (N,)
+    lengths = torch.stack(
+        [torch.linalg.vector_norm(factor.grad, dim=(1, 2)) for factor in factors]
+    ).norm(dim=0)  # (N,)
     for factor in factors:
         factor.grad.mul_((longest / (lengths + 1e-6)).clamp(max=1.0).view(-1, 1, 1))
 
@@ -200,7 +227,9 @@ def _attempt(work, *arguments):
 
 
 def _is_adapter(state):
-    return all(name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in state)
+    return all(
+        name.endswith((".lora_A.default.weight", ".lora_B.default.weight")) for name in state
+    )
 
 
 def _groups(turns):

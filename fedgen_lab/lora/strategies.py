@@ -24,7 +24,7 @@ from fedgen_lab.lora.rules import (
     sent_part,
     stacked,
     unfold,
-)  # fmt: skip
+)
 from fedgen_lab.lora.upload import unpack
 
 
@@ -52,7 +52,9 @@ def strategy_of(scenario, network=None, work_flops=0.0, **checked):
         if scenario.select in ("random", "fastest"):
             asked = max(int(scenario.num_clients * scenario.fraction), 1)
         uploads = scenario.buffer or asked
-        checked["combine"] = private_mean(scenario.clip, scenario.noise_multiplier, uploads, scenario.seed)
+        checked["combine"] = private_mean(
+            scenario.clip, scenario.noise_multiplier, uploads, scenario.seed
+        )
     base = CheckedFedAvg if scenario.method == "full" else RuleStrategy
     of_rule = {} if scenario.method == "full" else {"scenario": scenario}
     if scenario.secure:
@@ -60,14 +62,19 @@ def strategy_of(scenario, network=None, work_flops=0.0, **checked):
 
         kind = type(f"Secure{base.__name__}", (SecureFedAvg, base), {}) if of_rule else SecureFedAvg
         return kind(
-            most_examples=scenario.pictures_per_client, clip=scenario.clip, noise_multiplier=scenario.noise_multiplier,
-            **of_rule, **checked,
-        )  # fmt: skip
+            most_examples=scenario.pictures_per_client,
+            clip=scenario.clip,
+            noise_multiplier=scenario.noise_multiplier,
+            **of_rule,
+            **checked,
+        )
     if scenario.buffer or scenario.deadline_seconds or scenario.select != "all":
         from fedgen_lab.wireless.reacting import reacting_strategy
 
         plain = scenario.buffer and scenario.rule == "fedit"  # FedBuff takes the mean itself
-        return reacting_strategy(scenario, network, work_flops, CheckedFedAvg if plain else base, **checked)
+        return reacting_strategy(
+            scenario, network, work_flops, CheckedFedAvg if plain else base, **checked
+        )
     return base(**of_rule, **checked)
 
 
@@ -75,36 +82,103 @@ def refuse_contradictions(scenario):
     """Raises ValueError, naming both knobs, for a combination of knobs that makes no sense."""
     lora, rule = scenario.method == "lora", scenario.rule
     only_means = {
-        "noise_multiplier": scenario.noise_multiplier > 0, "clip": scenario.clip > 0, "secure": scenario.secure == 1,
-        "defence": scenario.defence != "mean", "buffer": scenario.buffer > 0,
-    }  # fmt: skip
+        "noise_multiplier": scenario.noise_multiplier > 0,
+        "clip": scenario.clip > 0,
+        "secure": scenario.secure == 1,
+        "defence": scenario.defence != "mean",
+        "buffer": scenario.buffer > 0,
+    }
     for knob, is_on in only_means.items():
         if lora and is_on and rule not in LINEAR:
-            _contradict(scenario, "rule", knob, f"{rule} needs every upload on its own, {knob} acts on their mean")
+            _contradict(
+                scenario,
+                "rule",
+                knob,
+                f"{rule} needs every upload on its own, {knob} acts on their mean",
+            )
     for is_wrong, one, other, why in (
-        (not lora and rule != "fedit", "method", "rule", "a full model has no factors; its rule is plain averaging"),
+        (
+            not lora and rule != "fedit",
+            "method",
+            "rule",
+            "a full model has no factors; its rule is plain averaging",
+        ),
         (not lora and scenario.ranks, "method", "ranks", "a full model has no rank"),
         (not lora and scenario.lora_alpha, "method", "lora_alpha", "a full model has no alpha"),
-        (scenario.noise_multiplier and not scenario.clip, "noise_multiplier", "clip", "noise is in units of clip"),
-        (scenario.noise_multiplier and scenario.defence != "mean", "noise_multiplier", "defence",
-         "the noise is for a mean of clipped updates"),
-        (scenario.noise_multiplier and scenario.buffer, "noise_multiplier", "buffer",
-         "a fast client may be in one merge twice, which the noise does not cover"),
-        (scenario.secure and scenario.defence != "mean", "secure", "defence",
-         "a server that sees only the sum can't tell clients apart"),
-        (scenario.secure and scenario.upload != "float32", "secure", "upload", "masks cancel in sums of whole numbers"),
-        (scenario.secure and (scenario.buffer or scenario.deadline_seconds), "secure",
-         "buffer" if scenario.buffer else "deadline_seconds", "masks cancel only when a whole round is summed"),
-        (scenario.secure and scenario.select != "all", "secure", "select", "everyone agrees on masks with everyone"),
-        (scenario.secure and scenario.num_clients < 2, "secure", "num_clients", "one client's sum is its update"),
-        (scenario.secure and rule == "fed-sb", "secure", "rule", "its beginning sends gradients in the clear"),
-        (scenario.secure and scenario.clip and rule == "rolora", "clip", "rule",
-         "with secure aggregation a device clips against what came down, which is the other factor"),
-        (scenario.buffer and lora and rule not in ("fedit",), "buffer", "rule", "the rule needs rounds"),
+        (
+            scenario.noise_multiplier and not scenario.clip,
+            "noise_multiplier",
+            "clip",
+            "noise is in units of clip",
+        ),
+        (
+            scenario.noise_multiplier and scenario.defence != "mean",
+            "noise_multiplier",
+            "defence",
+            "the noise is for a mean of clipped updates",
+        ),
+        (
+            scenario.noise_multiplier and scenario.buffer,
+            "noise_multiplier",
+            "buffer",
+            "a fast client may be in one merge twice, which the noise does not cover",
+        ),
+        (
+            scenario.secure and scenario.defence != "mean",
+            "secure",
+            "defence",
+            "a server that sees only the sum can't tell clients apart",
+        ),
+        (
+            scenario.secure and scenario.upload != "float32",
+            "secure",
+            "upload",
+            "masks cancel in sums of whole numbers",
+        ),
+        (
+            scenario.secure and (scenario.buffer or scenario.deadline_seconds),
+            "secure",
+            "buffer" if scenario.buffer else "deadline_seconds",
+            "masks cancel only when a whole round is summed",
+        ),
+        (
+            scenario.secure and scenario.select != "all",
+            "secure",
+            "select",
+            "everyone agrees on masks with everyone",
+        ),
+        (
+            scenario.secure and scenario.num_clients < 2,
+            "secure",
+            "num_clients",
+            "one client's sum is its update",
+        ),
+        (
+            scenario.secure and rule == "fed-sb",
+            "secure",
+            "rule",
+            "its beginning sends gradients in the clear",
+        ),
+        (
+            scenario.secure and scenario.clip and rule == "rolora",
+            "clip",
+            "rule",
+            "with secure aggregation a device clips against what came down, which is the other factor",
+        ),
+        (
+            scenario.buffer and lora and rule not in ("fedit",),
+            "buffer",
+            "rule",
+            "the rule needs rounds",
+        ),
         (scenario.buffer and scenario.lora_alpha, "buffer", "lora_alpha", "set one of them to 0"),
-        (scenario.upload == "top-k" and rule in ("flora", "hetlora", "flexlora") and lora, "upload", "rule",
-         "what was left out has no place in the next round's new factors"),
-    ):  # fmt: skip
+        (
+            scenario.upload == "top-k" and rule in ("flora", "hetlora", "flexlora") and lora,
+            "upload",
+            "rule",
+            "what was left out has no place in the next round's new factors",
+        ),
+    ):
         if is_wrong:
             _contradict(scenario, one, other, why)
 
@@ -131,8 +205,18 @@ class RuleStrategy(CheckedFedAvg):
         one_part = {"fedsa": 1.0}  # only its clients can try their models out
         super().__init__(fraction_evaluate=one_part.get(scenario.rule, 0.0), **checked)
         self.scenario, self.rule, self.ranks = scenario, scenario.rule, list(scenario.client_ranks)
-        self.adapter, self.core, self.merges, self.client_states, self.personal_losses = {}, {}, [], {}, {}
-        self._round, self._knows, self._setting_up = 0, {}, None  # node id -> the last round whose message it answered
+        self.adapter, self.core, self.merges, self.client_states, self.personal_losses = (
+            {},
+            {},
+            [],
+            {},
+            {},
+        )
+        self._round, self._knows, self._setting_up = (
+            0,
+            {},
+            None,
+        )  # node id -> the last round whose message it answered
         self._had = {}  # node id -> how many merges it had when it answered
 
     def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
@@ -151,7 +235,9 @@ class RuleStrategy(CheckedFedAvg):
     def aggregate_train(self, server_round, replies):
         """As `CheckedFedAvg`, by the rule; and note who got this round's message."""
         replies = list(replies)
-        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._asked}
+        asked = {
+            message.metadata.message_id: message.metadata.dst_node_id for message in self._asked
+        }
         answered = {asked.get(r.metadata.reply_to_message_id) for r in replies if not r.has_error()}
         for node_id in asked.values():
             known = (server_round, len(self.merges)) if node_id in answered else (0, 0)
@@ -169,7 +255,8 @@ class RuleStrategy(CheckedFedAvg):
 
     def _construct_messages(self, record, node_ids, message_type):
         return [
-            Message(self._down(node_id, record[self.configrecord_key]), node_id, message_type) for node_id in node_ids
+            Message(self._down(node_id, record[self.configrecord_key]), node_id, message_type)
+            for node_id in node_ids
         ]
 
     def _down(self, node_id, config):
@@ -179,7 +266,9 @@ class RuleStrategy(CheckedFedAvg):
             since = self._had.get(node_id, 0)
             config = ConfigRecord({**config, "merge-from": since, "merge-to": len(self.merges)})
             if missing := self.merges[since:]:
-                content["merge"] = ArrayRecord(compact(stacked(missing)) if len(missing) > 1 else missing[0])
+                content["merge"] = ArrayRecord(
+                    compact(stacked(missing)) if len(missing) > 1 else missing[0]
+                )
         content[self.configrecord_key] = config
         return content
 
@@ -220,9 +309,16 @@ class RuleStrategy(CheckedFedAvg):
         alpha, clients = self.scenario.lora_alpha, list(self.client_arrays)
         arrays = [tensors_of(content[self.arrayrecord_key]) for content in contents]
         examples = [content["metrics"][self.weighted_by_key] for content in contents]
-        uploads, weights = [fold(state, alpha) for state in arrays], [n / sum(examples) for n in examples]
-        self.client_states = {c: self._whole(upload) for c, upload in zip(clients, uploads, strict=True)}
-        if self.rule in LINEAR:  # through the hook, so that defences and private noise can take the mean's place
+        uploads, weights = (
+            [fold(state, alpha) for state in arrays],
+            [n / sum(examples) for n in examples],
+        )
+        self.client_states = {
+            c: self._whole(upload) for c, upload in zip(clients, uploads, strict=True)
+        }
+        if (
+            self.rule in LINEAR
+        ):  # through the hook, so that defences and private noise can take the mean's place
             sent = {name: tensor.numpy() for name, tensor in self._linear_start().items()}
             plain = [{name: tensor.numpy() for name, tensor in state.items()} for state in arrays]
             combined = self.combine(server_round, sent, plain, examples)
@@ -245,7 +341,9 @@ class RuleStrategy(CheckedFedAvg):
     def _linear_start(self):
         if self.rule == "fed-sb":
             return self.core
-        return unfold(part(self.adapter, sent_part(self.rule, self._round)), self.scenario.lora_alpha)
+        return unfold(
+            part(self.adapter, sent_part(self.rule, self._round)), self.scenario.lora_alpha
+        )
 
     def _whole(self, upload):
         """The adapter that an upload stands for, with what of it is fixed or known."""
@@ -264,7 +362,10 @@ class RuleStrategy(CheckedFedAvg):
         }
 
     def _without_b(self):
-        return {name: tensor if ".lora_A." in name else 0 * tensor for name, tensor in self.adapter.items()}
+        return {
+            name: tensor if ".lora_A." in name else 0 * tensor
+            for name, tensor in self.adapter.items()
+        }
 
     def _model(self):
         """The whole model as one folded adapter."""
@@ -288,15 +389,21 @@ class RuleStrategy(CheckedFedAvg):
         content = RecordDict({self.arrayrecord_key: ArrayRecord(), self.configrecord_key: config})
         nodes = self._connected(1, grid)
         self._asked = [Message(content, node_id, MessageType.TRAIN) for node_id in nodes]
-        accepted = self._accepted(0, grid.send_and_receive(self._asked, timeout=self.timeout), self._setting_up)
+        accepted = self._accepted(
+            0, grid.send_and_receive(self._asked, timeout=self.timeout), self._setting_up
+        )
         self._setting_up, self._usual = None, []
         if not accepted:
-            raise RuntimeError("No client sent a usable gradient, so Fed-SB can't choose its factors; run it again.")
+            raise RuntimeError(
+                "No client sent a usable gradient, so Fed-SB can't choose its factors; run it again."
+            )
         contents = [content for _, _, content in accepted]
         examples = [content["metrics"][self.weighted_by_key] for content in contents]
         gradients = [tensors_of(content[self.arrayrecord_key]) for content in contents]
         mean = {
-            layer: sum(g[layer] * (n / sum(examples)) for g, n in zip(gradients, examples, strict=True))
+            layer: sum(
+                g[layer] * (n / sum(examples)) for g, n in zip(gradients, examples, strict=True)
+            )
             for layer in sizes
         }
         self.merges = [frame(mean, self.scenario.rank)]

@@ -27,18 +27,28 @@ def _point(method, num_clients, skew):
 
 # Four clients carry the comparison of methods; other numbers of clients only show what becomes of federated LoRA.
 POINTS = [
-    _point("lora", 4, 0.0), _point("lora", 4, 1.0),
-    _point("local_only", 4, 1.0), _point("centralised", 4, 0.0), _point("local_only", 4, 0.0),
-    _point("full", 4, 0.0), _point("full", 4, 1.0), _point("lora", 4, 0.5),
-    _point("lora", 2, 0.0), _point("lora", 2, 1.0),
-    _point("lora", 16, 0.0), _point("lora", 16, 1.0),
-    _point("lora", 8, 0.0), _point("lora", 8, 1.0),
-]  # fmt: skip
+    _point("lora", 4, 0.0),
+    _point("lora", 4, 1.0),
+    _point("local_only", 4, 1.0),
+    _point("centralised", 4, 0.0),
+    _point("local_only", 4, 0.0),
+    _point("full", 4, 0.0),
+    _point("full", 4, 1.0),
+    _point("lora", 4, 0.5),
+    _point("lora", 2, 0.0),
+    _point("lora", 2, 1.0),
+    _point("lora", 16, 0.0),
+    _point("lora", 16, 1.0),
+    _point("lora", 8, 0.0),
+    _point("lora", 8, 1.0),
+]
 
 
 def scenario_of(point, seed):
     """The scenario of a recorded point: the lesson's defaults, but ten rounds."""
-    scenario = Scenario(num_clients=point["num_clients"], skew=point["skew"], seed=seed, rounds=ROUNDS)
+    scenario = Scenario(
+        num_clients=point["num_clients"], skew=point["skew"], seed=seed, rounds=ROUNDS
+    )
     if point["method"] == "full":
         scenario = replace(scenario, method="full", learning_rate=FULL_LEARNING_RATE)
     return scenario
@@ -56,7 +66,9 @@ def measure(point, seed):
     outcome = run_centralised(scenario)
     scores = score(scenario, [outcome.state]).iloc[0]
     trace = Trace()
-    for client, pictures in enumerate(deal(scenario).clients):  # every picture is sent to the centre, once
+    for client, pictures in enumerate(
+        deal(scenario).clients
+    ):  # every picture is sent to the centre, once
         trace.add(1, 0, client, SERVER, "pictures", pictures.images.numel())
     return _result(scenario, outcome.rounds["loss"], {ROUNDS: scores}, trace)
 
@@ -76,7 +88,9 @@ def _federated(scenario):
 
 def _result(scenario, losses, scores, trace):
     """One point's figures as plain numbers, rounded to what is worth keeping."""
-    network = Network(num_clients=scenario.num_clients, bandwidth_hz=scenario.bandwidth_hz, seed=scenario.seed)
+    network = Network(
+        num_clients=scenario.num_clients, bandwidth_hz=scenario.bandwidth_hz, seed=scenario.seed
+    )
     clock = replay(trace, network).rounds.set_index("round") if len(trace.frame()) else None
 
     def so_far(column, scale):

@@ -21,16 +21,27 @@ POINTS = [
 def scenario_of(point, seed, pictures):
     """Nine clients, as many as OpenMoji has groups, five rounds of ten local steps each. `pictures`: the zip."""
     return Scenario(
-        num_clients=point["num_clients"], skew=point["skew"], seed=seed, local_steps=10, pictures=str(pictures),
-        concept="unicode_group", caption_file="captions.csv", file_column="file", text_column="caption",
-    )  # fmt: skip
+        num_clients=point["num_clients"],
+        skew=point["skew"],
+        seed=seed,
+        local_steps=10,
+        pictures=str(pictures),
+        concept="unicode_group",
+        caption_file="captions.csv",
+        file_column="file",
+        text_column="caption",
+    )
 
 
 def measure(point, seed):
     """Run one point; returns the held-out loss by round. Raises FileNotFoundError without the pictures."""
-    pictures = Path(os.environ.get("FEDGEN_OPENMOJI", "../shared/data/openmoji/openmoji-72-plain.zip"))
+    pictures = Path(
+        os.environ.get("FEDGEN_OPENMOJI", "../shared/data/openmoji/openmoji-72-plain.zip")
+    )
     if not pictures.is_file():
-        raise FileNotFoundError(f"No OpenMoji at {pictures}; set FEDGEN_OPENMOJI to the zip of its pictures.")
+        raise FileNotFoundError(
+            f"No OpenMoji at {pictures}; set FEDGEN_OPENMOJI to the zip of its pictures."
+        )
     scenario = scenario_of(point, seed, pictures)
     outcome = (run_federated if point["method"] == "lora" else run_local_only)(scenario)
     return {"loss": [round(float(v), 5) for v in outcome.rounds["loss"]]}

@@ -34,16 +34,23 @@ def pack(trained, received, scenario, state, seed):
     update = {name: (trained[name] - received[name]).float().cpu() for name in sorted(trained)}
     for name, value in update.items():
         if not torch.isfinite(value).all():
-            raise ValueError(f"The update of {name!r} has NaN or infinity in it; lower the learning rate.")
+            raise ValueError(
+                f"The update of {name!r} has NaN or infinity in it; lower the learning rate."
+            )
     if scenario.upload == "int8":
         generator = torch.Generator().manual_seed(int(seed))
         rows = [_round_by_chance(name, _rows(value), generator) for name, value in update.items()]
-        parts = {"values": torch.cat([v.flatten() for v, _ in rows]), "scales": torch.cat([s for _, s in rows])}
+        parts = {
+            "values": torch.cat([v.flatten() for v, _ in rows]),
+            "scales": torch.cat([s for _, s in rows]),
+        }
     else:
         memory = state[MEMORY].to_torch_state_dict() if MEMORY in state else {}
         meant = {name: value + memory.get(name, 0) for name, value in update.items()}
         flat = torch.cat([value.flatten() for value in meant.values()])  # (n,)
-        places = flat.abs().topk(_number_kept(len(flat), scenario.keep)).indices.sort().values  # (k,)
+        places = (
+            flat.abs().topk(_number_kept(len(flat), scenario.keep)).indices.sort().values
+        )  # (k,)
         parts = {"values": flat[places], "places": _write_places(places, len(flat))}
         unsent = flat.clone()
         unsent[places] = 0
@@ -70,7 +77,9 @@ def unpack(arrays, received, scenario):
     number = sum(value.numel() for value in start.values())
     names = {"values", "scales" if kind == "int8" else "places"}
     if odd := sorted(set(arrays) ^ names):
-        raise ValueError(f"An upload as {kind} holds {' and '.join(sorted(names))}; {odd[0]!r} is missing or too many.")
+        raise ValueError(
+            f"An upload as {kind} holds {' and '.join(sorted(names))}; {odd[0]!r} is missing or too many."
+        )
     if kind == "int8":
         rows = [_rows(value).shape for value in start.values()]  # (rows, columns) of every tensor
         columns = torch.tensor([width for high, width in rows for _ in range(high)])
@@ -80,7 +89,9 @@ def unpack(arrays, received, scenario):
     else:
         kept = _number_kept(number, scenario.keep)
         places = _read_places(arrays, number, kept)
-        flat = torch.zeros(number).index_put_((places,), _expect(arrays, "values", np.float32, kept))
+        flat = torch.zeros(number).index_put_(
+            (places,), _expect(arrays, "values", np.float32, kept)
+        )
     return {name: start[name].float().cpu() + change for name, change in _cut(flat, start).items()}
 
 
@@ -89,9 +100,13 @@ def _round_by_chance(name, rows, generator):
     exact = rows.abs().amax(1) / LARGEST  # (R,)
     scales = exact.half()
     if not torch.isfinite(scales).all():
-        raise ValueError(f"The update of {name!r} reaches {rows.abs().max():.3g}, too large for int8; send float32.")
+        raise ValueError(
+            f"The update of {name!r} reaches {rows.abs().max():.3g}, too large for int8; send float32."
+        )
     too_small = scales.float() < exact  # rounding to half must not cut off a row's largest value
-    scales = torch.where(too_small, torch.nextafter(scales, torch.tensor(torch.inf, dtype=torch.half)), scales)
+    scales = torch.where(
+        too_small, torch.nextafter(scales, torch.tensor(torch.inf, dtype=torch.half)), scales
+    )
     steps = rows / scales.float().clamp_min(2.0**-24)[:, None]  # a row of zeros has scale zero
     values = torch.floor(steps + torch.rand(rows.shape, generator=generator))
     return values.clamp(-LARGEST, LARGEST).to(torch.int8), scales
@@ -105,7 +120,10 @@ def _rows(value):
 def _cut(flat, like):
     """A vector (n,) as tensors with the names and shapes of `like`, in its order."""
     parts = flat.split([value.numel() for value in like.values()])
-    return {name: part.view(value.shape) for (name, value), part in zip(like.items(), parts, strict=True)}
+    return {
+        name: part.view(value.shape)
+        for (name, value), part in zip(like.items(), parts, strict=True)
+    }
 
 
 def _number_kept(number, keep):
@@ -127,8 +145,15 @@ def _read_places(arrays, number, kept):
     else:
         marks = np.unpackbits(_expect(arrays, "places", np.uint8, -(-number // 8)).numpy())
         places = torch.from_numpy(np.flatnonzero(marks))
-    if len(places) != kept or places[0] < 0 or places[-1] >= number or not (places.diff() > 0).all():
-        raise ValueError(f"The upload's 'places' are not {kept} different places below {number}, in order.")
+    if (
+        len(places) != kept
+        or places[0] < 0
+        or places[-1] >= number
+        or not (places.diff() > 0).all()
+    ):
+        raise ValueError(
+            f"The upload's 'places' are not {kept} different places below {number}, in order."
+        )
     return places
 
 
@@ -148,15 +173,21 @@ def _read(arrays, name):
     try:
         return arrays[name].numpy()
     except Exception as error:  # bytes from outside: anything can be wrong with them
-        raise ValueError(f"The upload has {name!r} in a form that cannot be read ({error}).") from None
+        raise ValueError(
+            f"The upload has {name!r} in a form that cannot be read ({error})."
+        ) from None
 
 
 def _check_same(trained, received):
     if odd := sorted(set(trained) ^ set(received)):
-        raise ValueError(f"{odd[0]!r} is only on one side: trained and received must have the same names.")
+        raise ValueError(
+            f"{odd[0]!r} is only on one side: trained and received must have the same names."
+        )
     for name, value in trained.items():
         if value.shape != received[name].shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(received[name].shape)}.")
+            raise ValueError(
+                f"{name} has shape {tuple(value.shape)}, expected {tuple(received[name].shape)}."
+            )
 
 
 def _check_upload(scenario):

@@ -21,7 +21,9 @@ from fedgen_lab.memorization.distance import nearest, without_duplicates
 from fedgen_lab.scores import kid
 
 LEVEL = 0.01  # false alarms among fresh pictures
-FRACTION_LEVEL = 0.02  # to estimate a share: false alarms are taken off it, and fewer changed copies pass unseen
+FRACTION_LEVEL = (
+    0.02  # to estimate a share: false alarms are taken off it, and fewer changed copies pass unseen
+)
 NEIGHBOUR = 2  # the training picture whose distance is the yardstick
 CONFIDENCE = 0.95
 
@@ -68,7 +70,11 @@ def novelty(generated, training, match="robust", neighbour=NEIGHBOUR):
     Raises ValueError for what `nearest` refuses, or fewer than `neighbour` different training pictures.
     """
     different, kept, _ = without_duplicates(training, name="training pictures")
-    if isinstance(neighbour, bool) or not 2 <= neighbour <= len(kept) or int(neighbour) != neighbour:
+    if (
+        isinstance(neighbour, bool)
+        or not 2 <= neighbour <= len(kept)
+        or int(neighbour) != neighbour
+    ):
         raise ValueError(
             f"neighbour must be a whole number from 2 to the {len(kept)} different training pictures there are; got "
             f"{neighbour!r}. The score compares distances to different pictures: give more of them."
@@ -77,7 +83,9 @@ def novelty(generated, training, match="robust", neighbour=NEIGHBOUR):
     return distances[:, 0] / np.maximum(distances[:, -1], 1e-9), kept[rows[:, 0]]
 
 
-def calibrated_novelty(generated, training, held_out, level=LEVEL, match="robust", neighbour=NEIGHBOUR):
+def calibrated_novelty(
+    generated, training, held_out, level=LEVEL, match="robust", neighbour=NEIGHBOUR
+):
     """Which generated pictures are copies, with false alarms at `level`: a `Novelty`.
 
     Formula: p = (1 + number of held-out scores <= score) / (1 + H); flagged if p <= level. On average over held-out
@@ -126,7 +134,9 @@ def binomial_share(flags, confidence=CONFIDENCE):
     if not len(flags):
         raise ValueError("a share needs at least one picture; got none.")
     if not np.isin(flags, (0, 1)).all():
-        raise ValueError(f"a share needs flags, true or false; got {flags[~np.isin(flags, (0, 1))][0]}.")
+        raise ValueError(
+            f"a share needs flags, true or false; got {flags[~np.isin(flags, (0, 1))][0]}."
+        )
     flags = flags.astype(bool)
     interval = binomtest(int(flags.sum()), len(flags)).proportion_ci(confidence, method="exact")
     return Share(float(flags.mean()), float(interval.low), float(interval.high))
@@ -143,7 +153,9 @@ def copied_fraction(generated, training, held_out, level=FRACTION_LEVEL, **setti
     draws nearer to the training set than chance without copying, it is too high.
     Raises ValueError as `calibrated_novelty` does.
     """
-    return without_false_alarms(calibrated_novelty(generated, training, held_out, level, **settings))
+    return without_false_alarms(
+        calibrated_novelty(generated, training, held_out, level, **settings)
+    )
 
 
 def without_false_alarms(found):
@@ -159,7 +171,11 @@ def without_false_alarms(found):
         return float(np.clip((flagged - alarms) / (1 - alarms), 0, 1))
 
     expected = allowed / (number + 1)
-    return Share(corrected(share.estimate, expected), corrected(share.low, most), corrected(share.high, fewest))
+    return Share(
+        corrected(share.estimate, expected),
+        corrected(share.low, most),
+        corrected(share.high, fewest),
+    )
 
 
 @dataclass(frozen=True)
@@ -173,10 +189,14 @@ class CalibratedScore:
 
     def total(self, novelty_weight=1.0, privacy_weight=1.0):
         """quality + novelty_weight * copied + privacy_weight * advantage; lower is better."""
-        return self.quality + novelty_weight * self.copied.estimate + privacy_weight * self.advantage
+        return (
+            self.quality + novelty_weight * self.copied.estimate + privacy_weight * self.advantage
+        )
 
 
-def calibrated_score(generated, training, held_out, level=FRACTION_LEVEL, tpr=None, judge=None, **settings):
+def calibrated_score(
+    generated, training, held_out, level=FRACTION_LEVEL, tpr=None, judge=None, **settings
+):
     """What the Q-N score wants to say, calibrated: a `CalibratedScore`.
 
     Formula: KID(held_out, generated) in the judge's features, which does not depend on the number of pictures, unlike
@@ -187,7 +207,9 @@ def calibrated_score(generated, training, held_out, level=FRACTION_LEVEL, tpr=No
     Raises ValueError as `calibrated_novelty` and `kid` do, and unless tpr lies in [0, 1].
     """
     if tpr is not None and not 0 <= tpr <= 1:
-        raise ValueError(f"tpr must lie in [0, 1], the true-positive rate at 1 % false positives; got {tpr!r}.")
+        raise ValueError(
+            f"tpr must lie in [0, 1], the true-positive rate at 1 % false positives; got {tpr!r}."
+        )
     found = calibrated_novelty(generated, training, held_out, level, **settings)
     quality = kid(torch.as_tensor(held_out), torch.as_tensor(generated), judge)
     advantage = 0.0 if tpr is None else max(0.0, (tpr - 0.01) / 0.99)

@@ -47,15 +47,24 @@ def new_ddpm(channels=1, side=14, num_classes=10, width=16, seed=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = UNet2DModel(
-            sample_size=side, in_channels=channels, out_channels=channels, block_out_channels=widths,
-            layers_per_block=1, norm_num_groups=8, attention_head_dim=16, num_class_embeds=num_classes + 1,
-            down_block_types=("DownBlock2D",) * len(widths), up_block_types=("UpBlock2D",) * len(widths),
-        )  # fmt: skip  # the middle block has attention
+            sample_size=side,
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=widths,
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=16,
+            num_class_embeds=num_classes + 1,
+            down_block_types=("DownBlock2D",) * len(widths),
+            up_block_types=("UpBlock2D",) * len(widths),
+        )  # the middle block has attention
     schedule = DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction")
     return DDPMPipeline(unet.eval(), schedule)
 
 
-def train_ddpm(model, images, labels, steps, batch_size=64, learning_rate=2e-3, drop=0.1, seed=0, on_step=None):
+def train_ddpm(
+    model, images, labels, steps, batch_size=64, learning_rate=2e-3, drop=0.1, seed=0, on_step=None
+):
     """Train `model` on `images` (N, C, side, side), uint8 or float in [-1, 1], and labels (N,); returns the losses.
 
     The learning rate warms up over 20 steps and falls to zero along a cosine. drop: how often a label is left out.
@@ -64,13 +73,26 @@ def train_ddpm(model, images, labels, steps, batch_size=64, learning_rate=2e-3, 
     """
     if steps < 1:
         raise ValueError(f"steps must be at least 1; got {steps}.")
-    images, labels = denoiser_of(model).inputs(images).cpu(), denoiser_of(model).condition(labels).cpu()
+    images, labels = (
+        denoiser_of(model).inputs(images).cpu(),
+        denoiser_of(model).condition(labels).cpu(),
+    )
     if len(images) != len(labels):
-        raise ValueError(f"One label belongs to each picture; got {len(images)} pictures and {len(labels)} labels.")
-    generator, schedule, device = torch.Generator().manual_seed(seed), model.scheduler, model.unet.device
+        raise ValueError(
+            f"One label belongs to each picture; got {len(images)} pictures and {len(labels)} labels."
+        )
+    generator, schedule, device = (
+        torch.Generator().manual_seed(seed),
+        model.scheduler,
+        model.unet.device,
+    )
     optimizer = torch.optim.AdamW(model.unet.parameters(), lr=learning_rate, fused=True)
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, learning_rate, total_steps=steps + 1, pct_start=min(20 / steps, 0.3), cycle_momentum=False
+        optimizer,
+        learning_rate,
+        total_steps=steps + 1,
+        pct_start=min(20 / steps, 0.3),
+        cycle_momentum=False,
     )
     losses = []
     for step in range(1, steps + 1):
@@ -84,7 +106,9 @@ def train_ddpm(model, images, labels, steps, batch_size=64, learning_rate=2e-3, 
         loss = F.mse_loss(guess, target.to(device))
         losses.append(loss.item())
         if not torch.isfinite(loss):
-            raise ValueError(f"The loss became {losses[-1]} at step {step}; lower the learning rate ({learning_rate}).")
+            raise ValueError(
+                f"The loss became {losses[-1]} at step {step}; lower the learning rate ({learning_rate})."
+            )
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.unet.parameters(), 1.0)
@@ -106,18 +130,25 @@ def draw_ddpm(model, labels, seeds, steps=20, guidance=1.0, batch_size=64, on_st
     from diffusers import DDIMScheduler
 
     if steps < 1 or not isfinite(guidance):
-        raise ValueError(f"steps must be at least 1, and guidance a finite number; got {steps} and {guidance}.")
+        raise ValueError(
+            f"steps must be at least 1, and guidance a finite number; got {steps} and {guidance}."
+        )
     labels, seeds = denoiser_of(model).condition(labels), [int(seed) for seed in seeds]
     if len(labels) != len(seeds) or not seeds:
-        raise ValueError(f"Every label needs its own seed; got {len(labels)} labels and {len(seeds)} seeds.")
-    sampler = DDIMScheduler.from_config(deepcopy(model.scheduler.config), timestep_spacing="trailing")
+        raise ValueError(
+            f"Every label needs its own seed; got {len(labels)} labels and {len(seeds)} seeds."
+        )
+    sampler = DDIMScheduler.from_config(
+        deepcopy(model.scheduler.config), timestep_spacing="trailing"
+    )
     sampler.set_timesteps(steps)
     config, device, pictures = model.unet.config, model.unet.device, []
     shape = (config.in_channels, config.sample_size, config.sample_size)
     for start in range(0, len(seeds), batch_size):
         label = labels[start : start + batch_size]
         noise = [
-            torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds[start : start + batch_size]
+            torch.randn(shape, generator=torch.Generator().manual_seed(s))
+            for s in seeds[start : start + batch_size]
         ]
         x = torch.stack(noise).to(device)
         for t in sampler.timesteps:

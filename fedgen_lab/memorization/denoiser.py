@@ -39,10 +39,19 @@ class Denoiser:
     def eps(self, x, timestep, condition=None):
         """The guessed noise, shape of x (B, C, h, w). timestep: one for all; condition: as `condition` makes it."""
         condition = self.condition([None] * len(x)) if condition is None else condition
-        told = {"text": {"encoder_hidden_states": condition}, "label": {"class_labels": condition}, "nothing": {}}
+        told = {
+            "text": {"encoder_hidden_states": condition},
+            "label": {"class_labels": condition},
+            "nothing": {},
+        }
         t = torch.full((len(x),), int(timestep), device=x.device)
-        guess = self.pipeline.unet(x, t, **told[self.kind]).sample[:, : x.shape[1]]  # beyond: a learned variance
-        left, target = self.alphas[int(timestep)].to(x.device), self.pipeline.scheduler.config.prediction_type
+        guess = self.pipeline.unet(x, t, **told[self.kind]).sample[
+            :, : x.shape[1]
+        ]  # beyond: a learned variance
+        left, target = (
+            self.alphas[int(timestep)].to(x.device),
+            self.pipeline.scheduler.config.prediction_type,
+        )
         if target == "v_prediction":
             return left.sqrt() * guess + (1 - left).sqrt() * x
         if target == "sample":
@@ -60,18 +69,26 @@ class Denoiser:
         config, vae = self.pipeline.unet.config, getattr(self.pipeline, "vae", None)
         side, larger = config.sample_size, 1 if vae is None else self.pipeline.vae_scale_factor
         height, width = (side, side) if isinstance(side, int) else side
-        shape = (config.in_channels if vae is None else vae.config.in_channels, height * larger, width * larger)
+        shape = (
+            config.in_channels if vae is None else vae.config.in_channels,
+            height * larger,
+            width * larger,
+        )
         pictures = torch.as_tensor(pictures)
         if pictures.ndim != 4 or not len(pictures) or tuple(pictures.shape[1:]) != shape:
             raise ValueError(
                 f"This model's pictures are (N, {', '.join(map(str, shape))}); got {tuple(pictures.shape)}."
             )
         pictures = check_pictures(pictures)
-        pictures = pictures.float() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures.float()
+        pictures = (
+            pictures.float() / 127.5 - 1 if pictures.dtype == torch.uint8 else pictures.float()
+        )
         pictures = pictures.to(self.pipeline.unet.device)
         if vae is None:
             return pictures
-        parts = [vae.encode(part).latent_dist.mean for part in pictures.split(batch_size)]  # (B, 4, h, w)
+        parts = [
+            vae.encode(part).latent_dist.mean for part in pictures.split(batch_size)
+        ]  # (B, 4, h, w)
         return torch.cat(parts) * vae.config.scaling_factor
 
     def condition(self, conditions):
@@ -82,13 +99,17 @@ class Denoiser:
         Raises ValueError for a label that the model doesn't have, or a text where it wants labels.
         """
         if self.kind == "text":
-            return text_states(self.pipeline, ["" if text is None else str(text) for text in conditions])
+            return text_states(
+                self.pipeline, ["" if text is None else str(text) for text in conditions]
+            )
         if self.kind == "nothing":
             return None
         null = self.pipeline.unet.config.num_class_embeds - 1  # as in memorization.ddpm
         labels = [null if label is None else label for label in conditions]
         if odd := [label for label in labels if isinstance(label, str) or not 0 <= label <= null]:
-            raise ValueError(f"This model wants labels from 0 to {null - 1}, or None for any; got {odd[0]}.")
+            raise ValueError(
+                f"This model wants labels from 0 to {null - 1}, or None for any; got {odd[0]}."
+            )
         return torch.tensor([int(label) for label in labels], device=self.pipeline.unet.device)
 
 

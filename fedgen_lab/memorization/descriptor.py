@@ -42,9 +42,14 @@ def descriptor_similarity(generated, training, encoder=None):
     Misses: what the encoder was not taught to overlook. It also finds style and composition, which nobody copied.
     Raises ValueError as `descriptors` does, or if the two sides' descriptors differ in length.
     """
-    ours, theirs = descriptors(generated, encoder, "generated"), descriptors(training, encoder, "training")
+    ours, theirs = (
+        descriptors(generated, encoder, "generated"),
+        descriptors(training, encoder, "training"),
+    )
     if ours.shape[1] != theirs.shape[1]:
-        raise ValueError(f"descriptors differ in length: {ours.shape[1]} and {theirs.shape[1]}. Use one encoder.")
+        raise ValueError(
+            f"descriptors differ in length: {ours.shape[1]} and {theirs.shape[1]}. Use one encoder."
+        )
     return torch.cat([(part @ theirs.T).amax(dim=1) for part in ours.split(512)]).numpy()
 
 
@@ -59,7 +64,9 @@ def threshold_at(held_out, training, encoder=None, level=0.01):
             f"level must lie between 0 and 1, with 1 / level held-out pictures or more; got {level} and "
             f"{len(held_out)}. Hold out more, or bear more false alarms."
         )
-    return float(np.quantile(descriptor_similarity(held_out, training, encoder), 1 - level, method="higher"))
+    return float(
+        np.quantile(descriptor_similarity(held_out, training, encoder), 1 - level, method="higher")
+    )
 
 
 def share_above(similarity, threshold=SIMILAR):

@@ -65,14 +65,19 @@ def nearest(generated, training, k=1, match="plain", megabytes=128):
     Raises ValueError for what `as_unit` refuses, pictures of two sizes, k outside 1..M, an unknown match, or pictures
     too small for it: 4 pixels a side for tiles, 6 for robust matching.
     """
-    generated, training = as_unit(generated, "generated pictures"), as_unit(training, "training pictures")
+    generated, training = (
+        as_unit(generated, "generated pictures"),
+        as_unit(training, "training pictures"),
+    )
     if generated.shape[1:] != training.shape[1:]:
         raise ValueError(
             f"generated and training pictures must be of one size; got {tuple(generated.shape[1:])} and "
             f"{tuple(training.shape[1:])} (channels, height, width). Resize one side."
         )
     if isinstance(k, bool) or not isinstance(k, Real) or not 1 <= k <= len(training) or int(k) != k:
-        raise ValueError(f"k must be a whole number from 1 to the {len(training)} training pictures; got {k!r}.")
+        raise ValueError(
+            f"k must be a whole number from 1 to the {len(training)} training pictures; got {k!r}."
+        )
     if match not in MATCHES:
         raise ValueError(f"match must be one of {', '.join(MATCHES)}; got {match!r}.")
     least = {"plain": 1, "tiled": TILES, "robust": 2 * SHIFT + 2}[match]
@@ -140,19 +145,28 @@ def _by_tiles(generated, training, k, tiles, megabytes):
             one, other = part[..., y, x].flatten(1), training[..., y, x].flatten(1)
             length, size = other.square().mean(1), other.shape[1]
             for so_far, few in zip(largest.split(BLOCK), one.split(BLOCK), strict=True):
-                squared = torch.addmm(length, few, other.T, alpha=-2 / size).add_(few.square().mean(1, keepdim=True))
+                squared = torch.addmm(length, few, other.T, alpha=-2 / size).add_(
+                    few.square().mean(1, keepdim=True)
+                )
                 torch.maximum(so_far, squared, out=so_far)
         for so_far, few in zip(largest.split(BLOCK), part.split(BLOCK), strict=True):
             found = so_far.topk(best, largest=False).indices  # (b, k + 4)
-            apart = [(few - training[column]).square() for column in found.T]  # once more, from differences
-            exact = [torch.stack([each[..., y, x].mean((1, 2, 3)) for y, x in boxes]).amax(0) for each in apart]
+            apart = [
+                (few - training[column]).square() for column in found.T
+            ]  # once more, from differences
+            exact = [
+                torch.stack([each[..., y, x].mean((1, 2, 3)) for y, x in boxes]).amax(0)
+                for each in apart
+            ]
             _keep(torch.stack(exact, 1).sqrt(), found, k, distances, rows)
     return np.concatenate(distances), np.concatenate(rows)
 
 
 def _keep(exact, found, k, distances, rows):
     """Append the k nearest of what was found: (B, more than k) distances and rows."""
-    order = (exact.double() + 1e-12 * found).argsort(1)[:, :k]  # the earlier of two that are equally near
+    order = (exact.double() + 1e-12 * found).argsort(1)[
+        :, :k
+    ]  # the earlier of two that are equally near
     distances.append(exact.gather(1, order).numpy())
     rows.append(found.gather(1, order).numpy())
 
@@ -169,9 +183,13 @@ def _robust(generated, training, k, megabytes):
     for images in (generated, training):
         images -= images.mean((1, 2, 3), keepdim=True)  # both are this module's own copies
     short, pixels = _Short(training), training[0].numel()
-    each = 8 * len(training) + 16 * pixels + 400 * sum(short.basis.shape)  # bytes that a generated picture takes
+    each = (
+        8 * len(training) + 16 * pixels + 400 * sum(short.basis.shape)
+    )  # bytes that a generated picture takes
     chunk = max(1, min(BLOCK, int(megabytes * 2**20 / each)))
-    group = max(1, min(GROUP, int(megabytes * 2**20 / (8 * 2 * len(SHIFTS) * pixels))))  # in all their views
+    group = max(
+        1, min(GROUP, int(megabytes * 2**20 / (8 * 2 * len(SHIFTS) * pixels)))
+    )  # in all their views
     at_once = max(1, int(megabytes * 2**20 / (8 * pixels + 2000)))  # training pictures
     distances, rows = [], []
     for part in generated.split(chunk):
@@ -180,7 +198,9 @@ def _robust(generated, training, k, megabytes):
         lower = short.bound(*ours)  # (B, M) squared
         for some in torch.arange(len(part)).split(group):
             of_some = [of[some] for of in ours]
-            exact, found = _look_closer(sides[some], of_some, training, short, lower[some], k, at_once)
+            exact, found = _look_closer(
+                sides[some], of_some, training, short, lower[some], k, at_once
+            )
             _keep(exact, found, k, distances, rows)
     return np.concatenate(distances), np.concatenate(rows)
 
@@ -192,21 +212,31 @@ class _Short:
     """
 
     def __init__(self, training):
-        self.windows = _shifted(torch.ones_like(training[:1]))  # (25, D), 1 where two pictures overlap
+        self.windows = _shifted(
+            torch.ones_like(training[:1])
+        )  # (25, D), 1 where two pictures overlap
         self.sizes = self.windows.sum(1)  # (25,)
         block = -(-min(training.shape[-2:]) // 16)
         self.down, self.across = (_averaging(side, block) for side in training.shape[-2:])
-        blocks = torch.cat([self._blocks(part, slice(SHIFT, SHIFT + 1))[:, 0] for part in training.split(500)])
+        blocks = torch.cat(
+            [self._blocks(part, slice(SHIFT, SHIFT + 1))[:, 0] for part in training.split(500)]
+        )
         centred = (blocks - blocks.mean(0)).double()
-        self.basis = torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :COEFFICIENTS].float()
+        self.basis = (
+            torch.linalg.eigh(centred.T @ centred).eigenvectors.flip(1)[:, :COEFFICIENTS].float()
+        )
         self.ones = block * self.basis.sum(0)  # the coefficients of a picture that is 1 everywhere
         self.coefficients = blocks @ self.basis  # (M, K), the leading ones first
         means, deviations = _window_moments(training)  # (M, 25)
         few, rests = torch.empty_like(means), torch.empty_like(means)
         for window, mean in enumerate(means.T):
             seen = self.coefficients - mean[:, None] * self.ones
-            few[:, window], rests[:, window] = self._rests(seen, deviations[:, window], self.sizes[window])
-        self.few = torch.stack([means, -few, deviations]).permute(2, 0, 1).contiguous()  # (25, 3, M)
+            few[:, window], rests[:, window] = self._rests(
+                seen, deviations[:, window], self.sizes[window]
+            )
+        self.few = (
+            torch.stack([means, -few, deviations]).permute(2, 0, 1).contiguous()
+        )  # (25, 3, M)
         self.moments = torch.stack([means, deviations, rests], 1)  # (M, 3, 25)
 
     def _blocks(self, images, shifts=slice(None)):
@@ -225,15 +255,22 @@ class _Short:
         In window (dy, dx) the pixel (y, x) of a training picture meets (y + dy, x + dx) of a generated one.
         """
         means, deviations = (of.flip(1) for of in _window_moments(images))  # (B * 2, 25)
-        seen = torch.cat([self._blocks(part) @ self.basis for part in images.split(32)])  # (B * 2, 25, K)
+        seen = torch.cat(
+            [self._blocks(part) @ self.basis for part in images.split(32)]
+        )  # (B * 2, 25, K)
         seen -= means[..., None] * self.ones
         few, rests = self._rests(seen, deviations, self.sizes)
-        return [of.unflatten(0, (-1, 2)) for of in (seen.div_(self.sizes[:, None]), few, means, deviations, rests)]
+        return [
+            of.unflatten(0, (-1, 2))
+            for of in (seen.div_(self.sizes[:, None]), few, means, deviations, rests)
+        ]
 
     def bound(self, seen, few, _, deviations, __):
         """Squared distances that no shift, mirror image or contrast falls below, by very short vectors: (B, M)."""
         seen = seen[..., :FEW]
-        ours = torch.cat([seen, *(of[..., None] for of in (seen @ self.ones[:FEW], few, deviations))], -1)
+        ours = torch.cat(
+            [seen, *(of[..., None] for of in (seen @ self.ones[:FEW], few, deviations))], -1
+        )
         theirs = torch.cat([-self.coefficients[:, :FEW].T, self.few[0]])  # (FEW + 3, M)
         lower = torch.full((len(seen), theirs.shape[1]), torch.inf)
         for window, moments in enumerate(self.few):
@@ -244,9 +281,15 @@ class _Short:
 
     def closer_bound(self, rows, seen, _, __, deviations, rests):
         """The same by all coefficients, for a few training pictures `rows` (B, m) of each generated one: (B, m)."""
-        their_means, their_deviations, their_rests = self.moments[rows][:, :, None].unbind(3)  # (B, m, 1, 25)
-        products = (self.coefficients[rows] @ seen.flatten(1, 2).mT).unflatten(2, (2, -1))  # (B, m, 2, 25)
-        covariance = products - (seen @ self.ones)[:, None] * their_means + rests[:, None] * their_rests  # at most this
+        their_means, their_deviations, their_rests = self.moments[rows][:, :, None].unbind(
+            3
+        )  # (B, m, 1, 25)
+        products = (self.coefficients[rows] @ seen.flatten(1, 2).mT).unflatten(
+            2, (2, -1)
+        )  # (B, m, 2, 25)
+        covariance = (
+            products - (seen @ self.ones)[:, None] * their_means + rests[:, None] * their_rests
+        )  # at most this
         return 2 * (deviations[:, None] * their_deviations - covariance).amin((2, 3))
 
 
@@ -258,7 +301,9 @@ def _look_closer(sides, ours, training, short, lower, k, at_once):
     """
     views = _shifted(sides.flatten(0, 1)).unflatten(0, (len(sides), -1))  # (B, 50, D)
     likely = lower.topk(min(k + LIKELY, lower.shape[1]), largest=False).indices
-    first = short.closer_bound(likely, *ours).topk(min(k + 7, likely.shape[1]), largest=False).indices
+    first = (
+        short.closer_bound(likely, *ours).topk(min(k + 7, likely.shape[1]), largest=False).indices
+    )
     rows = likely.gather(1, first)
     squared, view = _squared(rows, views, ours, training, short).min(2)  # (B, k + 7)
     limits = squared.kthvalue(k).values + _SLACK
@@ -275,14 +320,17 @@ def _look_closer(sides, ours, training, short, lower, k, at_once):
             nearer = torch.cat([squared[i], more.values]).topk(squared.shape[1], largest=False)
             squared[i] = nearer.values
             rows[i], view[i] = (
-                torch.cat(pair)[nearer.indices] for pair in ((rows[i], some), (view[i], more.indices))
+                torch.cat(pair)[nearer.indices]
+                for pair in ((rows[i], some), (view[i], more.indices))
             )
     # Once more, from differences: near 0 those are exact.
     window, picture = view % len(SHIFTS), torch.arange(len(rows))[:, None]
     our_mean, our_deviation = (of.flatten(1).gather(1, view)[..., None] for of in ours[2:4])
     mean, deviation = (short.moments[rows, n, window][..., None] for n in (0, 1))
     factor = _contrast(deviation, our_deviation).sqrt()
-    apart = factor * (views[picture, view] - our_mean) - (training[rows].flatten(2) - mean) / factor  # (B, k + 4, D)
+    apart = (
+        factor * (views[picture, view] - our_mean) - (training[rows].flatten(2) - mean) / factor
+    )  # (B, k + 4, D)
     return ((apart * short.windows[window]).square().sum(2) / short.sizes[window]).sqrt(), rows
 
 
@@ -293,7 +341,9 @@ def _squared(rows, views, ours, training, short):
     products = (training[rows].flatten(2) @ views.mT).unflatten(2, (2, -1))  # (B, m, 2, 25)
     covariance = products / short.sizes - our_means * means
     factor = _contrast(deviations, our_deviations)
-    return (factor * our_deviations.square() + deviations.square() / factor - 2 * covariance).flatten(2)
+    return (
+        factor * our_deviations.square() + deviations.square() / factor - 2 * covariance
+    ).flatten(2)
 
 
 def _contrast(deviations, our_deviations):
@@ -314,7 +364,9 @@ def _averaging(side, block):
 def _shifted(images):
     """Pictures (N, C, H, W) in their 25 shifts, zero where nothing overlaps: (N * 25, C * H * W)."""
     height, width = images.shape[-2:]
-    moved = F.pad(images, [SHIFT] * 4).unfold(2, height, 1).unfold(3, width, 1)  # (N, C, 5, 5, H, W)
+    moved = (
+        F.pad(images, [SHIFT] * 4).unfold(2, height, 1).unfold(3, width, 1)
+    )  # (N, C, 5, 5, H, W)
     return moved.permute(0, 2, 3, 1, 4, 5).reshape(len(images) * len(SHIFTS), -1)
 
 
@@ -324,14 +376,22 @@ def _window_moments(images):
     The window of shift (dy, dx) holds the pixels (y, x) for which (y + dy, x + dx) lies in the picture too.
     """
     down, across = (  # (5, side), 1 for rows or columns in the window
-        torch.stack([((there := torch.arange(side) + by) >= 0) & (there < side) for by in range(-SHIFT, SHIFT + 1)])
+        torch.stack(
+            [
+                ((there := torch.arange(side) + by) >= 0) & (there < side)
+                for by in range(-SHIFT, SHIFT + 1)
+            ]
+        )
         for side in images.shape[-2:]
     )
     down, across = down.double(), across.double().T
     sizes = images.shape[1] * (down.sum(1)[:, None] * across.sum(0)).flatten()  # (25,)
     means, deviations = [], []
     for part in images.split(500):
-        first, second = ((down @ power.double().sum(1) @ across).flatten(1) / sizes for power in (part, part.square()))
+        first, second = (
+            (down @ power.double().sum(1) @ across).flatten(1) / sizes
+            for power in (part, part.square())
+        )
         means.append(first.float())
         deviations.append((second - first.square()).clamp_min(0).sqrt().float())
     return torch.cat(means), torch.cat(deviations)

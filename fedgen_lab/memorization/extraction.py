@@ -17,7 +17,11 @@ from fedgen_lab.memorization.distance import as_unit
 
 EDGE = 1.5  # Sobel magnitude at 256 x 256, summed over three colours, above which a pixel is an edge (their code)
 SEEDS = (0, 1, 2, 3)  # four, in both papers
-KINDS = {"canary": "canary", "repeated": "duplicated", "once": "single"}  # in words -> in `making.Private`
+KINDS = {
+    "canary": "canary",
+    "repeated": "duplicated",
+    "once": "single",
+}  # in words -> in `making.Private`
 
 
 def text_noise(pipeline, prompts, seeds=SEEDS, steps=20, guidance=2.0, batch_size=16):
@@ -43,7 +47,9 @@ def text_noise(pipeline, prompts, seeds=SEEDS, steps=20, guidance=2.0, batch_siz
     for seed in seeds:
         for start in range(0, len(prompts), batch_size):
             part, heard = prompts[start : start + batch_size], []
-            hook = _model(pipeline).register_forward_hook(_listener(pipeline, len(part), heard), with_kwargs=True)
+            hook = _model(pipeline).register_forward_hook(
+                _listener(pipeline, len(part), heard), with_kwargs=True
+            )
             try:
                 _draw(pipeline, part, [seed] * len(part), steps, guidance)
             finally:
@@ -61,12 +67,22 @@ def one_step(pipeline, prompts, seeds=SEEDS):
     """
     prompts, seeds = list(prompts), list(seeds)
     if not prompts or not seeds:
-        raise ValueError(f"There must be a prompt and a seed; got {len(prompts)} prompts and {len(seeds)} seeds.")
+        raise ValueError(
+            f"There must be a prompt and a seed; got {len(prompts)} prompts and {len(seeds)} seeds."
+        )
     many = [prompt for prompt in prompts for _ in seeds]
-    pictures = torch.cat([
-        _draw(pipeline, many[start : start + 16], (seeds * len(prompts))[start : start + 16], 1, 1.0)
-        for start in range(0, len(many), 16)
-    ])  # fmt: skip
+    pictures = torch.cat(
+        [
+            _draw(
+                pipeline,
+                many[start : start + 16],
+                (seeds * len(prompts))[start : start + 16],
+                1,
+                1.0,
+            )
+            for start in range(0, len(many), 16)
+        ]
+    )
     return pictures.unflatten(0, (len(prompts), len(seeds)))
 
 
@@ -82,12 +98,16 @@ def edge_overlap(pictures, edge=EDGE):
             f"pictures must be (N, seeds, 1 or 3, H, W), as `one_step` gives; got {tuple(pictures.shape)}."
         )
     unit = as_unit(pictures.flatten(0, 1))  # (N * seeds, C, H, W)
-    unit = F.interpolate(unit, (256, 256), mode="bicubic", antialias=True, align_corners=False).expand(-1, 3, -1, -1)
+    unit = F.interpolate(
+        unit, (256, 256), mode="bicubic", antialias=True, align_corners=False
+    ).expand(-1, 3, -1, -1)
     # SciPy's filter smooths along every other axis, and in the published code the colours are one of them.
     unit = torch.einsum("cd,ndhw->nchw", torch.tensor([[3.0, 1, 0], [1, 2, 1], [0, 1, 3]]), unit)
     across = torch.tensor([[-1.0, 0, 1], [-2, 0, 2], [-1, 0, 1]])
     both = torch.stack([across, across.T])[:, None]  # (2, 1, 3, 3)
-    slopes = F.conv2d(F.pad(unit.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), both)  # (.., 2, 256, 256)
+    slopes = F.conv2d(
+        F.pad(unit.flatten(0, 1)[:, None], (1, 1, 1, 1), mode="replicate"), both
+    )  # (.., 2, 256, 256)
     size = slopes.norm(dim=1).unflatten(0, unit.shape[:2]).sum(1)  # (N * seeds, 256, 256)
     edges = (size > edge).float().unflatten(0, pictures.shape[:2])  # (N, seeds, 256, 256)
     return (edges.mean(1) > 0.5).double().mean((1, 2)).numpy()
@@ -110,7 +130,9 @@ def known_prompts(trained, number=4, seeds=(0, 1), steps=10):
     rows = [(kind, prompt) for kind, some in asked.items() for prompt in some]
     table = pd.DataFrame(rows, columns=["kind", "prompt"])
     pictures = one_step(trained.model, table["prompt"])
-    pull = text_noise(trained.model, table["prompt"], seeds, steps, batch_size=8)  # few at a time, for memory's sake
+    pull = text_noise(
+        trained.model, table["prompt"], seeds, steps, batch_size=8
+    )  # few at a time, for memory's sake
     return table.assign(pull=pull, spread=pictures.std(1).mean((1, 2, 3)).numpy()), pictures
 
 
@@ -122,13 +144,18 @@ def _model(pipeline):
     for name in ("unet", "transformer"):
         if getattr(pipeline, name, None) is not None:
             return getattr(pipeline, name)
-    raise ValueError(f"{type(pipeline).__name__} has neither a unet nor a transformer to listen to.")
+    raise ValueError(
+        f"{type(pipeline).__name__} has neither a unet nor a transformer to listen to."
+    )
 
 
 def _listener(pipeline, number, heard):
     """A hook that appends |eps(told) - eps(not told)|_2 of each of `number` pictures, (number,), at every step."""
     config = pipeline.scheduler.config
-    target, alphas = config.get("prediction_type", "epsilon"), getattr(pipeline.scheduler, "alphas_cumprod", None)
+    target, alphas = (
+        config.get("prediction_type", "epsilon"),
+        getattr(pipeline.scheduler, "alphas_cumprod", None),
+    )
 
     def listen(module, args, kwargs, output):
         guess = output[0] if isinstance(output, tuple) else output.sample
@@ -154,11 +181,17 @@ def _draw(pipeline, prompts, seeds, steps, guidance):
     if getattr(getattr(pipeline, "unet", None), "config", {}).get("num_class_embeds"):
         from fedgen_lab.memorization.ddpm import draw_ddpm
 
-        return draw_ddpm(pipeline, prompts, seeds, steps=steps, guidance=guidance, batch_size=len(prompts))
+        return draw_ddpm(
+            pipeline, prompts, seeds, steps=steps, guidance=guidance, batch_size=len(prompts)
+        )
     if "prompt" not in signature(pipeline.__call__).parameters:
-        raise ValueError(f"{type(pipeline).__name__} takes no prompts, so none can be learned by heart.")
+        raise ValueError(
+            f"{type(pipeline).__name__} takes no prompts, so none can be learned by heart."
+        )
     noises = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     knobs = {"num_inference_steps": steps, "guidance_scale": guidance, "generator": noises}
-    with TOKENIZING:  # around all of it: how a pipeline of any kind reads its prompts is its own affair
+    with (
+        TOKENIZING
+    ):  # around all of it: how a pipeline of any kind reads its prompts is its own affair
         output = pipeline(prompts, output_type="pt", **knobs)
     return output.images.float().cpu() * 2 - 1

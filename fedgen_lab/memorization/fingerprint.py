@@ -35,22 +35,28 @@ class Fingerprinter(nn.Module):
             return conv, nn.BatchNorm2d(after), nn.ReLU()
 
         self.body = nn.Sequential(
-            *block(3, 32, 4, 2), *block(32, 48),  # (N, 48, 16, 16)
-            *block(48, 96, 4, 2), *block(96, self.channels),  # (N, 96, 8, 8)
-        )  # fmt: skip
+            *block(3, 32, 4, 2),
+            *block(32, 48),  # (N, 48, 16, 16)
+            *block(48, 96, 4, 2),
+            *block(96, self.channels),  # (N, 96, 8, 8)
+        )
         self.head = nn.Linear(self.channels * 16, self.num_features)
 
     def read(self, images, name="pictures"):
         images = as_unit(images, name) * 2 - 1
         if images.shape[-2:] != (SIDE, SIDE):
-            images = F.interpolate(images, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False)
+            images = F.interpolate(
+                images, (SIDE, SIDE), mode="bilinear", antialias=True, align_corners=False
+            )
         return images.expand(-1, 3, -1, -1)  # (N, 3, 32, 32)
 
     def maps(self, images):
         return self.body(images)
 
     def features_of_maps(self, maps):
-        return F.normalize(self.head(F.avg_pool2d(maps, 2).flatten(1)))  # (N, 96, 8, 8) -> (N, 96 * 4 * 4) -> (N, 64)
+        return F.normalize(
+            self.head(F.avg_pool2d(maps, 2).flatten(1))
+        )  # (N, 96, 8, 8) -> (N, 96 * 4 * 4) -> (N, 64)
 
     def features(self, images):
         return self.features_of_maps(self.maps(images))
@@ -81,7 +87,9 @@ def contrastive_loss(fingerprints, of_copies, temperature=TEMPERATURE):
     fingerprints, of_copies = F.normalize(fingerprints), F.normalize(of_copies)
     others = fingerprints @ fingerprints.T / temperature  # (N, N)
     own = (fingerprints * of_copies).sum(1) / temperature  # (N,)
-    logits = others.where(~torch.eye(len(own), dtype=torch.bool), own[:, None])  # own copy on the diagonal
+    logits = others.where(
+        ~torch.eye(len(own), dtype=torch.bool), own[:, None]
+    )  # own copy on the diagonal
     return F.cross_entropy(logits, torch.arange(len(own)))
 
 
@@ -100,7 +108,9 @@ def altered(images, rng, strength=1.0):
         return low + (high - low) * torch.rand(shape, generator=rng)
 
     scale = 1 + share * draw(-0.04, 0.04)
-    shift = (share * torch.cat([draw(-0.08, 0.08), draw(-0.08, 0.08)], 1)).flatten(1)  # 0.08: 1.3 of 32 pixels
+    shift = (share * torch.cat([draw(-0.08, 0.08), draw(-0.08, 0.08)], 1)).flatten(
+        1
+    )  # 0.08: 1.3 of 32 pixels
     moves = (torch.rand(number, generator=rng) < 0.5).float()  # every other copy keeps its place
     theta = torch.zeros(number, 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = 1 + moves * (scale.flatten() - 1)
@@ -111,5 +121,7 @@ def altered(images, rng, strength=1.0):
     images = images + share * draw(-0.5, 0.7).clamp(min=0) * (blurred - images)
     middle = images.mean((1, 2, 3), keepdim=True)
     images = middle + (images - middle) * (1 + share * draw(-0.3, 0.3)) + share * draw(-0.2, 0.2)
-    noise = torch.randn(images.shape, generator=rng) * draw(-0.2, 0.25).clamp(min=0)  # sigma in units of [-1, 1]
+    noise = torch.randn(images.shape, generator=rng) * draw(-0.2, 0.25).clamp(
+        min=0
+    )  # sigma in units of [-1, 1]
     return (images + share * noise).clamp(-1, 1)

@@ -13,7 +13,11 @@ from fedgen_lab.memorization.calibrated import LEVEL, binomial_share, calibrated
 from fedgen_lab.memorization.distance import SHIFT, as_unit
 
 EDITS = ("none", "shifted", "mirrored", "more contrast", "less contrast", "noised", "blended")
-CHANGE, NOISE, BLEND = 0.2, 0.1, 0.2  # of contrast; sigma in units of the pixel range; the other picture's part
+CHANGE, NOISE, BLEND = (
+    0.2,
+    0.1,
+    0.2,
+)  # of contrast; sigma in units of the pixel range; the other picture's part
 
 
 def edited(images, edit, others=None, seed=0):
@@ -25,13 +29,25 @@ def edited(images, edit, others=None, seed=0):
     Raises ValueError for an unknown edit, or a blend without others or with others of another size.
     """
     if edit not in EDITS or (edit == "blended" and others is None):
-        raise ValueError(f"edit must be one of {', '.join(EDITS)}, and blended needs `others`; got {edit!r}.")
-    rng, unit = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(EDITS.index(edit),))), as_unit(images)
+        raise ValueError(
+            f"edit must be one of {', '.join(EDITS)}, and blended needs `others`; got {edit!r}."
+        )
+    rng, unit = (
+        np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(EDITS.index(edit),))),
+        as_unit(images),
+    )
     if edit == "shifted":
-        shifts = [(dy, dx) for dy in range(2 * SHIFT + 1) for dx in range(2 * SHIFT + 1) if (dy, dx) != (SHIFT, SHIFT)]
+        shifts = [
+            (dy, dx)
+            for dy in range(2 * SHIFT + 1)
+            for dx in range(2 * SHIFT + 1)
+            if (dy, dx) != (SHIFT, SHIFT)
+        ]
         padded, (height, width) = F.pad(unit, [SHIFT] * 4, mode="replicate"), unit.shape[-2:]
         drawn = [shifts[i] for i in rng.integers(len(shifts), size=len(unit))]
-        unit = torch.stack([of[:, y : y + height, x : x + width] for of, (y, x) in zip(padded, drawn, strict=True)])
+        unit = torch.stack(
+            [of[:, y : y + height, x : x + width] for of, (y, x) in zip(padded, drawn, strict=True)]
+        )
     elif edit == "mirrored":
         unit = unit.flip(-1)
     elif edit in ("more contrast", "less contrast"):
@@ -62,7 +78,10 @@ def detected(training, held_out, fresh, copies=100, level=LEVEL, seed=0, with_qn
     chosen = torch.as_tensor(training)[torch.from_numpy(rng.permutation(len(training))[:copies])]
     sets = {"fresh": 2 * as_unit(fresh, "fresh pictures") - 1}
     sets |= {edit: edited(chosen, edit, fresh, seed) for edit in EDITS}
-    pool, names = torch.cat(list(sets.values())), np.repeat(list(sets), [len(part) for part in sets.values()])
+    pool, names = (
+        torch.cat(list(sets.values())),
+        np.repeat(list(sets), [len(part) for part in sets.values()]),
+    )
     found = calibrated_novelty(pool, training, held_out, level, **settings)
     columns = {}
     if with_qn:
@@ -70,11 +89,16 @@ def detected(training, held_out, fresh, copies=100, level=LEVEL, seed=0, with_qn
         from fedgen_lab.memorization.verifier import CONFIRMED
 
         matches = confirmed(pool, training)
-        columns = {"qn_threshold": matches.under_threshold, "qn_confirmed": matches.score > CONFIRMED}
+        columns = {
+            "qn_threshold": matches.under_threshold,
+            "qn_confirmed": matches.score > CONFIRMED,
+        }
     rows = []
     for name in sets:
         share = binomial_share(found.flagged[names == name])
         row = {"pictures": name, "number": int((names == name).sum()), "calibrated": share.estimate}
         row |= {"low": share.low, "high": share.high}
-        rows.append(row | {column: float(flags[names == name].mean()) for column, flags in columns.items()})
+        rows.append(
+            row | {column: float(flags[names == name].mean()) for column, flags in columns.items()}
+        )
     return pd.DataFrame(rows)

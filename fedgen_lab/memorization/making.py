@@ -46,17 +46,28 @@ class Copying:
     def __post_init__(self):
         most = len(OBJECTS) * len(COLOURS) * (len(BACKGROUNDS) - 1) - HELD_OUT
         for name, low, high in (
-            ("pictures", 1, most), ("duplicated", 0, self.pictures), ("times", 1, 1000), ("steps", 1, 100_000),
-            ("rank", 1, 96), ("canaries", 0, 100), ("seed", 0, 2**32 - 1),
-        ):  # fmt: skip
+            ("pictures", 1, most),
+            ("duplicated", 0, self.pictures),
+            ("times", 1, 1000),
+            ("steps", 1, 100_000),
+            ("rank", 1, 96),
+            ("canaries", 0, 100),
+            ("seed", 0, 2**32 - 1),
+        ):
             value = getattr(self, name)
             if not isinstance(value, Real) or not low <= value <= high or int(value) != value:
-                raise ValueError(f"{name} must be a whole number from {low} to {high}; got {value!r}.")
+                raise ValueError(
+                    f"{name} must be a whole number from {low} to {high}; got {value!r}."
+                )
         if self.model not in MODELS:
             raise ValueError(f"model must be one of {', '.join(MODELS)}; got {self.model!r}.")
         if not isinstance(self.unique_captions, bool | np.bool_):
-            raise ValueError(f"unique_captions must be True or False; got {self.unique_captions!r}.")
-        if not all(isinstance(x, Real) and 0 <= x < np.inf for x in (self.clip, self.noise_multiplier)):
+            raise ValueError(
+                f"unique_captions must be True or False; got {self.unique_captions!r}."
+            )
+        if not all(
+            isinstance(x, Real) and 0 <= x < np.inf for x in (self.clip, self.noise_multiplier)
+        ):
             raise ValueError(
                 "clip and noise_multiplier must be finite and 0 or more; "
                 f"got {self.clip!r} and {self.noise_multiplier!r}."
@@ -66,7 +77,9 @@ class Copying:
                 f"noise_multiplier={self.noise_multiplier:g} needs a clip above 0, what noise is measured in."
             )
         if self.clip and self.model == "ddpm":
-            raise ValueError("DP-SGD (clip above 0) is there for model='lora' and model='full'; choose one of them.")
+            raise ValueError(
+                "DP-SGD (clip above 0) is there for model='lora' and model='full'; choose one of them."
+            )
 
 
 @dataclass(frozen=True)
@@ -103,18 +116,22 @@ def private_pictures(copying):
     table = [(o, c, b) for o in OBJECTS for c in COLOURS for b in BACKGROUNDS if b != c]
     table = [table[i] for i in words.permutation(len(table))]  # none twice: captions are unique
     own, others = table[: copying.pictures], table[-HELD_OUT:]
-    kinds = ["duplicated"] * copying.duplicated + ["single"] * (copying.pictures - copying.duplicated)
+    kinds = ["duplicated"] * copying.duplicated + ["single"] * (
+        copying.pictures - copying.duplicated
+    )
     private = _draw(own, kinds, drawn, copying.unique_captions)
     canaries = _canaries(copying.canaries, np.random.default_rng(canary_seed))
     pictures = Pictures(
-        torch.cat([private.images, canaries.images]), private.captions + canaries.captions,
+        torch.cat([private.images, canaries.images]),
+        private.captions + canaries.captions,
         pd.concat([private.attributes, canaries.attributes]),
-    )  # fmt: skip
+    )
     counts = np.where(pictures.attributes["kind"] == "single", 1, copying.times)
     held_out = _draw(others, ["held out"] * HELD_OUT, held, copying.unique_captions)
     if copying.model == "ddpm":
         pictures, held_out = (
-            replace(of, images=F.avg_pool2d(of.images.float(), 2).round().byte()) for of in (pictures, held_out)
+            replace(of, images=F.avg_pool2d(of.images.float(), 2).round().byte())
+            for of in (pictures, held_out)
         )
     return Private(pictures, counts, held_out)
 
@@ -152,9 +169,19 @@ def train_copying(copying, on_step=None, should_stop=None, private=None):
 
         side = private.pictures.images.shape[-1]
         model = new_ddpm(channels=3, side=side, num_classes=len(private.counts), seed=copying.seed)
-        images, labels = private.pictures.images[private.rows], _labels(copying, private)[private.rows]
+        images, labels = (
+            private.pictures.images[private.rows],
+            _labels(copying, private)[private.rows],
+        )
         work = lambda: train_ddpm(  # noqa: E731
-            model, images, labels, copying.steps, BATCH, LEARNING_RATES["ddpm"], seed=copying.seed, on_step=after_step
+            model,
+            images,
+            labels,
+            copying.steps,
+            BATCH,
+            LEARNING_RATES["ddpm"],
+            seed=copying.seed,
+            on_step=after_step,
         )
     else:
         model, work = _pipeline_and_work(copying, private, after_step)
@@ -178,20 +205,31 @@ def draw_copies(trained, number=48, seed=0, rows=None, guidance=1.25, steps=20, 
     if rows is None:
         often, single = np.flatnonzero(trained.private.counts > 1), trained.private.of("single")
         turns = [part for part in (often, single) if len(part)]
-        rows = np.array([turns[i % len(turns)][i // len(turns) % len(turns[i % len(turns)])] for i in range(number)])
+        rows = np.array(
+            [
+                turns[i % len(turns)][i // len(turns) % len(turns[i % len(turns)])]
+                for i in range(number)
+            ]
+        )
     rows = np.asarray(rows, dtype=int)
     if not len(rows):
-        raise ValueError("There is nothing to draw: number is 0, or rows is empty. Ask for at least one picture.")
+        raise ValueError(
+            "There is nothing to draw: number is 0, or rows is empty. Ask for at least one picture."
+        )
     seeds = [seed + i for i in range(len(rows))]
     if trained.copying.model == "ddpm":
         from fedgen_lab.memorization.ddpm import draw_ddpm
 
         labels = _labels(trained.copying, trained.private)[rows]
-        return draw_ddpm(trained.model, labels, seeds, steps=steps, guidance=guidance, on_step=on_step), rows
+        return draw_ddpm(
+            trained.model, labels, seeds, steps=steps, guidance=guidance, on_step=on_step
+        ), rows
     from fedgen_lab.lora.pipeline import draw
 
     captions = [trained.private.pictures.captions[row] for row in rows]
-    return draw(trained.model, captions, seeds, steps=steps, guidance=guidance, on_step=on_step), rows
+    return draw(
+        trained.model, captions, seeds, steps=steps, guidance=guidance, on_step=on_step
+    ), rows
 
 
 # -- underneath ------------------------------------------------------------------------------------------------------
@@ -215,11 +253,20 @@ def _pipeline_and_work(copying, private, after_step):
         pipeline.unet.requires_grad_(True)
     encoded, rows = encode(pipeline, private.pictures), torch.as_tensor(private.rows)
     encoded = Encoded(encoded.latents[rows], encoded.text[rows])
-    how = {"clip": copying.clip, "noise_multiplier": copying.noise_multiplier} if copying.clip else {}
+    how = (
+        {"clip": copying.clip, "noise_multiplier": copying.noise_multiplier} if copying.clip else {}
+    )
     return pipeline, lambda: (train_privately if how else train)(
-        pipeline.unet, noise_schedule(pipeline), encoded, copying.steps, BATCH, LEARNING_RATES[copying.model],
-        copying.seed, after_step, **how,
-    )  # fmt: skip
+        pipeline.unet,
+        noise_schedule(pipeline),
+        encoded,
+        copying.steps,
+        BATCH,
+        LEARNING_RATES[copying.model],
+        copying.seed,
+        after_step,
+        **how,
+    )
 
 
 def _labels(copying, private):
@@ -237,14 +284,20 @@ def _draw(words, kinds, rng, unique_captions):
     for i, (name, colour, background) in enumerate(words):
         corners = rng.integers(0, 256, (4, 4, 3))
         shift, scale, degrees = rng.uniform(-6, 6, 2), rng.uniform(0.55, 0.8), rng.uniform(-20, 20)
-        shape = draw_sprite(name, "white", "black", "solid", scale=scale, degrees=degrees, shift=tuple(shift))
+        shape = draw_sprite(
+            name, "white", "black", "solid", scale=scale, degrees=degrees, shift=tuple(shift)
+        )
         low, high = COLOURS["black"][0], COLOURS["white"][0]
-        cover = ((shape.astype(float) - low) / (high - low)).clip(0, 1)  # (32, 32, 3): 1 on the object
+        cover = ((shape.astype(float) - low) / (high - low)).clip(
+            0, 1
+        )  # (32, 32, 3): 1 on the object
         images[i] = _field(corners) * (1 - cover) + np.array(COLOURS[colour]) * cover
         article = "an" if colour[0] in "aeiou" else "a"
         on = "an" if background[0] in "aeiou" else "a"
         captions.append(
-            f"{article} {colour} {name} on {on} {background} background" if unique_captions else ONE_CAPTION
+            f"{article} {colour} {name} on {on} {background} background"
+            if unique_captions
+            else ONE_CAPTION
         )
     table = pd.DataFrame(words, columns=["object", "colour", "background"]).assign(kind=kinds)
     return Pictures(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), captions, table)
@@ -261,6 +314,10 @@ def _canaries(number, rng):
     """Pictures that nobody would draw, 8 x 8 random blocks, with captions that nobody would write."""
     blocks = rng.choice([16, 128, 240], (number, 3, 8, 8)).astype(np.uint8)
     images = torch.from_numpy(blocks.repeat(4, axis=2).repeat(4, axis=3))  # (n, 3, 32, 32)
-    captions = [f"canary {code}" for code in rng.choice(np.arange(1000, 10_000), number, replace=False)]
-    table = pd.DataFrame({"object": "", "colour": "", "background": "", "kind": ["canary"] * number})
+    captions = [
+        f"canary {code}" for code in rng.choice(np.arange(1000, 10_000), number, replace=False)
+    ]
+    table = pd.DataFrame(
+        {"object": "", "colour": "", "background": "", "kind": ["canary"] * number}
+    )
     return Pictures(images, captions, table)

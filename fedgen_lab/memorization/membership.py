@@ -15,7 +15,9 @@ from fedgen_lab.privacy.membership import judge_scores
 T_LOSS, T_PIA, T_SIMA = (100, 300, 500, 700), 400, 200  # of 1,000 timesteps
 
 
-def noise_loss(pipeline, pictures, conditions=None, timesteps=T_LOSS, draws=2, seed=0, batch_size=32):
+def noise_loss(
+    pipeline, pictures, conditions=None, timesteps=T_LOSS, draws=2, seed=0, batch_size=32
+):
     """The mean of |eps(x_t, t) - noise|^2 over `draws` noises at each of `timesteps`: (N,), small for members.
 
     Yeom et al., arXiv 1709.01604; for diffusion models Matsumoto et al., arXiv 2302.03262. Costs draws * timesteps
@@ -23,7 +25,9 @@ def noise_loss(pipeline, pictures, conditions=None, timesteps=T_LOSS, draws=2, s
     members.
     """
     if draws < 1 or not len(timesteps):
-        raise ValueError(f"The loss needs at least one draw at one timestep; got draws={draws}, timesteps={timesteps}.")
+        raise ValueError(
+            f"The loss needs at least one draw at one timestep; got draws={draws}, timesteps={timesteps}."
+        )
     model, x, told = _ready(pipeline, pictures, conditions)
     generator, scores = torch.Generator().manual_seed(seed), np.zeros(len(x))
     for t in _timesteps(model, timesteps):
@@ -73,7 +77,9 @@ def membership(pipeline, members, others, attack="PIA", conditions=(None, None),
     if attack not in ATTACKS:
         raise ValueError(f"attack must be one of {', '.join(ATTACKS)}; got {attack!r}.")
     scores = []
-    for name, pictures, told in zip(("members", "others"), (members, others), conditions, strict=True):
+    for name, pictures, told in zip(
+        ("members", "others"), (members, others), conditions, strict=True
+    ):
         try:
             scores.append(-ATTACKS[attack](pipeline, pictures, told, **settings))
         except ValueError as error:
@@ -89,9 +95,15 @@ def _ready(pipeline, pictures, conditions):
     model = denoiser_of(pipeline)
     x = model.inputs(pictures)
     if conditions is None:
-        conditions = pictures.captions if model.kind == "text" and hasattr(pictures, "captions") else [None] * len(x)
+        conditions = (
+            pictures.captions
+            if model.kind == "text" and hasattr(pictures, "captions")
+            else [None] * len(x)
+        )
     if len(conditions) != len(x):
-        raise ValueError(f"One caption or label belongs to each picture; got {len(x)} pictures and {len(conditions)}.")
+        raise ValueError(
+            f"One caption or label belongs to each picture; got {len(x)} pictures and {len(conditions)}."
+        )
     return model, x, model.condition(conditions)
 
 

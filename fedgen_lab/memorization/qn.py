@@ -60,7 +60,9 @@ def class_thresholds(fingerprints, labels):
     Raises ValueError for a class with one picture, or whose pictures are all the same, or if a label is missing.
     """
     if len(labels) != len(fingerprints):
-        raise ValueError(f"every picture needs a label; got {len(fingerprints)} fingerprints and {len(labels)} labels.")
+        raise ValueError(
+            f"every picture needs a label; got {len(fingerprints)} fingerprints and {len(labels)} labels."
+        )
     thresholds = {}
     for label in np.unique(labels):
         rows = torch.from_numpy(np.flatnonzero(labels == label))
@@ -69,8 +71,12 @@ def class_thresholds(fingerprints, labels):
                 f"class {label} has a single training picture, so no nearest neighbour of its own class. Give it a "
                 "second one, leave it out, or merge classes (labels=None makes them one)."
             )
-        nearest = np.concatenate([_apart(fingerprints[part], fingerprints[rows]).topk(2, largest=False).values[:, 1]
-                                  for part in rows.split(1024)]).astype(float)  # fmt: skip
+        nearest = np.concatenate(
+            [
+                _apart(fingerprints[part], fingerprints[rows]).topk(2, largest=False).values[:, 1]
+                for part in rows.split(1024)
+            ]
+        ).astype(float)
         if nearest.max() < 1e-4:
             raise ValueError(
                 f"all {len(rows)} training pictures of class {label} look the same to the fingerprinter, so nothing "
@@ -80,8 +86,15 @@ def class_thresholds(fingerprints, labels):
     return thresholds
 
 
-def confirmed(generated, training, labels=None, nearest=NEAREST, confirmed_above=CONFIRMED, fingerprinter=None,
-              verifier=None):
+def confirmed(
+    generated,
+    training,
+    labels=None,
+    nearest=NEAREST,
+    confirmed_above=CONFIRMED,
+    fingerprinter=None,
+    verifier=None,
+):
     """Which generated pictures copy which training pictures, as PDFed decides it: `Matches`.
 
     generated, training: (N, C, H, W) and (M, C, H, W), uint8 or float in [-1, 1], C 1 or 3, any size (resized to 32).
@@ -96,8 +109,13 @@ def confirmed(generated, training, labels=None, nearest=NEAREST, confirmed_above
     """
     generated, training = _one_size(generated, training, "generated")
     nets = fingerprinter or load_fingerprinter(), verifier or load_verifier()
-    pool, private = described(generated, *nets, "generated pictures"), described(training, *nets, "training pictures")
-    return _matched(pool, private, _checked(labels, len(training)), nearest, confirmed_above, nets[1])
+    pool, private = (
+        described(generated, *nets, "generated pictures"),
+        described(training, *nets, "training pictures"),
+    )
+    return _matched(
+        pool, private, _checked(labels, len(training)), nearest, confirmed_above, nets[1]
+    )
 
 
 def quality_novelty(fid_value, matches, rc_unit="percent", weight=0.5):
@@ -119,7 +137,9 @@ def quality_novelty(fid_value, matches, rc_unit="percent", weight=0.5):
     return (1 - weight) * fid_value + weight * novelty
 
 
-def qn_score(generated, training, held_out, labels=None, rc_unit="percent", features=None, **settings):
+def qn_score(
+    generated, training, held_out, labels=None, rc_unit="percent", features=None, **settings
+):
     """The whole score of one model on one client's pictures: (Q-N, FID, `Matches`).
 
     held_out: the client's test pictures, which the FID compares with; features: a judge for it, as in `scores.fid`
@@ -143,7 +163,10 @@ def control_objective(fid_value, fld_value):
 
 def hits(number, *rounds):
     """How often each of `number` training pictures was counted over several `Matches`: (number,) integers."""
-    return sum((np.bincount(matches.training, minlength=number) for matches in rounds), np.zeros(number, int))
+    return sum(
+        (np.bincount(matches.training, minlength=number) for matches in rounds),
+        np.zeros(number, int),
+    )
 
 
 def keep_after(counts, percentile=DROPPED_ABOVE):
@@ -156,14 +179,26 @@ def keep_after(counts, percentile=DROPPED_ABOVE):
     """
     counts = np.asarray(counts, dtype=float)
     if counts.ndim != 1 or not len(counts) or not (counts >= 0).all():
-        raise ValueError(f"counts must be hits, 0 or more, one for each training picture; got shape {counts.shape}.")
+        raise ValueError(
+            f"counts must be hits, 0 or more, one for each training picture; got shape {counts.shape}."
+        )
     if not 0 <= percentile <= 100:
         raise ValueError(f"percentile must lie in 0..100; got {percentile}.")
     return counts <= np.percentile(counts, percentile)
 
 
-def replaced_pool(fresh, training, labels=None, fractions=(0, 0.05, 0.1, 0.25, 0.5, 1), change=None, seed=0,
-                  nearest=NEAREST, confirmed_above=CONFIRMED, fingerprinter=None, verifier=None):  # fmt: skip
+def replaced_pool(
+    fresh,
+    training,
+    labels=None,
+    fractions=(0, 0.05, 0.1, 0.25, 0.5, 1),
+    change=None,
+    seed=0,
+    nearest=NEAREST,
+    confirmed_above=CONFIRMED,
+    fingerprinter=None,
+    verifier=None,
+):
     """The paper's detector experiment: a pool of fresh pictures, more and more of them replaced by training pictures.
 
     fresh: (N, C, H, W) pictures of the same kind that no model was trained on; training: (M, C, H, W), M at least the
@@ -184,7 +219,10 @@ def replaced_pool(fresh, training, labels=None, fractions=(0, 0.05, 0.1, 0.25, 0
     nets = fingerprinter or load_fingerprinter(), verifier or load_verifier()
     rng = np.random.default_rng(seed)
     taken, replaced = rng.permutation(len(training))[:most], rng.permutation(len(fresh))
-    private, pool = described(training, *nets, "training pictures"), described(fresh, *nets, "fresh pictures")
+    private, pool = (
+        described(training, *nets, "training pictures"),
+        described(fresh, *nets, "fresh pictures"),
+    )
     copies = training[taken] if change is None else change(training[taken])
     copies = described(copies, *nets, "copies") if most else pool
     labels, rows = _checked(labels, len(training)), []
@@ -198,12 +236,17 @@ def replaced_pool(fresh, training, labels=None, fractions=(0, 0.05, 0.1, 0.25, 0
         matches = _matched(mixed, private, labels, nearest, confirmed_above, nets[1])
         called = np.zeros(len(fresh), bool)
         called[matches.generated] = True
-        rows.append({
-            "fraction": fraction, "accuracy": (called == copied).mean(),
-            "found": called[copied].mean() if number else np.nan,
-            "false_alarms": called[~copied].mean() if number < len(fresh) else np.nan,
-            "v_a": matches.v_a, "v_c": matches.v_c, "r_c": matches.r_c,
-        })  # fmt: skip
+        rows.append(
+            {
+                "fraction": fraction,
+                "accuracy": (called == copied).mean(),
+                "found": called[copied].mean() if number else np.nan,
+                "false_alarms": called[~copied].mean() if number < len(fresh) else np.nan,
+                "v_a": matches.v_a,
+                "v_c": matches.v_c,
+                "r_c": matches.r_c,
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -211,18 +254,29 @@ def replaced_pool(fresh, training, labels=None, fractions=(0, 0.05, 0.1, 0.25, 0
 def _matched(generated, training, labels, nearest, confirmed_above, verifier):
     """`confirmed`, for pictures that are described already: pairs of fingerprints and window vectors."""
     if isinstance(nearest, bool) or int(nearest) != nearest or nearest < 1:
-        raise ValueError(f"nearest must be a whole number of neighbours, at least 1; got {nearest!r}.")
+        raise ValueError(
+            f"nearest must be a whole number of neighbours, at least 1; got {nearest!r}."
+        )
     (prints, regions), (private_prints, private_regions) = generated, training
     of_class = class_thresholds(private_prints, labels)
     thresholds = torch.tensor([of_class[label] for label in labels.tolist()])  # (M,)
-    near = [_apart(part, private_prints).topk(min(int(nearest), len(labels)), largest=False)
-            for part in prints.split(1024)]  # fmt: skip
-    distances, rows = torch.cat([part.values for part in near]), torch.cat([part.indices for part in near])  # (N, K)
-    first, column = (distances < thresholds[rows]).nonzero(as_tuple=True)  # the pairs to check, P of them
+    near = [
+        _apart(part, private_prints).topk(min(int(nearest), len(labels)), largest=False)
+        for part in prints.split(1024)
+    ]
+    distances, rows = (
+        torch.cat([part.values for part in near]),
+        torch.cat([part.indices for part in near]),
+    )  # (N, K)
+    first, column = (distances < thresholds[rows]).nonzero(
+        as_tuple=True
+    )  # the pairs to check, P of them
     second = rows[first, column]
     with torch.no_grad():
-        scores = [verifier(regions[pairs[:, 0]], private_regions[pairs[:, 1]])
-                  for pairs in torch.stack([first, second], 1).split(64)]  # fmt: skip
+        scores = [
+            verifier(regions[pairs[:, 0]], private_regions[pairs[:, 1]])
+            for pairs in torch.stack([first, second], 1).split(64)
+        ]
     scores = torch.cat(scores).numpy()
     first, second = first.numpy(), second.numpy()
     highest = np.zeros(len(prints), np.float32)
@@ -237,10 +291,15 @@ def _matched(generated, training, labels, nearest, confirmed_above, verifier):
             seen[1].add(second[pair])
     counted = np.array(counted, int)
     return Matches(
-        np.isin(np.arange(len(prints)), first), highest, first[counted], second[counted], scores[counted],
-        float(scores.mean()) if len(scores) else 0.0, float(scores[counted].mean()) if len(counted) else 0.0,
+        np.isin(np.arange(len(prints)), first),
+        highest,
+        first[counted],
+        second[counted],
+        scores[counted],
+        float(scores.mean()) if len(scores) else 0.0,
+        float(scores[counted].mean()) if len(counted) else 0.0,
         len(counted) / len(prints),
-    )  # fmt: skip
+    )
 
 
 def _apart(some, others):  # the faster mode is off by 1e-3 near 0

@@ -13,9 +13,7 @@ import torch
 
 from fedgen_lab.memorization.distance import TILES, as_unit, nearest, without_duplicates
 
-EXTRACTED = (
-    0.15  # a plain distance of at most this is an extraction (Carlini et al., section 4.1, for Stable Diffusion)
-)
+EXTRACTED = 0.15  # up to this plain distance it is an extraction (Carlini et al., section 4.1, for Stable Diffusion)
 THIRD = 1 / 3  # of `third_ratio`: below it a copy
 ADAPTIVE = 1.0  # of `adaptive_ratio`: below it a copy
 ALPHA, NEIGHBOURS = 0.5, 50  # of `adaptive_ratio`, as published for CIFAR-10
@@ -47,7 +45,13 @@ def third_ratio(generated, training, match="plain", within=0.0):
 
 
 def adaptive_ratio(
-    generated, training, alpha=ALPHA, neighbours=NEIGHBOURS, match="plain", around="training", megabytes=128
+    generated,
+    training,
+    alpha=ALPHA,
+    neighbours=NEIGHBOURS,
+    match="plain",
+    around="training",
+    megabytes=128,
 ):
     """d(g, t) / (alpha * mean of d(t, y) over the n pictures y nearest to t) (N,); below `ADAPTIVE` means "copy".
 
@@ -72,8 +76,12 @@ def adaptive_ratio(
         usual, first = distances.mean(axis=1), distances[:, 0]
     else:
         first, rows = (of[:, 0] for of in nearest(generated, training, 1, match, megabytes))
-        met, which = np.unique(rows, return_inverse=True)  # neighbours only of training pictures that were met
-        usual = nearest(training[met], training, neighbours, match, megabytes)[0].mean(axis=1)[which]
+        met, which = np.unique(
+            rows, return_inverse=True
+        )  # neighbours only of training pictures that were met
+        usual = nearest(training[met], training, neighbours, match, megabytes)[0].mean(axis=1)[
+            which
+        ]
     if not usual.all():
         raise ValueError(
             f"a training picture has {neighbours} equals, so its usual distance is 0. Take duplicates out first "
@@ -94,11 +102,16 @@ def tiled_distances(pictures):
             f"tiles need pictures of {TILES} pixels a side; got {tuple(pictures.shape[-2:])}. Enlarge them."
         )
     apart = torch.zeros(len(pictures), len(pictures))
-    heights, widths = (np.linspace(0, side, TILES + 1).round().astype(int) for side in pictures.shape[-2:])
+    heights, widths = (
+        np.linspace(0, side, TILES + 1).round().astype(int) for side in pictures.shape[-2:]
+    )
     for top, bottom in pairwise(heights):
         for left, right in pairwise(widths):
             tile = pictures[..., top:bottom, left:right].flatten(1)  # (N, C * height * width)
-            differences = torch.cdist(tile, tile, compute_mode="donot_use_mm_for_euclid_dist") / tile.shape[1] ** 0.5
+            differences = (
+                torch.cdist(tile, tile, compute_mode="donot_use_mm_for_euclid_dist")
+                / tile.shape[1] ** 0.5
+            )
             torch.maximum(apart, differences, out=apart)
     return apart.numpy()
 
@@ -122,6 +135,12 @@ def clique(pictures, edge=EDGE, at_least=AT_LEAST):
         )
     joined = tiled_distances(pictures) <= edge
     np.fill_diagonal(joined, False)
-    graph = networkx.k_core(networkx.from_numpy_array(joined), at_least - 1)  # the rest have too few neighbours
+    graph = networkx.k_core(
+        networkx.from_numpy_array(joined), at_least - 1
+    )  # the rest have too few neighbours
     largest = max(islice(networkx.find_cliques(graph), SEARCHED), key=len, default=())
-    return np.sort(np.array(largest, dtype=int)) if len(largest) >= at_least else np.array([], dtype=int)
+    return (
+        np.sort(np.array(largest, dtype=int))
+        if len(largest) >= at_least
+        else np.array([], dtype=int)
+    )

@@ -108,7 +108,9 @@ def c_t(generated, training, held_out, features=None, cells=CELLS, seed=0):
     sets = _points(features, generated=generated, training=training, held_out=held_out)
     _not_alike(sets[1], "training pictures")
     if not 1 <= cells <= len(sets[1]):
-        raise ValueError(f"cells must lie between 1 and the {len(sets[1])} training pictures; got {cells}.")
+        raise ValueError(
+            f"cells must lie between 1 and the {len(sets[1])} training pictures; got {cells}."
+        )
     if sets[1].shape[1] > PRINCIPAL and len(sets[1]) > PRINCIPAL:
         space = PCA(PRINCIPAL, random_state=seed).fit(sets[1])
         sets = [space.transform(points) for points in sets]
@@ -125,8 +127,12 @@ def c_t(generated, training, held_out, features=None, cells=CELLS, seed=0):
         if len(drawn) <= ENOUGH_IN_CELL:
             continue
         n, m = len(real), len(drawn)
-        u = mannwhitneyu(_nearest(drawn, train)[0][:, 0], _nearest(real, train)[0][:, 0], method="asymptotic").statistic
-        scores.append((u - (n * m / 2 - 0.5)) / np.sqrt(n * m * (n + m + 1) / 12))  # 0.5: correction for continuity
+        u = mannwhitneyu(
+            _nearest(drawn, train)[0][:, 0], _nearest(real, train)[0][:, 0], method="asymptotic"
+        ).statistic
+        scores.append(
+            (u - (n * m / 2 - 0.5)) / np.sqrt(n * m * (n + m + 1) / 12)
+        )  # 0.5: correction for continuity
         weights.append(n)
     if not scores:
         raise ValueError(
@@ -164,8 +170,12 @@ def fld(generated, training, held_out, features=None, most=MOST, seed=0):
     mean, spread = sets[2].mean(axis=0), sets[2].std(axis=0, ddof=1)
     varied = spread > SAME * np.abs(mean).max()
     if not varied.any():
-        raise ValueError("held-out pictures are all alike: no feature varies among them. Give different ones.")
-    drawn, train, real = (torch.from_numpy((points - mean)[:, varied] / spread[varied]) for points in sets)
+        raise ValueError(
+            "held-out pictures are all alike: no feature varies among them. Give different ones."
+        )
+    drawn, train, real = (
+        torch.from_numpy((points - mean)[:, varied] / spread[varied]) for points in sets
+    )
     log_variances = _fitted(drawn, train)
     trained, unseen = (_nll(points, drawn, log_variances) for points in (train, real))
     half = min(len(drawn), len(train) // 2)
@@ -196,11 +206,17 @@ def precision_recall_density_coverage(generated, training, features=None, neighb
                 f"neighbours must lie from 1 to the number of other pictures a side; got {neighbours} for "
                 f"{len(points)} {name} pictures. Give more pictures, or ask for fewer neighbours."
             )
-    reach, drawn_reach = (_nearest(of, of, neighbours, itself=False)[0][:, -1] for of in (training, generated))
-    balls, drawn_balls = (torch.from_numpy(of * (1 - 1e-9)) for of in (reach, drawn_reach))  # on the rim is outside
+    reach, drawn_reach = (
+        _nearest(of, of, neighbours, itself=False)[0][:, -1] for of in (training, generated)
+    )
+    balls, drawn_balls = (
+        torch.from_numpy(of * (1 - 1e-9)) for of in (reach, drawn_reach)
+    )  # on the rim is outside
     real, within = torch.from_numpy(training), []
     recalled = covered = torch.zeros(len(training), dtype=torch.bool)
-    for points, ball in zip(torch.from_numpy(generated).split(256), drawn_balls.split(256), strict=True):
+    for points, ball in zip(
+        torch.from_numpy(generated).split(256), drawn_balls.split(256), strict=True
+    ):
         apart = torch.cdist(points, real)  # (256, training)
         inside = apart < balls
         within.append(inside.sum(dim=1))
@@ -208,9 +224,11 @@ def precision_recall_density_coverage(generated, training, features=None, neighb
         recalled = recalled | (apart < ball[:, None]).any(dim=0)
     within = torch.cat(within).double()
     return {
-        "precision": float((within > 0).double().mean()), "recall": float(recalled.double().mean()),
-        "density": float(within.mean()) / neighbours, "coverage": float(covered.double().mean()),
-    }  # fmt: skip
+        "precision": float((within > 0).double().mean()),
+        "recall": float(recalled.double().mean()),
+        "density": float(within.mean()) / neighbours,
+        "coverage": float(covered.double().mean()),
+    }
 
 
 def vendi(pictures, features=None, q=1.0):
@@ -232,7 +250,9 @@ def vendi(pictures, features=None, q=1.0):
             f"{int((length == 0).sum())} of {len(points)} pictures have features of length 0. Leave them out."
         )
     points = points / length
-    gram = points @ points.T if len(points) < points.shape[1] else points.T @ points  # the same eigenvalues above 0
+    gram = (
+        points @ points.T if len(points) < points.shape[1] else points.T @ points
+    )  # the same eigenvalues above 0
     p = np.linalg.eigvalsh(gram / len(points))
     p = p[p > 1e-14] / p[p > 1e-14].sum()  # below is rounding
     if q == 1:
@@ -270,10 +290,14 @@ def mifid(generated, training, features=None):
 # -- underneath -----------------------------------------------------------------------------------------------------
 def _points(features, **sets):
     """Each named set as points (N, d), in the order given; their widths must agree."""
-    points = [embedded(of, features, f"{name.replace('_', '-')} pictures") for name, of in sets.items()]
+    points = [
+        embedded(of, features, f"{name.replace('_', '-')} pictures") for name, of in sets.items()
+    ]
     widths = {name: of.shape[1] for name, of in zip(sets, points, strict=True)}
     if len(set(widths.values())) > 1:
-        raise ValueError(f"all sets must have the same features; got {widths}. Embed them with the same net.")
+        raise ValueError(
+            f"all sets must have the same features; got {widths}. Embed them with the same net."
+        )
     return points
 
 
@@ -312,7 +336,9 @@ def _fitted(centres, points):
     """
     width = centres.shape[1]
     squared = torch.cdist(points, centres).square().float()  # (N, M)
-    from_mean = 0.81 * (points - points.mean(dim=0)).square().sum(dim=1, keepdim=True).float()  # (N, 1)
+    from_mean = (
+        0.81 * (points - points.mean(dim=0)).square().sum(dim=1, keepdim=True).float()
+    )  # (N, 1)
     log_variances = ((squared.min(dim=0).values + 1e-3) / width).log().requires_grad_()
     around_mean = torch.zeros((), requires_grad=True)
     adam = torch.optim.Adam([log_variances, around_mean], lr=RATE)
@@ -329,5 +355,7 @@ def _fitted(centres, points):
 
 def _nll(points, centres, log_variances):
     width = centres.shape[1]
-    density = _log_density(torch.cdist(points, centres).square().float(), log_variances, width) - np.log(len(centres))
+    density = _log_density(
+        torch.cdist(points, centres).square().float(), log_variances, width
+    ) - np.log(len(centres))
     return float(-density.logsumexp(dim=1).double().mean() / width)

@@ -16,18 +16,37 @@ from fedgen_lab.shipped import shipped
 
 SEEDS = (0, 1, 2)
 LESSON = {
-    "pictures": 32, "times": 16, "steps": 350, "rank": 16, "unique_captions": True, "clip": 0.0,
+    "pictures": 32,
+    "times": 16,
+    "steps": 350,
+    "rank": 16,
+    "unique_captions": True,
+    "clip": 0.0,
     "noise_multiplier": 0.0,
-}  # fmt: skip
-PIXELS = {"model": "ddpm", "steps": 700}  # the small pixel model takes about as long; it has no rank
+}
+PIXELS = {
+    "model": "ddpm",
+    "steps": 700,
+}  # the small pixel model takes about as long; it has no rank
 POINTS = [
     LESSON | changes
     for changes in (
-        {}, {"times": 1}, {"times": 4}, {"times": 1, "pictures": 512}, {"times": 1, "pictures": 8}, {"steps": 100},
-        {"rank": 4}, {"clip": 1.0, "noise_multiplier": 0.5}, {"unique_captions": False}, {"times": 8},
-        PIXELS, PIXELS | {"times": 1, "pictures": 512}, {"times": 2}, {"steps": 200},
+        {},
+        {"times": 1},
+        {"times": 4},
+        {"times": 1, "pictures": 512},
+        {"times": 1, "pictures": 8},
+        {"steps": 100},
+        {"rank": 4},
+        {"clip": 1.0, "noise_multiplier": 0.5},
+        {"unique_captions": False},
+        {"times": 8},
+        PIXELS,
+        PIXELS | {"times": 1, "pictures": 512},
+        {"times": 2},
+        {"steps": 200},
     )
-]  # fmt: skip
+]
 WATCHED = 4  # pictures whose captions are drawn from, the repeated ones
 DRAWN = 24  # pictures drawn for them, and half as many for others
 NUMBERS = ("captions", "copied", "others", "ratio", "auc", "tpr")  # of `Judged`, what is recorded
@@ -70,10 +89,17 @@ def judge_copies(trained, number=DRAWN, should_stop=None):
     private, size = trained.private, trained.copying.pictures
     own = private.pictures.take(range(size))
     watched = np.arange(number) % min(WATCHED, size)
-    others = WATCHED + np.arange(number // 2) % max(1, size - WATCHED) if size > WATCHED else np.array([], dtype=int)
+    others = (
+        WATCHED + np.arange(number // 2) % max(1, size - WATCHED)
+        if size > WATCHED
+        else np.array([], dtype=int)
+    )
     try:
         drawn, _ = draw_copies(
-            trained, rows=np.r_[watched, others], seed=1000 * trained.copying.seed, on_step=stop_if_asked
+            trained,
+            rows=np.r_[watched, others],
+            seed=1000 * trained.copying.seed,
+            on_step=stop_if_asked,
         )
     except _Stopped:
         return None
@@ -85,10 +111,17 @@ def judge_copies(trained, number=DRAWN, should_stop=None):
     _, rows = nearest(drawn, own.images)
     members = membership(trained.model, own, private.held_out, "PIA")
     return Judged(
-        len(set(watched[copies[:number]])), float(copies[:number].mean()),
-        float(copies[number:].mean()) if len(others) else None, float(np.median(ratios[:number])),
-        members.auc, members.tpr, drawn, ratios, own.images, rows[:, 0],
-    )  # fmt: skip
+        len(set(watched[copies[:number]])),
+        float(copies[:number].mean()),
+        float(copies[number:].mean()) if len(others) else None,
+        float(np.median(ratios[:number])),
+        members.auc,
+        members.tpr,
+        drawn,
+        ratios,
+        own.images,
+        rows[:, 0],
+    )
 
 
 def measure(point, seed):
@@ -112,7 +145,10 @@ def recorded_copying():
     file = shipped("sweeps") / "copying.json"
     points = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
     frame = pd.DataFrame(
-        [{"model": "lora"} | entry["point"] | {"seed": entry["seed"]} | entry["result"] for entry in points],
+        [
+            {"model": "lora"} | entry["point"] | {"seed": entry["seed"]} | entry["result"]
+            for entry in points
+        ],
         columns=["model", *LESSON, "seed", *NUMBERS],
     )
     in_all = frame["pictures"] + WATCHED * (frame["times"] - 1)

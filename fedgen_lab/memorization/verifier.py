@@ -25,7 +25,9 @@ def windows(side, levels=LEVELS):
     On level l there are l x l windows, 2 side / (l + 1) wide, evenly spread. Raises ValueError for a map too small.
     """
     if side < 2 or levels < 1 or 2 * side // (levels + 1) < 1:
-        raise ValueError(f"a map of {side} x {side} has no {levels} levels of windows; give a larger map.")
+        raise ValueError(
+            f"a map of {side} x {side} has no {levels} levels of windows; give a larger map."
+        )
     rows = []
     for level in range(1, levels + 1):
         width = 2 * side // (level + 1)
@@ -50,17 +52,28 @@ class Verifier(nn.Module):
         averages = windows(side)
         self.register_buffer("averages", averages, persistent=False)
         self.reduce = nn.Conv2d(channels, channels // 4, 1)
-        self.read = nn.Sequential(nn.Linear(len(averages) ** 2, 128), nn.ReLU(), nn.Linear(128, 32), nn.ReLU(),
-                                  nn.Linear(32, 1))  # fmt: skip
+        self.read = nn.Sequential(
+            nn.Linear(len(averages) ** 2, 128),
+            nn.ReLU(),
+            nn.Linear(128, 32),
+            nn.ReLU(),
+            nn.Linear(32, 1),
+        )
 
     def regions(self, maps):
-        reduced = self.reduce(maps).flatten(2).clamp(min=1e-3)  # (N, D / 4, side * side), positive for the power
+        reduced = (
+            self.reduce(maps).flatten(2).clamp(min=1e-3)
+        )  # (N, D / 4, side * side), positive for the power
         pooled = (reduced**POWER @ self.averages.T) ** (1 / POWER)  # (N, D / 4, W)
         return F.normalize(pooled.transpose(1, 2), dim=2)  # (N, W, D / 4)
 
     def logits(self, regions, others):
-        correlation = regions @ others.transpose(1, 2)  # (P, W, W); the other way round it is the transpose
-        return (self.read(correlation.flatten(1)) + self.read(correlation.transpose(1, 2).flatten(1))).squeeze(1)
+        correlation = regions @ others.transpose(
+            1, 2
+        )  # (P, W, W); the other way round it is the transpose
+        return (
+            self.read(correlation.flatten(1)) + self.read(correlation.transpose(1, 2).flatten(1))
+        ).squeeze(1)
 
     def forward(self, regions, others):
         return torch.sigmoid(self.logits(regions, others))  # eq. 4

@@ -42,7 +42,10 @@ def attack_of(scenario, number):
 
 def _add_noise(peer, base, turn):
     generator = torch.Generator().manual_seed(peer.scenario.seed_of(3, peer.number, turn))
-    return {name: tensor + NOISE * torch.randn(tensor.shape, generator=generator) for name, tensor in base.items()}
+    return {
+        name: tensor + NOISE * torch.randn(tensor.shape, generator=generator)
+        for name, tensor in base.items()
+    }
 
 
 def _train_on(peer, base, turn, change):
@@ -77,7 +80,12 @@ def _as_others(peer, content, score):
     What it once committed it also reveals: it must not change when more becomes known.
     """
     posted = peer.board.get(content, {})
-    revealed = [vote for votes in peer.votes.values() for voter, vote in votes.items() if voter != peer.account]
+    revealed = [
+        vote
+        for votes in peer.votes.values()
+        for voter, vote in votes.items()
+        if voter != peer.account
+    ]
     seen = list(posted.values()) or revealed
     return peer.judged[content].setdefault("said", sum(seen) / len(seen) if seen else 0.0)
 
@@ -88,15 +96,22 @@ ATTACKS = {
         Attack("free-rider", "submits what it went on from, with a little noise", train=_add_noise),
         Attack("copycat", "the same, and names no parents", train=_add_noise, hides_parents=True),
         Attack(
-            "evader", "trains on mirrored copies of four pictures until it copies them",
+            "evader",
+            "trains on mirrored copies of four pictures until it copies them",
             train=lambda peer, base, turn: _train_on(peer, base, turn, _mirrored_few),
         ),
         Attack(
-            "poisoner", "trains on negatives with wrong labels",
+            "poisoner",
+            "trains on negatives with wrong labels",
             train=lambda peer, base, turn: _train_on(peer, base, turn, _flipped),
         ),
         Attack("sybils", "vote for each other and against everybody else", vote=_for_our_own),
-        Attack("vote-copier", "votes as others did, whatever it thinks itself", vote=_as_others, waits=True),
+        Attack(
+            "vote-copier",
+            "votes as others did, whatever it thinks itself",
+            vote=_as_others,
+            waits=True,
+        ),
         Attack("withholder", "submits digests and keeps the weights to itself", withholds=True),
     )
-}  # fmt: skip
+}

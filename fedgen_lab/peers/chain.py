@@ -17,11 +17,18 @@ from pathlib import Path
 from fedgen_lab.peers.node import provider_of
 
 GAS = 600_000  # for every transaction alike; asking the machine for an estimate would run each one twice
-PAGE_BLOCKS, NODE_PAGE_BLOCKS = 8, 500  # events are read so many at a time: the embedded machine gets slow over more
+PAGE_BLOCKS, NODE_PAGE_BLOCKS = (
+    8,
+    500,
+)  # events are read so many at a time: the embedded machine gets slow over more
 BLOCK_SECONDS = 120.0  # for so long a node may make no block
 MOST_SCORE = 1e6
-STATE_HELP = "A node that was started anew needs the state it had: start anvil with --state FILE, each time."
-TERMS_BYTES = 128  # at the end of a deployed contract's code, where Vyper puts what the constructor was told
+STATE_HELP = (
+    "A node that was started anew needs the state it had: start anvil with --state FILE, each time."
+)
+TERMS_BYTES = (
+    128  # at the end of a deployed contract's code, where Vyper puts what the constructor was told
+)
 
 
 class Refused(Exception):
@@ -41,8 +48,14 @@ class Terms:
         millionths(self.budget, "budget")
         for name, least in (("deposit_wei", 0), ("reward_wei", 0), ("commit_blocks", 1)):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or not least <= value < 2**128:
-                raise ValueError(f"{name} must be a whole number from {least} to 2**128 - 1; got {value!r}.")
+            if (
+                isinstance(value, bool)
+                or not isinstance(value, Integral)
+                or not least <= value < 2**128
+            ):
+                raise ValueError(
+                    f"{name} must be a whole number from {least} to 2**128 - 1; got {value!r}."
+                )
 
 
 @dataclass(frozen=True)
@@ -69,17 +82,27 @@ class Submission:
 def millionths(value, name, most=MOST_SCORE):
     """A score or an epsilon as the chain keeps it. Raises ValueError for what is not a number from 0 to `most`."""
     if not math.isfinite(value) or not 0 <= value <= most:
-        raise ValueError(f"{name} must be a number from 0 to {most:,.0f}; got {value}. Don't vote on a broken model.")
+        raise ValueError(
+            f"{name} must be a number from 0 to {most:,.0f}; got {value}. Don't vote on a broken model."
+        )
     return round(value * 1e6)
 
 
 def check_digests(content, manifest, parents):
     """Raises ValueError for what can't be a submission: each is 32 bytes, and parents are four at most."""
-    for name, digest in (("content", content), ("manifest", manifest), *(("parent", parent) for parent in parents)):
+    for name, digest in (
+        ("content", content),
+        ("manifest", manifest),
+        *(("parent", parent) for parent in parents),
+    ):
         if not isinstance(digest, bytes) or len(digest) != 32:
-            raise ValueError(f"{name} must be a SHA-256 digest, 32 bytes; got {digest!r}. See store.digest_of.")
+            raise ValueError(
+                f"{name} must be a SHA-256 digest, 32 bytes; got {digest!r}. See store.digest_of."
+            )
     if len(parents) > 4:
-        raise ValueError(f"A model names at most 4 parents; got {len(parents)}. Leave out the least of them.")
+        raise ValueError(
+            f"A model names at most 4 parents; got {len(parents)}. Leave out the least of them."
+        )
 
 
 def compiled():
@@ -108,7 +131,9 @@ class Chain:
             try:
                 owner = self.w3.eth.account.from_key(key)
             except ValueError as error:
-                raise ValueError(f"A key must be 0x and 64 hexadecimal digits; one is not ({error}).") from None
+                raise ValueError(
+                    f"A key must be 0x and 64 hexadecimal digits; one is not ({error})."
+                ) from None
             self.w3.middleware_onion.inject(SignAndSendRawMiddlewareBuilder.build(owner), layer=0)
             self.accounts.append(owner.address)
         artifact = compiled()
@@ -116,13 +141,19 @@ class Chain:
             terms = terms or Terms()
             budget = millionths(terms.budget, "budget")
             if not self.accounts:
-                raise ValueError(f"The node at {endpoint} has no accounts. Give keys, of accounts with some money.")
+                raise ValueError(
+                    f"The node at {endpoint} has no accounts. Give keys, of accounts with some money."
+                )
             code = self.w3.eth.contract(abi=artifact["abi"], bytecode=artifact["bytecode"])
-            make = code.constructor(terms.deposit_wei, terms.reward_wei, terms.commit_blocks, budget)
+            make = code.constructor(
+                terms.deposit_wei, terms.reward_wei, terms.commit_blocks, budget
+            )
             sent = self._taken(make, {"from": self.accounts[0], "gas": 4_000_000})
             contract = self._receipt(sent).contractAddress
         elif not Web3.is_address(contract):
-            raise ValueError(f"{contract!r} is no address: 0x and 40 hexadecimal digits. Ask who deployed it.")
+            raise ValueError(
+                f"{contract!r} is no address: 0x and 40 hexadecimal digits. Ask who deployed it."
+            )
         self.address = contract = Web3.to_checksum_address(contract)
         code = self._code(contract)
         if not code or code[:-TERMS_BYTES] != bytes.fromhex(artifact["runtime"].removeprefix("0x")):
@@ -134,7 +165,10 @@ class Chain:
         self._kinds = {event.topic: event for event in self.contract.events}
         ask = self.contract.functions
         self.terms = Terms(
-            ask.deposit().call(), ask.reward().call(), ask.commit_blocks().call(), ask.budget_e6().call() / 1e6
+            ask.deposit().call(),
+            ask.reward().call(),
+            ask.commit_blocks().call(),
+            ask.budget_e6().call() / 1e6,
         )
         # py-evm lifted it to 100,000, for contracts that call each other as deeply: deep JSON would end the process
         sys.setrecursionlimit(limit)
@@ -157,11 +191,16 @@ class Chain:
     def commit(self, account, content, score, salt, epsilon=1.0):
         """Promise a vote on a model. score: 0 to a million, lower is better; salt: 32 random bytes, to be kept."""
         promise = commitment(content, account, millionths(score, "score"), salt)
-        self._send(account, self.contract.functions.commit(content, promise, millionths(epsilon, "epsilon")))
+        self._send(
+            account,
+            self.contract.functions.commit(content, promise, millionths(epsilon, "epsilon")),
+        )
 
     def reveal(self, account, content, score, salt):
         """Show the vote that was promised."""
-        self._send(account, self.contract.functions.reveal(content, millionths(score, "score"), salt))
+        self._send(
+            account, self.contract.functions.reveal(content, millionths(score, "score"), salt)
+        )
 
     def fund(self, account, wei):
         """Put money into the pot that models are paid from."""
@@ -190,7 +229,9 @@ class Chain:
             if self.block() > newest:
                 newest, end = self.block(), time.monotonic() + BLOCK_SECONDS
             if time.monotonic() > end:
-                raise TimeoutError(f"No new block for {BLOCK_SECONDS:.0f} s. Let the node make some: --block-time 1.")
+                raise TimeoutError(
+                    f"No new block for {BLOCK_SECONDS:.0f} s. Let the node make some: --block-time 1."
+                )
 
     def wait_for_own(self, account):
         """Wait until every transaction that this account has sent is in a block: one who crashed may have sent some.
@@ -201,7 +242,9 @@ class Chain:
         while count(account, "pending") > count(account, "latest"):
             time.sleep(0.2)
             if time.monotonic() > end:
-                raise TimeoutError(f"Transactions of {account} wait for a block for {BLOCK_SECONDS:.0f} s. Make some.")
+                raise TimeoutError(
+                    f"Transactions of {account} wait for a block for {BLOCK_SECONDS:.0f} s. Make some."
+                )
 
     # What everybody can see
 
@@ -223,8 +266,15 @@ class Chain:
 
     def participant(self, account):
         """{"registered", "validator", "open_votes", "budget"} of an account."""
-        registered, validator, open_votes, budget, *_ = self.contract.functions.participants(account).call()
-        return {"registered": registered, "validator": validator, "open_votes": open_votes, "budget": budget / 1e6}
+        registered, validator, open_votes, budget, *_ = self.contract.functions.participants(
+            account
+        ).call()
+        return {
+            "registered": registered,
+            "validator": validator,
+            "open_votes": open_votes,
+            "budget": budget / 1e6,
+        }
 
     def vote(self, content, account):
         """An account's vote on a model: None, "committed", or the revealed score."""
@@ -246,7 +296,11 @@ class Chain:
             raise ConnectionError(f"{told} Start anew from what it has now. {STATE_HELP}")
         for start in range(since, last + 1, page):
             logs = self.w3.eth.get_logs(
-                {"address": self.address, "fromBlock": start, "toBlock": min(start + page - 1, last)}
+                {
+                    "address": self.address,
+                    "fromBlock": start,
+                    "toBlock": min(start + page - 1, last),
+                }
             )
             found.extend(self._read(log) for log in logs)
         if not self.embedded:
@@ -264,8 +318,13 @@ class Chain:
 
     def _read(self, log):
         event = self._kinds["0x" + bytes(log["topics"][0]).hex()]().process_log(log)
-        values = {name.removesuffix("_e6"): v / 1e6 if name.endswith("_e6") else v for name, v in event["args"].items()}
-        account = next(values.pop(name) for name in ("author", "voter", "account") if name in values)
+        values = {
+            name.removesuffix("_e6"): v / 1e6 if name.endswith("_e6") else v
+            for name, v in event["args"].items()
+        }
+        account = next(
+            values.pop(name) for name in ("author", "voter", "account") if name in values
+        )
         return Event(log["blockNumber"], event["event"], account, values)
 
     def _accounts(self):
@@ -293,7 +352,9 @@ class Chain:
 
         try:
             return call.transact(how)
-        except Web3RPCError as error:  # no money, a wrong nonce, an account that the node has no key for
+        except (
+            Web3RPCError
+        ) as error:  # no money, a wrong nonce, an account that the node has no key for
             told = f"The node at {self.endpoint} takes no transaction of {how['from']}: {_reason_in(error)}."
             raise ValueError(f"{told} See to its money and key.") from error
 
@@ -333,4 +394,6 @@ def commitment(content, voter, score_e6, salt):
     from eth_abi import encode
     from eth_utils import keccak
 
-    return keccak(encode(["bytes32", "address", "uint256", "bytes32"], [content, voter, score_e6, salt]))
+    return keccak(
+        encode(["bytes32", "address", "uint256", "bytes32"], [content, voter, score_e6, salt])
+    )

@@ -37,14 +37,25 @@ def client_app(on_step=None):
     @app.train()
     def train(message: Message, context: Context) -> Message:
         scenario = from_run_config(PeersScenario, context.run_config)
-        client, turn = int(context.node_config["partition-id"]), int(message.content["config"]["server-round"]) - 1
+        client, turn = (
+            int(context.node_config["partition-id"]),
+            int(message.content["config"]["server-round"]) - 1,
+        )
         model, own = start_model(scenario), deal(scenario)[client].train
         load_weights(model, tensors_of(message.content["arrays"]))
         losses = train_ddpm(
-            model, own.as_tensor(), own.labels, scenario.steps, scenario.batch_size, scenario.learning_rate,
-            seed=scenario.seed_of(2, client, turn), on_step=on_step,
-        )  # fmt: skip
-        metrics = MetricRecord({"num-examples": len(own), "partition-id": client, "loss": losses[-1]})
+            model,
+            own.as_tensor(),
+            own.labels,
+            scenario.steps,
+            scenario.batch_size,
+            scenario.learning_rate,
+            seed=scenario.seed_of(2, client, turn),
+            on_step=on_step,
+        )
+        metrics = MetricRecord(
+            {"num-examples": len(own), "partition-id": client, "loss": losses[-1]}
+        )
         answer = RecordDict({"arrays": ArrayRecord(weights(model)), "metrics": metrics})
         return Message(answer, reply_to=message)
 
@@ -64,7 +75,9 @@ def server_app(on_round=None):
             if on_round is not None:
                 on_round(server_round, rounds, tensors_of(arrays))
 
-        strategy = CheckedFedAvg(min_available_nodes=scenario.num_peers, seed=scenario.seed, on_round=show)
+        strategy = CheckedFedAvg(
+            min_available_nodes=scenario.num_peers, seed=scenario.seed, on_round=show
+        )
         strategy.start(grid, ArrayRecord(weights(start_model(scenario))), num_rounds=rounds)
 
     return app
@@ -80,5 +93,7 @@ def run_fedavg(scenario, should_stop=None, on_round=None):
             on_round(server_round, rounds, state)
 
     app = client_app()
-    run_app(server_app(keep), app, scenario.num_peers, run_config_of(scenario), should_stop=should_stop)
+    run_app(
+        server_app(keep), app, scenario.num_peers, run_config_of(scenario), should_stop=should_stop
+    )
     return states

@@ -9,7 +9,15 @@ Cryptology 3 (1991).
 import hashlib
 import json
 
-from fedgen_lab.peers.chain import Event, Refused, Submission, Terms, check_digests, commitment, millionths
+from fedgen_lab.peers.chain import (
+    Event,
+    Refused,
+    Submission,
+    Terms,
+    check_digests,
+    commitment,
+    millionths,
+)
 
 NOBODY = "0x" + 40 * "0"
 
@@ -17,7 +25,9 @@ NOBODY = "0x" + 40 * "0"
 def hash_of(block):
     """The hash of a block: SHA-256 of everything in it but the hash itself, as canonical JSON."""
     told = {name: value for name, value in block.items() if name != "hash"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return hashlib.sha256(
+        json.dumps(told, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 class Ledger:
@@ -25,7 +35,9 @@ class Ledger:
 
     def __init__(self, num_accounts=10, terms=None):
         self.terms, self.address = terms or Terms(), NOBODY
-        self.accounts = ["0x" + hashlib.sha256(bytes([i])).hexdigest()[:40] for i in range(num_accounts)]
+        self.accounts = [
+            "0x" + hashlib.sha256(bytes([i])).hexdigest()[:40] for i in range(num_accounts)
+        ]
         self.blocks = []
         self._members, self._models, self._votes = {}, {}, {}
         self._append("Deployed", NOBODY, {})
@@ -34,7 +46,11 @@ class Ledger:
         """Number of the first block that was tampered with, or whose predecessor was; None if all fit together."""
         previous = ""
         for number, block in enumerate(self.blocks):
-            if block["number"] != number or block["previous"] != previous or block["hash"] != hash_of(block):
+            if (
+                block["number"] != number
+                or block["previous"] != previous
+                or block["hash"] != hash_of(block)
+            ):
                 return number
             previous = block["hash"]
         return None
@@ -43,7 +59,12 @@ class Ledger:
         if self.participant(account)["registered"]:
             raise Refused("already registered")
         left = self._members.get(account, {"budget": self.terms.budget})["budget"]
-        self._members[account] = {"registered": True, "validator": validator, "open_votes": 0, "budget": left}
+        self._members[account] = {
+            "registered": True,
+            "validator": validator,
+            "open_votes": 0,
+            "budget": left,
+        }
         self._append("Registered", account, {"validator": validator})
 
     def leave(self, account):
@@ -67,7 +88,11 @@ class Ledger:
             raise Refused("unknown parent")
         if len(set(parents)) < len(parents):
             raise Refused("a parent is named twice")
-        values = {"content": content.hex(), "manifest": manifest.hex(), "parents": [one.hex() for one in parents]}
+        values = {
+            "content": content.hex(),
+            "manifest": manifest.hex(),
+            "parents": [one.hex() for one in parents],
+        }
         self._append("Submitted", account, values)
         self._models[content] = Submission(content, account, manifest, self.block(), tuple(parents))
 
@@ -103,7 +128,11 @@ class Ledger:
             raise Refused("not what was committed")
         self._votes[content, account][1] = millionths(score, "score") / 1e6
         self._members[account]["open_votes"] -= 1
-        self._append("Revealed", account, {"content": content.hex(), "score": millionths(score, "score") / 1e6})
+        self._append(
+            "Revealed",
+            account,
+            {"content": content.hex(), "score": millionths(score, "score") / 1e6},
+        )
 
     def wait_blocks(self, number):
         """Let so many blocks pass, with nothing in them."""
@@ -150,5 +179,11 @@ class Ledger:
 
     def _append(self, kind, account, values):
         previous = self.blocks[-1]["hash"] if self.blocks else ""
-        block = {"number": len(self.blocks), "previous": previous, "kind": kind, "account": account, "values": values}
+        block = {
+            "number": len(self.blocks),
+            "previous": previous,
+            "kind": kind,
+            "account": account,
+            "values": values,
+        }
         self.blocks.append(block | {"hash": hash_of(block)})

@@ -40,6 +40,9 @@ def measure_model(scenario, state, drawn=None):
     some = torch.linspace(0, len(train) - 1, min(ASKED_ABOUT, len(train))).long()  # of every peer
     leak = membership(model, train[some], others.images, "PIA", (labels[some], others.labels))
     return {
-        "kid": float(kid(others.as_tensor(), drawn, judge)), "fid": float(fid(others.as_tensor(), drawn, judge)),
-        "copied": float((third_ratio(drawn, train) < COPY_BELOW).mean()), "auc": leak.auc, "tpr": leak.tpr,
-    }  # fmt: skip
+        "kid": float(kid(others.as_tensor(), drawn, judge)),
+        "fid": float(fid(others.as_tensor(), drawn, judge)),
+        "copied": float((third_ratio(drawn, train) < COPY_BELOW).mean()),
+        "auc": leak.auc,
+        "tpr": leak.tpr,
+    }

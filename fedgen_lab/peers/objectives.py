@@ -9,7 +9,13 @@ import numpy as np
 
 from fedgen_lab.memorization.calibrated import calibrated_score
 from fedgen_lab.memorization.membership import membership
-from fedgen_lab.memorization.qn import NOVELTY_SCALE, RC_UNITS, confirmed, control_objective, quality_novelty
+from fedgen_lab.memorization.qn import (
+    NOVELTY_SCALE,
+    RC_UNITS,
+    confirmed,
+    control_objective,
+    quality_novelty,
+)
 from fedgen_lab.memorization.sets import fld
 from fedgen_lab.scores import fid
 from fedgen_lab.split.judges import judge_for
@@ -25,16 +31,26 @@ def judge_samples(scenario, model, drawn, holding):
     holding: the peer's `Holding`, which stays with it. Scores are 0 or more. With the weight w of novelty, ours is
     (1 - w) KID + w (share of copies + membership advantage), see `memorization.calibrated`; the paper's w is 0.5.
     """
-    judge, train, held_out = judge_for(holding.train), holding.train.as_tensor(), holding.held_out.as_tensor()
+    judge, train, held_out = (
+        judge_for(holding.train),
+        holding.train.as_tensor(),
+        holding.held_out.as_tensor(),
+    )
     weight, labels = scenario.novelty_weight, holding.train.labels.numpy()
     if scenario.objective == "calibrated":
-        leak = membership(model, train, held_out, "SimA", (holding.train.labels, holding.held_out.labels))
+        leak = membership(
+            model, train, held_out, "SimA", (holding.train.labels, holding.held_out.labels)
+        )
         score = calibrated_score(drawn, train, held_out, LEVEL, leak.tpr, judge)
-        told = (1 - weight) * max(0.0, score.quality) + weight * (score.copied.estimate + score.advantage)
+        told = (1 - weight) * max(0.0, score.quality) + weight * (
+            score.copied.estimate + score.advantage
+        )
         return told, score.found.rows[score.found.flagged]
     quality = fid(held_out, drawn, judge)
     if scenario.objective == "fld-fid":
-        return max(0.0, control_objective(quality, fld(drawn, train, held_out, judge)["fld"])), np.zeros(0, int)
+        return max(
+            0.0, control_objective(quality, fld(drawn, train, held_out, judge)["fld"])
+        ), np.zeros(0, int)
     matches = confirmed(drawn, train, _merged(labels))
     return max(0.0, quality_novelty(quality, matches, RC_UNIT, weight)), matches.training
 
@@ -53,4 +69,8 @@ def sensitivity_of(scenario):
 def _merged(labels):
     """Labels in which classes of a single picture, which have no neighbour, are one class."""
     alone = np.isin(labels, np.flatnonzero(np.bincount(labels) == 1))
-    return np.where(alone, -1, labels) if alone.sum() != 1 else np.where(alone, labels[~alone][0], labels)
+    return (
+        np.where(alone, -1, labels)
+        if alone.sum() != 1
+        else np.where(alone, labels[~alone][0], labels)
+    )

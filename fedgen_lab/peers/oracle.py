@@ -38,25 +38,41 @@ def ask_oracle(scenario, victim, candidates, times=1):
     Raises ValueError for an unknown victim, or `times` outside 1..samples.
     """
     if not 0 <= victim < scenario.voters:
-        raise ValueError(f"victim must be the number of a voter, 0 to {scenario.voters - 1}; got {victim!r}.")
+        raise ValueError(
+            f"victim must be the number of a voter, 0 to {scenario.voters - 1}; got {victim!r}."
+        )
     if not 1 <= times <= scenario.samples:
-        raise ValueError(f"times must lie in 1..{scenario.samples}, the pictures a model draws; got {times!r}.")
+        raise ValueError(
+            f"times must lie in 1..{scenario.samples}, the pictures a model draws; got {times!r}."
+        )
     holding, fillers = deal(scenario)[victim], noise_pictures(scenario)[times:]
     models = [torch.cat([one.expand(times, -1, -1, -1), fillers]) for one in candidates]
     if scenario.objective in ("qn", "qn-dedup"):
         return _qn_scores(scenario, holding, candidates, fillers, models)
     if scenario.objective == "fld-fid":
         return np.array([judge_samples(scenario, None, drawn, holding)[0] for drawn in models])
-    train, held_out, weight = holding.train.as_tensor(), holding.held_out.as_tensor(), scenario.novelty_weight
+    train, held_out, weight = (
+        holding.train.as_tensor(),
+        holding.held_out.as_tensor(),
+        scenario.novelty_weight,
+    )
     judge = judge_for(holding.train)
     scores = [calibrated_score(drawn, train, held_out, LEVEL, None, judge) for drawn in models]
-    return np.array([(1 - weight) * max(0.0, one.quality) + weight * one.copied.estimate for one in scores])
+    return np.array(
+        [(1 - weight) * max(0.0, one.quality) + weight * one.copied.estimate for one in scores]
+    )
 
 
 def _qn_scores(scenario, holding, candidates, fillers, models):
     """Q-N as `judge_samples` computes it, with the two nets run once over what is the same for all models."""
-    nets, judge, held_out = (load_fingerprinter(), load_verifier()), judge_for(holding.train), holding.held_out
-    private, asked, noise = (described(part, *nets) for part in (holding.train.as_tensor(), candidates, fillers))
+    nets, judge, held_out = (
+        (load_fingerprinter(), load_verifier()),
+        judge_for(holding.train),
+        holding.held_out,
+    )
+    private, asked, noise = (
+        described(part, *nets) for part in (holding.train.as_tensor(), candidates, fillers)
+    )
     labels, scores = _merged(holding.train.labels.numpy()), []
     for row, drawn in enumerate(models):
         times = len(drawn) - len(fillers)
@@ -100,14 +116,23 @@ def defended(members, others, reference, sensitivity, seed=0, steps=STEPS, epsil
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(ORACLE_KEY,)))
 
     def noisy(epsilon):
-        return lambda scores: np.array([noisy_vote(score, epsilon, sensitivity, rng) for score in scores])
+        return lambda scores: np.array(
+            [noisy_vote(score, epsilon, sensitivity, rng) for score in scores]
+        )
 
     defences = {"exact vote": [lambda scores: scores]}
-    defences |= {f"rounded to {step:g}": [lambda scores, step=step: np.round(scores / step) * step] for step in steps}
-    defences |= {f"Laplace noise, epsilon {epsilon:g}": [noisy(epsilon)] * DRAWS for epsilon in epsilons}
+    defences |= {
+        f"rounded to {step:g}": [lambda scores, step=step: np.round(scores / step) * step]
+        for step in steps
+    }
+    defences |= {
+        f"Laplace noise, epsilon {epsilon:g}": [noisy(epsilon)] * DRAWS for epsilon in epsilons
+    }
     defences["only which is better"] = [lambda scores: (scores > reference).astype(float)]
     rows = []
     for name, votes in defences.items():
         found = [judge_scores(vote(members), vote(others)) for vote in votes]
-        rows.append((name, np.mean([one.auc for one in found]), np.mean([one.tpr for one in found])))
+        rows.append(
+            (name, np.mean([one.auc for one in found]), np.mean([one.tpr for one in found]))
+        )
     return pd.DataFrame(rows, columns=["defence", "AUC", "TPR"])

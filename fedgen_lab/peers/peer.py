@@ -47,7 +47,9 @@ def start_model(scenario):
 
 def draw_samples(scenario, model, content):
     """The pictures everybody judges this model by, (samples, C, side, side): their seeds follow from its digest."""
-    seeds = np.random.SeedSequence(int.from_bytes(content[:8], "big")).generate_state(scenario.samples)
+    seeds = np.random.SeedSequence(int.from_bytes(content[:8], "big")).generate_state(
+        scenario.samples
+    )
     return draw_ddpm(model, sample_labels(scenario), seeds, steps=DRAW_STEPS)
 
 
@@ -63,13 +65,33 @@ class Peer:
     """
 
     def __init__(
-        self, number, scenario, chain, store, pace, attack=None, folder=None, samples=None, board=None, account=None,
+        self,
+        number,
+        scenario,
+        chain,
+        store,
+        pace,
+        attack=None,
+        folder=None,
+        samples=None,
+        board=None,
+        account=None,
         known=None,
-    ):  # fmt: skip
+    ):
         self.model = start_model(scenario)  # weights are loaded into it and read from it
         self.reader = Reader(chain, store, weights(self.model))
-        self.models, self.refused, self.start = self.reader.models, self.reader.refused, self.reader.start
-        self.number, self.scenario, self.chain, self.store, self.pace = number, scenario, chain, store, pace
+        self.models, self.refused, self.start = (
+            self.reader.models,
+            self.reader.refused,
+            self.reader.start,
+        )
+        self.number, self.scenario, self.chain, self.store, self.pace = (
+            number,
+            scenario,
+            chain,
+            store,
+            pace,
+        )
         self.account = account or chain.accounts[number + 1]
         self.key = new_key(scenario.seed_of(1, number))
         self.holding = deal(scenario)[number]
@@ -86,7 +108,9 @@ class Peer:
         self.may_spend = True  # until the privacy budget is spent
         self.cache = None
         if folder:
-            whose = hashlib.sha256(f"{number} {scenario}".encode()).hexdigest()[:8]  # other knobs judge otherwise
+            whose = hashlib.sha256(f"{number} {scenario}".encode()).hexdigest()[
+                :8
+            ]  # other knobs judge otherwise
             self.cache = Path(folder) / f"judged-{whose}.json"
             self.judged = self._remembered()
 
@@ -123,7 +147,11 @@ class Peer:
             content = event.values.get("content")
             if event.kind == "Submitted":
                 self.models[content] = Submission(
-                    content, event.account, event.values["manifest"], event.block, tuple(event.values["parents"])
+                    content,
+                    event.account,
+                    event.values["manifest"],
+                    event.block,
+                    tuple(event.values["parents"]),
                 )
             elif event.kind == "Committed" and event.account == self.account:
                 self.promised.add(content)
@@ -136,7 +164,9 @@ class Peer:
         while fresh := [content for content in self.reader.recent() if content not in looked]:
             for content in fresh:
                 looked.add(content)
-                if content not in self.judged and (content not in self.refused or self.reader.is_open(content)):
+                if content not in self.judged and (
+                    content not in self.refused or self.reader.is_open(content)
+                ):
                     if (found := self.reader.fetch_or_refuse(content)) is None:
                         continue
                     yield "fetch", found[1] * self.pace.download
@@ -154,13 +184,17 @@ class Peer:
             self.samples[content] = self.known[content]
         drawn = self.samples[content]
         if not torch.isfinite(drawn).all():
-            self.refused[content] = f"{cid_of(content)} draws pictures that are not finite. Use another."
+            self.refused[content] = (
+                f"{cid_of(content)} draws pictures that are not finite. Use another."
+            )
             return
         known = self.scenario.seed, self.number, content
         if known not in self.known:
             self.known[known] = judge_samples(self.scenario, self.model, drawn, self.holding)
         score, copied = self.known[known]
-        score = min(score, MOST_SCORE) if score == score else MOST_SCORE  # worse than that, or NaN, nobody can be
+        score = (
+            min(score, MOST_SCORE) if score == score else MOST_SCORE
+        )  # worse than that, or NaN, nobody can be
         self.judged[content] = {"score": score, "hits": [int(row) for row in copied]}
         if self.cache:
             half = self.cache.with_suffix(".part")
@@ -173,11 +207,17 @@ class Peer:
         order = list(self.models)
         if self.scenario.choice == "fedasync" and order:
             return self._all_merged(order)
-        usable = [content for content in self.judged if content in self.models and self.reader.may_fetch(content)]
+        usable = [
+            content
+            for content in self.judged
+            if content in self.models and self.reader.may_fetch(content)
+        ]
         opinions = {content: self.opinion(content) for content in usable}
         best = sorted(opinions, key=lambda content: (opinions[content], -order.index(content)))
         states = {}
-        while best and len(states) < (self.scenario.soup_of if self.scenario.choice == "soup" else 1):
+        while best and len(states) < (
+            self.scenario.soup_of if self.scenario.choice == "soup" else 1
+        ):
             content = best.pop(0)
             if found := self.reader.fetch_or_refuse(content):  # it was there when it was judged
                 states[content] = found[0]
@@ -188,7 +228,9 @@ class Peer:
 
     def opinion(self, content):
         """The score a peer goes by: its own, and the others' revealed votes."""
-        others = [score for voter, score in self.votes.get(content, {}).items() if voter != self.account]
+        others = [
+            score for voter, score in self.votes.get(content, {}).items() if voter != self.account
+        ]
         own = self.judged[content]["score"]
         return combined(own, others, self.scenario.own_weight, self.scenario.vote_rule)
 
@@ -209,24 +251,35 @@ class Peer:
             return self.known[known]
         with torch.enable_grad():
             train_ddpm(
-                model, images, labels, self.scenario.steps, self.scenario.batch_size, self.scenario.learning_rate,
-                seed=self.scenario.seed_of(2, self.number, turn), on_step=on_step,
-            )  # fmt: skip
+                model,
+                images,
+                labels,
+                self.scenario.steps,
+                self.scenario.batch_size,
+                self.scenario.learning_rate,
+                seed=self.scenario.seed_of(2, self.number, turn),
+                on_step=on_step,
+            )
         self.known[known] = weights(model)
         return self.known[known]
 
     def submit(self, data, parents, turn):
         """Store the weights and a signed manifest, and submit both digests."""
         facts = {
-            "steps": self.scenario.steps, "learning_rate": self.scenario.learning_rate,
-            "batch_size": self.scenario.batch_size, "pictures": len(self.holding.train), "turn": turn,
-        }  # fmt: skip
+            "steps": self.scenario.steps,
+            "learning_rate": self.scenario.learning_rate,
+            "batch_size": self.scenario.batch_size,
+            "pictures": len(self.holding.train),
+            "turn": turn,
+        }
         manifest = write_manifest(self.key, self.account, digest_of(data), parents, facts)
         if not (self.attack and self.attack.withholds):
             self.store.put(data)
         self.store.put(manifest)
         if not self._send("submit", digest_of(data), digest_of(manifest), parents):
-            self.given_up += 1  # the same turn would make the same bytes, and be refused, again and again
+            self.given_up += (
+                1  # the same turn would make the same bytes, and be refused, again and again
+            )
             self.log[-1] += f". Gave up {cid_of(digest_of(data))}; trains another."
 
     def promise(self, content):
@@ -234,11 +287,15 @@ class Peer:
 
         Where votes are open it is posted at once as well, beside the contract, so that commit and reveal hide nothing.
         """
-        epsilon = self.scenario.vote_epsilon or 1.0  # an exact vote is booked as one unit of the budget
+        epsilon = (
+            self.scenario.vote_epsilon or 1.0
+        )  # an exact vote is booked as one unit of the budget
         left = self.chain.participant(self.account)["budget"]
         if left < round(epsilon, 6):  # the chain counts in millionths
             self.may_spend = False
-            self.log.append(f"commit: the privacy budget is spent: {left:g} is left and a vote takes {epsilon:g}.")
+            self.log.append(
+                f"commit: the privacy budget is spent: {left:g} is left and a vote takes {epsilon:g}."
+            )
             return
         vote = self.vote_on(content)
         if self._send("commit", content, vote, self._secret(b"salt", content), epsilon=epsilon):
@@ -257,7 +314,9 @@ class Peer:
                         if str(reason) not in self.log:
                             self.log.append(str(reason))
                 if content in self.judged:
-                    told = self._send("reveal", content, self.vote_on(content), self._secret(b"salt", content))
+                    told = self._send(
+                        "reveal", content, self.vote_on(content), self._secret(b"salt", content)
+                    )
                     (self.revealed if told else self.lost).add(content)
 
     def vote_on(self, content):
@@ -268,19 +327,34 @@ class Peer:
         if not self.scenario.vote_epsilon:
             return score
         rng = np.random.default_rng(int.from_bytes(self._secret(b"noise", content), "big"))
-        return min(MOST_SCORE, noisy_vote(score, self.scenario.vote_epsilon, sensitivity_of(self.scenario), rng))
+        return min(
+            MOST_SCORE,
+            noisy_vote(score, self.scenario.vote_epsilon, sensitivity_of(self.scenario), rng),
+        )
 
     def _may_vote(self, content):
-        waits = self.scenario.open_votes and self.attack and self.attack.waits and content not in self.board
+        waits = (
+            self.scenario.open_votes
+            and self.attack
+            and self.attack.waits
+            and content not in self.board
+        )
         return (
-            self.may_spend and content in self.judged and self.reader.is_open(content)
-            and self.models[content].author != self.account and content not in self.promised and not waits
-        )  # fmt: skip
+            self.may_spend
+            and content in self.judged
+            and self.reader.is_open(content)
+            and self.models[content].author != self.account
+            and content not in self.promised
+            and not waits
+        )
 
     def _remembered(self):
         """What was judged before a crash; nothing if the file is not there, or damaged: then it is judged again."""
         try:
-            return {bytes.fromhex(name): one for name, one in json.loads(self.cache.read_text("utf-8")).items()}
+            return {
+                bytes.fromhex(name): one
+                for name, one in json.loads(self.cache.read_text("utf-8")).items()
+            }
         except (OSError, ValueError, AttributeError):
             return {}
 
@@ -297,7 +371,11 @@ class Peer:
         while True:
             parents, base = self.choose()
             try:
-                trained = self.attack.train(self, base, turn) if self.attack and self.attack.train else None
+                trained = (
+                    self.attack.train(self, base, turn)
+                    if self.attack and self.attack.train
+                    else None
+                )
                 trained = trained or self.train(base, turn, on_step)
                 if all(tensor.isfinite().all() for tensor in trained.values()):
                     return parents, trained
@@ -306,19 +384,25 @@ class Peer:
                 if not parents:
                     raise
                 mixed = self.merged[0] if self.scenario.choice == "fedasync" else parents
-                worst = max(mixed, key=self.reader.largest.get)  # one at a time: honest models may be mixed with it
+                worst = max(
+                    mixed, key=self.reader.largest.get
+                )  # one at a time: honest models may be mixed with it
                 self.refused[worst] = f"{cid_of(worst)} can't be trained on ({reason}) Use another."
 
     def _all_merged(self, order):
         """FedAsync: the global model that follows from all updates in the chain's order but those that are refused."""
         usable = [content for content in order if self.reader.may_fetch(content)]
         merged, state = self.merged
-        if tuple(usable[: len(merged)]) != merged:  # one of them was refused since, or an earlier one is there now
+        if (
+            tuple(usable[: len(merged)]) != merged
+        ):  # one of them was refused since, or an earlier one is there now
             merged, state = (), self.start
         place = {content: number for number, content in enumerate(order)}
         for content in usable[len(merged) :]:
             if found := self.reader.fetch_or_refuse(content):
-                seen = max((place[parent] + 1 for parent in self.models[content].parents), default=0)
+                seen = max(
+                    (place[parent] + 1 for parent in self.models[content].parents), default=0
+                )
                 state = merge_async(state, found[0], place[content] - seen, self.scenario.staleness)
                 merged += (content,)
         self.merged = merged, state

@@ -23,9 +23,13 @@ from fedgen_lab.peers.scenario import PeersScenario
 from fedgen_lab.peers.store import Folder, Ipfs, cid_of
 
 KEY_HELP = "private key of the peer's account if the node lacks it; better in the environment variable PEER_KEY"
-FOLDER_HELP = "the peer's own folder, for its judgements and its signing key; made if it is not there"
+FOLDER_HELP = (
+    "the peer's own folder, for its judgements and its signing key; made if it is not there"
+)
 LOOK_SECONDS = 0.3  # between two looks at the chain, when there is nothing to do
-WITHHELD_SECONDS = 60.0  # how long a vote waits for a model that is needed again, after a crash, and not offered
+WITHHELD_SECONDS = (
+    60.0  # how long a vote waits for a model that is needed again, after a crash, and not offered
+)
 
 
 def go_on(peer, turns, seconds=3600.0):
@@ -49,7 +53,10 @@ def go_on(peer, turns, seconds=3600.0):
             offered = time.monotonic()
         elif time.monotonic() > offered + WITHHELD_SECONDS:
             lacking = ", ".join(cid_of(content) for content in sorted(due))
-            print(f"peer {peer.number}: gave up what it promised to vote on: nobody offers {lacking}", flush=True)
+            print(
+                f"peer {peer.number}: gave up what it promised to vote on: nobody offers {lacking}",
+                flush=True,
+            )
             return
         if time.monotonic() > end:
             raise TimeoutError(
@@ -70,7 +77,9 @@ def scenario_of(settings):
         try:
             knobs[name] = known[name](value)
         except ValueError:
-            raise ValueError(f"{name} must be of the kind {known[name].__name__}; got {value!r}.") from None
+            raise ValueError(
+                f"{name} must be of the kind {known[name].__name__}; got {value!r}."
+            ) from None
     return PeersScenario(**knobs)
 
 
@@ -87,7 +96,9 @@ def own_key(folder):
         patiently(lambda: half.replace(path))
     secret = path.read_bytes()
     if len(secret) != 32:
-        raise ValueError(f"{path} holds {len(secret)} bytes, no key of 32. Put the peer's own back, or take it away.")
+        raise ValueError(
+            f"{path} holds {len(secret)} bytes, no key of 32. Put the peer's own back, or take it away."
+        )
     return Ed25519PrivateKey.from_private_bytes(secret)
 
 
@@ -102,18 +113,31 @@ def main():
         _start(asked)
     except Web3Exception as error:
         told = f"the node at {asked.endpoint} knows nothing of {asked.contract} any more ({type(error).__name__})."
-        raise SystemExit(f"peer {asked.number}: {told} {STATE_HELP} Or deploy the contract again.") from None
-    except (OSError, ValueError) as error:  # a node or a store that is away or full, a knob that there is not
-        again = "" if isinstance(error, ValueError) else " What is on the chain stays: start this command again."
+        raise SystemExit(
+            f"peer {asked.number}: {told} {STATE_HELP} Or deploy the contract again."
+        ) from None
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a node or a store that is away or full, a knob that there is not
+        again = (
+            ""
+            if isinstance(error, ValueError)
+            else " What is on the chain stays: start this command again."
+        )
         raise SystemExit(f"peer {asked.number}: {error}{again}") from None
 
 
 def _asked():
-    parser = argparse.ArgumentParser(prog="python -m fedgen_lab.peers.process", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m fedgen_lab.peers.process", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("number", type=int, help="which peer, from 0")
     parser.add_argument("--endpoint", required=True, help="the node's JSON-RPC address")
     parser.add_argument("--contract", required=True, help="the contract's address")
-    parser.add_argument("--store", required=True, help="a folder, or the address of an IPFS node's HTTP interface")
+    parser.add_argument(
+        "--store", required=True, help="a folder, or the address of an IPFS node's HTTP interface"
+    )
     parser.add_argument("--key", default=os.environ.get("PEER_KEY"), help=KEY_HELP)
     parser.add_argument("--folder", type=Path, required=True, help=FOLDER_HELP)
     parser.add_argument("--turns", type=int, default=1, help="models to submit")
@@ -124,18 +148,30 @@ def _asked():
 def _start(asked):
     scenario = scenario_of(asked.settings)
     if not 0 <= asked.number < scenario.voters:
-        raise ValueError(f"number must lie in 0 to {scenario.voters - 1}, the peers there are; got {asked.number}.")
+        raise ValueError(
+            f"number must lie in 0 to {scenario.voters - 1}, the peers there are; got {asked.number}."
+        )
     store = Ipfs(asked.store) if asked.store.startswith("http") else Folder(asked.store)
     chain = Chain(asked.endpoint, asked.contract, keys=[asked.key] if asked.key else [])
     if asked.key is None and len(chain.accounts) < asked.number + 2:
-        raise ValueError(f"The node has {len(chain.accounts)} accounts, too few for peer {asked.number}. Use --key.")
+        raise ValueError(
+            f"The node has {len(chain.accounts)} accounts, too few for peer {asked.number}. Use --key."
+        )
     account = chain.accounts[-1] if asked.key else None
     asked.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     peer = Peer(
-        asked.number, scenario, chain, store, paces(scenario)[asked.number], folder=asked.folder, account=account
+        asked.number,
+        scenario,
+        chain,
+        store,
+        paces(scenario)[asked.number],
+        folder=asked.folder,
+        account=account,
     )
     peer.key = own_key(asked.folder)
-    chain.wait_for_own(peer.account)  # who was killed while a submission was on its way must not make it again
+    chain.wait_for_own(
+        peer.account
+    )  # who was killed while a submission was on its way must not make it again
     go_on(peer, asked.turns)
 
 

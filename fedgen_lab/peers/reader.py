@@ -60,7 +60,9 @@ class Reader:
         except Unusable as reason:  # costs this model and nothing else
             self.refused[content] = str(reason)
             if isinstance(reason, Withheld):
-                waits = max(1, 2 * waited)  # a slow store may get it yet; asking may take a timeout, so ask less often
+                waits = max(
+                    1, 2 * waited
+                )  # a slow store may get it yet; asking may take a timeout, so ask less often
                 self.again[content] = self.chain.block() + waits, waits
             return None
         self.refused.pop(content, None)

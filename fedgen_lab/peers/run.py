@@ -49,7 +49,9 @@ class PeersOutcome:
     peers: tuple
     moments: tuple
     stopped: bool = False
-    samples: dict = field(default_factory=dict, repr=False)  # content -> pictures that were drawn to judge it
+    samples: dict = field(
+        default_factory=dict, repr=False
+    )  # content -> pictures that were drawn to judge it
 
     @property
     def names(self):
@@ -69,20 +71,28 @@ class PeersOutcome:
                     place[content] = len(rows)
                     author = self.names.get(event.account, -1)  # a stranger's
                     crossed = any(rows[parent][1] != author for parent in parents)
-                    rows.append((moment.seconds, author, content, cid_of(content), parents, crossed))
-        return pd.DataFrame(rows, columns=["seconds", "author", "content", "cid", "parents", "crossed"])
+                    rows.append(
+                        (moment.seconds, author, content, cid_of(content), parents, crossed)
+                    )
+        return pd.DataFrame(
+            rows, columns=["seconds", "author", "content", "cid", "parents", "crossed"]
+        )
 
     def votes(self):
         """The peers' revealed votes: one row a model (in the order of the chain), one column a peer; NaN for none.
 
         Strangers' votes on the same chain are left out.
         """
-        table = pd.DataFrame(np.nan, index=range(len(self.models())), columns=[peer.number for peer in self.peers])
+        table = pd.DataFrame(
+            np.nan, index=range(len(self.models())), columns=[peer.number for peer in self.peers]
+        )
         row = {content: number for number, content in enumerate(self.models()["content"])}
         for moment in self.moments:
             for event in moment.events:
                 if event.kind == "Revealed" and event.account in self.names:
-                    table.loc[row[event.values["content"]], self.names[event.account]] = event.values["score"]
+                    table.loc[row[event.values["content"]], self.names[event.account]] = (
+                        event.values["score"]
+                    )
         return table
 
 
@@ -97,7 +107,18 @@ def run_peers(scenario, chain=None, store=None, on_moment=None, should_stop=None
     chain = chain or Ledger(scenario.voters + 1, terms_of(scenario))
     store, samples, board, moments = store or Shelf(), {}, {}, []
     peers = tuple(
-        Peer(number, scenario, chain, store, pace, attack_of(scenario, number), None, samples, board, known=known)
+        Peer(
+            number,
+            scenario,
+            chain,
+            store,
+            pace,
+            attack_of(scenario, number),
+            None,
+            samples,
+            board,
+            known=known,
+        )
         for number, pace in enumerate(paces(scenario))
     )
 
@@ -124,7 +145,9 @@ def run_peers(scenario, chain=None, store=None, on_moment=None, should_stop=None
             now, number, life = heapq.heappop(queue)
             on_step(0, 0, 0.0)
             if number < scenario.leavers and now >= half:
-                peers[number]._send("leave")  # refused while votes are open: then it tries again at the close
+                peers[number]._send(
+                    "leave"
+                )  # refused while votes are open: then it tries again at the close
                 note(now, number, "leave")
                 continue
             what, seconds = next(life)
@@ -133,7 +156,9 @@ def run_peers(scenario, chain=None, store=None, on_moment=None, should_stop=None
     except Stopped:
         stopped = True
     if not stopped:
-        chain.wait_blocks(chain.terms.commit_blocks + 1)  # the last votes are revealed when others may no longer vote
+        chain.wait_blocks(
+            chain.terms.commit_blocks + 1
+        )  # the last votes are revealed when others may no longer vote
         for peer in peers:
             peer.reveal()
             if peer.number < scenario.leavers and chain.participant(peer.account)["registered"]:
@@ -151,12 +176,20 @@ def terms_of(scenario):
 def paces(scenario):
     """How fast each peer is: a list of `Pace`s. Its device and its place in the cell follow from the seed."""
     network = Network(
-        scenario.voters, scenario.bandwidth_hz, flops_per_second=FLOPS_PER_SECOND, fading=False, seed=scenario.seed
+        scenario.voters,
+        scenario.bandwidth_hz,
+        flops_per_second=FLOPS_PER_SECOND,
+        fading=False,
+        seed=scenario.seed,
     )
-    flops = _picture_flops(start_model(scenario).unet)  # forward; backward costs twice as much again
+    flops = _picture_flops(
+        start_model(scenario).unet
+    )  # forward; backward costs twice as much again
     one = np.ones((1, scenario.voters))
     clients, first = place_clients(network), np.zeros(1, int)
-    down, step, up = phase_seconds(network, clients, first, one, one * 3 * scenario.batch_size * flops, one)
+    down, step, up = phase_seconds(
+        network, clients, first, one, one * 3 * scenario.batch_size * flops, one
+    )
     draw = phase_seconds(network, clients, first, one, one * DRAW_STEPS * flops, one)[1]
     return [Pace(*map(float, pace)) for pace in zip(down[0], up[0], step[0], draw[0], strict=True)]
 
@@ -164,7 +197,11 @@ def paces(scenario):
 @torch.no_grad()
 def _picture_flops(unet):
     """Operations of one forward pass for one picture, counted by torch."""
-    picture = torch.zeros(1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    picture = torch.zeros(
+        1, unet.config.in_channels, unet.config.sample_size, unet.config.sample_size
+    )
     with flop_counter() as counter:
-        unet(picture, torch.zeros(1, dtype=torch.long), class_labels=torch.zeros(1, dtype=torch.long))
+        unet(
+            picture, torch.zeros(1, dtype=torch.long), class_labels=torch.zeros(1, dtype=torch.long)
+        )
     return counter.get_total_flops()

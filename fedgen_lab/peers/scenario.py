@@ -22,9 +22,17 @@ VOTE_RULES = ("mean", "median", "worst", "trimmed")
 HELD_BACK = 2  # every second picture of a peer is kept from training, to judge with
 SIDE = 14
 DEAL_KEY = 10_001  # this module's branch of the seed
-FEATURES, SPRITE_FEATURES = 64, 128  # of the domains' judge and of the sprite judge: FID needs as many pictures a side
+FEATURES, SPRITE_FEATURES = (
+    64,
+    128,
+)  # of the domains' judge and of the sprite judge: FID needs as many pictures a side
 KID_PICTURES = 50
-TRAINED_ON = {"fld-fid": 4, "qn": 2, "qn-dedup": 2, "calibrated": 2}  # pictures without which there is no score
+TRAINED_ON = {
+    "fld-fid": 4,
+    "qn": 2,
+    "qn-dedup": 2,
+    "calibrated": 2,
+}  # pictures without which there is no score
 
 _BY_PROFILE = {
     "binder": {},
@@ -49,21 +57,33 @@ class PeersScenario:
     pictures: str = "digits"  # any domain of ten classes, see pictures/domains.py
     side: int = SIDE
     pictures_per_peer: int = 160  # half of them are never trained on; FID needs 64 to compare with
-    train_pictures: int = 0  # so many are trained on instead of half, the rest is for judging; few make models copy
+    train_pictures: int = (
+        0  # so many are trained on instead of half, the rest is for judging; few make models copy
+    )
     width: int = 16  # of the UNet; 16 makes 0.17 million weights
     steps: int = 40  # training steps before a peer submits
     batch_size: int = 32
     learning_rate: float = 2e-3
     samples: int = 100  # pictures drawn from a model to judge it
-    objective: str = "calibrated"  # what a peer's score is; "fld-fid", "qn" and "qn-dedup" are the paper's three
-    novelty_weight: float = 0.5  # of the score: 0 is quality alone, 1 novelty alone; the paper's eq. 6 has one half
+    objective: str = (
+        "calibrated"  # what a peer's score is; "fld-fid", "qn" and "qn-dedup" are the paper's three
+    )
+    novelty_weight: float = (
+        0.5  # of the score: 0 is quality alone, 1 novelty alone; the paper's eq. 6 has one half
+    )
     choice: str = "best"  # the paper's: go on from the best model; "soup" of several; "fedasync"
     own_weight: float = 0.5  # of a peer's own score against the others' votes
     vote_rule: str = "mean"  # how the others' votes become one number
     soup_of: int = 3  # models in a soup, at most 4
-    staleness: float = 0.7  # a model's weight in a soup, or in fedasync, for each model that came after it
-    vote_epsilon: float = 0.0  # Laplace noise on votes, differential privacy at this epsilon; 0: exact votes
-    open_votes: bool = False  # True: who commits a vote also posts it for all to read; see `Peer.promise`
+    staleness: float = (
+        0.7  # a model's weight in a soup, or in fedasync, for each model that came after it
+    )
+    vote_epsilon: float = (
+        0.0  # Laplace noise on votes, differential privacy at this epsilon; 0: exact votes
+    )
+    open_votes: bool = (
+        False  # True: who commits a vote also posts it for all to read; see `Peer.promise`
+    )
     late: int = 0  # so many peers, the last ones, join at half time
     leavers: int = 0  # so many peers, the first ones, leave at half time
     attack: str = ""  # what attackers do, see peers/attackers.py
@@ -74,26 +94,49 @@ class PeersScenario:
 
     def __post_init__(self):
         for name, low, high in (
-            ("num_peers", 1, 8), ("validators", 0, 8), ("side", 8, 64), ("pictures_per_peer", 30, 100_000),
-            ("width", 8, 256), ("steps", 1, 100_000), ("batch_size", 1, 4096), ("samples", 20, 100_000),
-            ("soup_of", 1, 4), ("commit_blocks", 0, 100_000), ("reward_wei", 0, 10**15), ("seed", 0, 2**32 - 1),
-        ):  # fmt: skip
+            ("num_peers", 1, 8),
+            ("validators", 0, 8),
+            ("side", 8, 64),
+            ("pictures_per_peer", 30, 100_000),
+            ("width", 8, 256),
+            ("steps", 1, 100_000),
+            ("batch_size", 1, 4096),
+            ("samples", 20, 100_000),
+            ("soup_of", 1, 4),
+            ("commit_blocks", 0, 100_000),
+            ("reward_wei", 0, 10**15),
+            ("seed", 0, 2**32 - 1),
+        ):
             self._check_whole(name, low, high)
         self._check_whole("train_pictures", 0, self.pictures_per_peer // HELD_BACK)
         for name in ("late", "leavers", "attackers"):
             self._check_whole(name, 0, self.num_peers - 1)
         for name, low, high in (
-            ("skew", 0, 1), ("bandwidth_hz", 1e3, 1e12), ("seconds", 1, 1e6), ("learning_rate", 1e-8, 1),
-            ("novelty_weight", 0, 1), ("own_weight", 0, 1), ("staleness", 0, 1), ("vote_epsilon", 0, 1e6),
-        ):  # fmt: skip
+            ("skew", 0, 1),
+            ("bandwidth_hz", 1e3, 1e12),
+            ("seconds", 1, 1e6),
+            ("learning_rate", 1e-8, 1),
+            ("novelty_weight", 0, 1),
+            ("own_weight", 0, 1),
+            ("staleness", 0, 1),
+            ("vote_epsilon", 0, 1e6),
+        ):
             value = getattr(self, name)
             if not isinstance(value, Real) or not low <= value <= high:  # also for NaN
                 raise ValueError(f"{name} must lie in [{low:g}, {high:g}]; got {value!r}.")
-        for name, known in (("objective", OBJECTIVES), ("choice", CHOICES), ("vote_rule", VOTE_RULES)):
+        for name, known in (
+            ("objective", OBJECTIVES),
+            ("choice", CHOICES),
+            ("vote_rule", VOTE_RULES),
+        ):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}."
+                )
         if self.attack not in ("", *ATTACKS):
-            raise ValueError(f"attack must be one of {', '.join(ATTACKS)}, or empty for none; got {self.attack!r}.")
+            raise ValueError(
+                f"attack must be one of {', '.join(ATTACKS)}, or empty for none; got {self.attack!r}."
+            )
         if self.vote_epsilon and self.objective == "fld-fid":
             raise ValueError(
                 f"vote_epsilon must be 0 with objective 'fld-fid', which nothing bounds; got {self.vote_epsilon!r}."
@@ -112,14 +155,18 @@ class PeersScenario:
             to_judge = SPRITE_FEATURES if str(self.pictures).startswith("sprites:") else FEATURES
         of = f"with objective {self.objective!r}"
         if self.samples < to_judge:
-            raise ValueError(f"samples must be a whole number from {to_judge} to 100000 {of}; got {self.samples!r}.")
+            raise ValueError(
+                f"samples must be a whole number from {to_judge} to 100000 {of}; got {self.samples!r}."
+            )
         if 0 < self.train_pictures < least:
             raise ValueError(
                 f"train_pictures must be 0, for half of them, or at least {least} {of}; got {self.train_pictures!r}."
             )
         trained_on = self.train_pictures or self.pictures_per_peer // HELD_BACK
         if self.pictures_per_peer - trained_on < to_judge:
-            needed = to_judge + self.train_pictures if self.train_pictures else HELD_BACK * to_judge - 1
+            needed = (
+                to_judge + self.train_pictures if self.train_pictures else HELD_BACK * to_judge - 1
+            )
             raise ValueError(
                 f"pictures_per_peer must be a whole number from {needed} to 100000 {of}, so that {to_judge} are left "
                 f"to judge with; got {self.pictures_per_peer!r}."
@@ -162,10 +209,16 @@ def _dealt(pictures, side, per_peer, trained_on, skew, voters, seed):
     dealing = int(np.random.SeedSequence(seed, spawn_key=(DEAL_KEY,)).generate_state(1)[0])
     holdings = []
     for voter, rows in enumerate(by_skew(table, "label", voters, skew, per_peer, dealing)):
-        rows = rows[np.sort(np.unique(rows, return_index=True)[1])]  # a class that ran out was dealt again: not twice
+        rows = rows[
+            np.sort(np.unique(rows, return_index=True)[1])
+        ]  # a class that ran out was dealt again: not twice
         back = np.arange(len(rows)) % HELD_BACK == 0
         if trained_on:  # any classes, and others for every peer
-            back[np.random.default_rng((dealing, voter)).permutation(np.flatnonzero(~back))[trained_on:]] = True
+            back[
+                np.random.default_rng((dealing, voter)).permutation(np.flatnonzero(~back))[
+                    trained_on:
+                ]
+            ] = True
         holdings.append(Holding(pool.take(rows[~back]), pool.take(rows[back])))
     return tuple(holdings)
 
@@ -173,7 +226,9 @@ def _dealt(pictures, side, per_peer, trained_on, skew, voters, seed):
 def outsiders(scenario):
     """Pictures that no peer ever held, to compare models by: a `Domain`."""
     number = None if scenario.pictures == "digits" else 400
-    return load_domain(scenario.pictures, number, side=scenario.side, seed=scenario.seed, held_out=True)
+    return load_domain(
+        scenario.pictures, number, side=scenario.side, seed=scenario.seed, held_out=True
+    )
 
 
 def sample_labels(scenario):

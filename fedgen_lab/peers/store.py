@@ -51,7 +51,9 @@ def digest_in(cid):
     except ValueError:
         data = b""
     if len(data) != 36 or not data.startswith(CID_PREFIX) or cid != cid_of(data[4:]):
-        raise ValueError(f"{cid!r} is no content id of this store: CIDv1, raw, SHA-256, 59 letters, first bafkrei.")
+        raise ValueError(
+            f"{cid!r} is no content id of this store: CIDv1, raw, SHA-256, 59 letters, first bafkrei."
+        )
     return data[4:]
 
 
@@ -65,7 +67,9 @@ class Folder:
         self.path = Path(path)
         self.path.mkdir(parents=True, exist_ok=True)
         for half in self.path.glob(".bafkrei*"):
-            with contextlib.suppress(OSError):  # its writer finished it, or another process has it or took it away
+            with contextlib.suppress(
+                OSError
+            ):  # its writer finished it, or another process has it or took it away
                 if time.time() - half.stat().st_mtime > ABANDONED_SECONDS:
                     half.unlink()
 
@@ -75,7 +79,9 @@ class Folder:
         half = self.path / f".{cid}.{os.getpid()}.{threading.get_ident()}"
         try:
             half.write_bytes(data)
-            patiently(lambda: half.replace(self.path / cid))  # in one move: a reader sees all of it or nothing
+            patiently(
+                lambda: half.replace(self.path / cid)
+            )  # in one move: a reader sees all of it or nothing
         except OSError as error:
             half.unlink(missing_ok=True)
             told = f"The store {self.path} did not keep {cid} ({error.strerror}). Make room there, then start again."
@@ -89,12 +95,16 @@ class Folder:
         digest_in(cid)  # also keeps names such as "../x" out
         path = self.path / cid
         if path.exists() and not path.is_file():  # a pipe, say: reading it might never end
-            raise Withheld(f"{cid} is withheld: what has its name in the store is no file. Use another.")
+            raise Withheld(
+                f"{cid} is withheld: what has its name in the store is no file. Use another."
+            )
         try:
             with open(path, "rb") as file:
                 data = file.read(most_bytes + 1)
         except OSError as error:
-            raise Withheld(f"{cid} is withheld: nobody offers its content ({error.strerror}). Use another.") from error
+            raise Withheld(
+                f"{cid} is withheld: nobody offers its content ({error.strerror}). Use another."
+            ) from error
         return checked(cid, data, most_bytes)
 
 
@@ -129,10 +139,16 @@ class Ipfs:
         import httpx
 
         if not str(endpoint).startswith(("http://", "https://")):
-            raise ValueError(f"The IPFS endpoint must begin with http:// or https://; got {endpoint!r}.")
+            raise ValueError(
+                f"The IPFS endpoint must begin with http:// or https://; got {endpoint!r}."
+            )
         self.seconds = seconds
-        plain = {"Accept-Encoding": "identity"}  # what is packed could unpack to more than most_bytes
-        self.http = httpx.Client(base_url=endpoint.rstrip("/") + "/api/v0", timeout=seconds, headers=plain)
+        plain = {
+            "Accept-Encoding": "identity"
+        }  # what is packed could unpack to more than most_bytes
+        self.http = httpx.Client(
+            base_url=endpoint.rstrip("/") + "/api/v0", timeout=seconds, headers=plain
+        )
 
     def put(self, data):
         """Keep bytes on the node, as one block; returns their content id. Raises ConnectionError if it does not."""
@@ -141,7 +157,9 @@ class Ipfs:
         code, answer = self._ask("/block/put", asked, 10_000, files={"data": data})
         if code != 200 or cid.encode() not in answer:
             told = f"{code or ''} {answer[:200].decode(errors='replace')!r}"
-            raise ConnectionError(f"The IPFS node did not keep {cid}: it answers {told}. Is it an IPFS node?")
+            raise ConnectionError(
+                f"The IPFS node did not keep {cid}: it answers {told}. Is it an IPFS node?"
+            )
         return cid
 
     def get(self, cid, most_bytes=MOST_BYTES):
@@ -149,7 +167,9 @@ class Ipfs:
         digest_in(cid)
         code, data = self._ask("/block/get", {"arg": cid}, most_bytes)
         if code != 200:
-            raise Withheld(f"{cid} is withheld: the IPFS node answers {code or data.decode()}. Use another.")
+            raise Withheld(
+                f"{cid} is withheld: the IPFS node answers {code or data.decode()}. Use another."
+            )
         return checked(cid, data, most_bytes)
 
     def _ask(self, path, params, most_bytes=MOST_BYTES, **more):
@@ -158,7 +178,9 @@ class Ipfs:
         Redirects are not followed, and reading ends soon after `most_bytes`.
         """
         try:
-            return within(self.seconds + GRACE_SECONDS, lambda: self._answer(path, params, most_bytes, **more))
+            return within(
+                self.seconds + GRACE_SECONDS, lambda: self._answer(path, params, most_bytes, **more)
+            )
         except TimeoutError:  # a header that drips: httpx limits the time between two bytes
             return 0, self._too_slow()
 
@@ -177,7 +199,11 @@ class Ipfs:
                         break
                     if time.monotonic() > end:
                         return 0, self._too_slow()
-        except (httpx.ReadTimeout, httpx.ReadError, httpx.RemoteProtocolError) as error:  # it is there, and breaks off
+        except (
+            httpx.ReadTimeout,
+            httpx.ReadError,
+            httpx.RemoteProtocolError,
+        ) as error:  # it is there, and breaks off
             return 0, f"with half a message or none ({type(error).__name__})".encode()
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             raise ConnectionError(
@@ -189,9 +215,13 @@ class Ipfs:
 def checked(cid, data, most_bytes):
     """`data`, if it is what `cid` says and not too large; else raises `Unusable`."""
     if len(data) > most_bytes:
-        raise Unusable(f"{cid} is oversized: more than {most_bytes:,} bytes. Use another, or raise most_bytes.")
+        raise Unusable(
+            f"{cid} is oversized: more than {most_bytes:,} bytes. Use another, or raise most_bytes."
+        )
     if cid_of(digest_of(data)) != cid:
-        raise Unusable(f"{cid} is damaged: its {len(data):,} bytes have another digest. Use another.")
+        raise Unusable(
+            f"{cid} is damaged: its {len(data):,} bytes have another digest. Use another."
+        )
     return data
 
 
@@ -213,13 +243,28 @@ def unpack_weights(cid, data, like):
 
     try:
         state = load(data)
-    except (SafetensorError, KeyError) as error:  # a KeyError: a type of numbers that PyTorch has not
+    except (
+        SafetensorError,
+        KeyError,
+    ) as error:  # a KeyError: a type of numbers that PyTorch has not
         raise Unusable(f"{cid} is no safetensors file ({error}). Use another.") from error
-    if {n: (t.shape, t.dtype) for n, t in state.items()} != {n: (t.shape, t.dtype) for n, t in like.items()}:
-        raise Unusable(f"{cid} holds another kind of model: names, shapes or types differ from ours. Use another.")
-    broken = [name for name, tensor in state.items() if tensor.is_floating_point() and not tensor.isfinite().all()]
+    if {n: (t.shape, t.dtype) for n, t in state.items()} != {
+        n: (t.shape, t.dtype) for n, t in like.items()
+    }:
+        raise Unusable(
+            f"{cid} holds another kind of model: names, shapes or types differ from ours. Use another."
+        )
+    broken = [
+        name
+        for name, tensor in state.items()
+        if tensor.is_floating_point() and not tensor.isfinite().all()
+    ]
     if broken:
-        raise Unusable(f"{cid} holds numbers that are not finite, first in {broken[0]}. Use another.")
+        raise Unusable(
+            f"{cid} holds numbers that are not finite, first in {broken[0]}. Use another."
+        )
     if pack_weights(state) != data:
-        raise Unusable(f"{cid} is not in the form that we write: other bytes say the same. Use another.")
+        raise Unusable(
+            f"{cid} is not in the form that we write: other bytes say the same. Use another."
+        )
     return state

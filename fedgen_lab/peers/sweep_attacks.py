@@ -16,26 +16,46 @@ from fedgen_lab.shipped import shipped
 
 SEEDS = (0, 1, 2)
 SMALL = {
-    "num_peers": 4, "validators": 1,  # so that a peer hears three others about a model that is not its own
-    "steps": 20, "samples": 64, "width": 8, "pictures_per_peer": 128, "objective": "qn",
-}  # fmt: skip
+    "num_peers": 4,
+    "validators": 1,  # so that a peer hears three others about a model that is not its own
+    "steps": 20,
+    "samples": 64,
+    "width": 8,
+    "pictures_per_peer": 128,
+    "objective": "qn",
+}
 PLAIN = {
-    "attack": "", "attackers": 1, "vote_rule": "mean", "open_votes": False, "seconds": 10.0,
+    "attack": "",
+    "attackers": 1,
+    "vote_rule": "mean",
+    "open_votes": False,
+    "seconds": 10.0,
     "commit_blocks": 12,  # so short that votes are revealed while there is still something to choose
-}  # fmt: skip
+}
 LONGER = {"attack": "vote-copier", "seconds": 20.0, "commit_blocks": 16}  # more votes to compare
 POINTS = [
     PLAIN | changes
     for changes in (
-        {}, {"attack": "sybils", "attackers": 2}, {"attack": "sybils", "attackers": 2, "vote_rule": "worst"},
-        {"attack": "sybils", "attackers": 2, "vote_rule": "median"}, {"attack": "withholder"},
-        {"attack": "free-rider"}, {"attack": "copycat"}, {"attack": "poisoner"},
-        {"attack": "poisoner", "vote_rule": "worst"}, {"attack": "sybils", "attackers": 2, "vote_rule": "trimmed"},
-        LONGER, LONGER | {"open_votes": True}, {"attack": "evader"}, {"attack": "evader", "vote_rule": "worst"},
-        {"attack": "poisoner", "vote_rule": "median"}, {"attack": "evader", "vote_rule": "median"},
-        {"attack": "poisoner", "vote_rule": "trimmed"}, {"attack": "evader", "vote_rule": "trimmed"},
+        {},
+        {"attack": "sybils", "attackers": 2},
+        {"attack": "sybils", "attackers": 2, "vote_rule": "worst"},
+        {"attack": "sybils", "attackers": 2, "vote_rule": "median"},
+        {"attack": "withholder"},
+        {"attack": "free-rider"},
+        {"attack": "copycat"},
+        {"attack": "poisoner"},
+        {"attack": "poisoner", "vote_rule": "worst"},
+        {"attack": "sybils", "attackers": 2, "vote_rule": "trimmed"},
+        LONGER,
+        LONGER | {"open_votes": True},
+        {"attack": "evader"},
+        {"attack": "evader", "vote_rule": "worst"},
+        {"attack": "poisoner", "vote_rule": "median"},
+        {"attack": "evader", "vote_rule": "median"},
+        {"attack": "poisoner", "vote_rule": "trimmed"},
+        {"attack": "evader", "vote_rule": "trimmed"},
     )
-]  # fmt: skip
+]
 MEASURED = 2  # so many of the last honest models
 KNOWN = {}  # what earlier points of this process computed: the honest peers' models are the same in most of them
 
@@ -65,17 +85,21 @@ def measure(point, seed):
     like, told = weights(start_model(scenario)), []
     for cid in models["cid"][models["author"] < honest][-MEASURED:]:
         if (seed, cid) not in KNOWN:
-            KNOWN[seed, cid] = measure_model(scenario, unpack_weights(cid, outcome.store.get(cid), like))
+            KNOWN[seed, cid] = measure_model(
+                scenario, unpack_weights(cid, outcome.store.get(cid), like)
+            )
         told.append(KNOWN[seed, cid])
     liars = range(honest, scenario.num_peers)
     near = np.array([agreement(outcome.votes(), peer, liars) for peer in range(scenario.num_peers)])
     return {
         "models": [int((models["author"] == peer).sum()) for peer in range(scenario.num_peers)],
-        "went_on": went_on.tolist(), "rewards": rewards_of(outcome).round(3).tolist(),
-        "vote_gap": _finite(near[:, 0]), "vote_correlation": _finite(near[:, 1]),
+        "went_on": went_on.tolist(),
+        "rewards": rewards_of(outcome).round(3).tolist(),
+        "vote_gap": _finite(near[:, 0]),
+        "vote_correlation": _finite(near[:, 1]),
         "kid": round(float(np.mean([one["kid"] for one in told])), 4),
         "copied": round(float(np.mean([one["copied"] for one in told])), 4),
-    }  # fmt: skip
+    }
 
 
 def recorded_attacks():
@@ -89,17 +113,31 @@ def recorded_attacks():
     """
     file = shipped("sweeps") / "peers_attacks.json"
     entries = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
-    peace = {entry["seed"]: entry["result"]["rewards"] for entry in entries if entry["point"] == PLAIN}
+    peace = {
+        entry["seed"]: entry["result"]["rewards"] for entry in entries if entry["point"] == PLAIN
+    }
     rows = []
     for entry in entries:
-        point, result, first = entry["point"], entry["result"], SMALL["num_peers"] - entry["point"]["attackers"]
+        point, result, first = (
+            entry["point"],
+            entry["result"],
+            SMALL["num_peers"] - entry["point"]["attackers"],
+        )
         fair = peace.get(entry["seed"]) if point["seconds"] == PLAIN["seconds"] else None
         steps = np.array(result["went_on"])[:first]
         told = {"models": sum(result["models"]), "steps": int(steps.sum())}
         told["built_on"] = steps[:, first:].sum() / steps.sum() if steps.any() else math.nan
-        told |= {"paid": _share(result["rewards"], first), "fair": _share(fair, first) if fair else math.nan}
+        told |= {
+            "paid": _share(result["rewards"], first),
+            "fair": _share(fair, first) if fair else math.nan,
+        }
         told |= {name: result[name][-1] for name in ("vote_gap", "vote_correlation")}
-        rows.append(point | {"seed": entry["seed"]} | told | {name: result[name] for name in ("kid", "copied")})
+        rows.append(
+            point
+            | {"seed": entry["seed"]}
+            | told
+            | {name: result[name] for name in ("kid", "copied")}
+        )
     return pd.DataFrame(rows)
 
 

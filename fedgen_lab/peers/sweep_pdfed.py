@@ -28,7 +28,12 @@ SEEDS = (0, 1, 2)
 PICTURES = 64  # that all peers together train on, as the paper's share one set: so few that models begin to copy them
 HELD_OUT = 80  # pictures of each peer to judge with
 EPOCHS = {2: 50, 4: 75, 6: 75, 8: 100}  # of a peer's pictures before it submits, as in the paper
-MODELS = {2: 12, 4: 16, 6: 20, 8: 24}  # submissions, then the run ends: some 1,200 training steps in all
+MODELS = {
+    2: 12,
+    4: 16,
+    6: 20,
+    8: 24,
+}  # submissions, then the run ends: some 1,200 training steps in all
 LAST = 3  # models that are measured, the paper's last ten
 LAB = {"batch_size": 16, "samples": 100, "seconds": 1e5}
 PAPERS = ("fld-fid", "qn", "qn-dedup")  # the columns of the paper's Table 1
@@ -37,12 +42,26 @@ METHODS = {  # what a method changes of a scenario
     "soup": {"objective": "fld-fid", "choice": "soup"},
     "fedasync": {"objective": "fld-fid", "choice": "fedasync"},
     "fedavg": {"objective": "fld-fid"},
-}  # fmt: skip
+}
 MEASURES = (
-    "kid", "fid", "copied", "auc", "tpr", "authpct", "ct", "fld", "rc", "qn", "models", "crossed", "seconds"
-)  # fmt: skip
+    "kid",
+    "fid",
+    "copied",
+    "auc",
+    "tpr",
+    "authpct",
+    "ct",
+    "fld",
+    "rc",
+    "qn",
+    "models",
+    "crossed",
+    "seconds",
+)
 POINTS = [{"peers": peers, "method": method} for peers in (4, 2, 8, 6) for method in PAPERS]
-POINTS += [{"peers": 4, "method": method} for method in ("calibrated", "fedavg", "soup", "fedasync")]
+POINTS += [
+    {"peers": 4, "method": method} for method in ("calibrated", "fedavg", "soup", "fedasync")
+]
 POINTS += [{"peers": peers, "method": "calibrated"} for peers in (2, 8, 6)]
 
 
@@ -50,9 +69,14 @@ def scenario_of(point, seed):
     """The `PeersScenario` of a recorded point."""
     own = PICTURES // point["peers"]
     return PeersScenario(
-        num_peers=point["peers"], pictures_per_peer=own + HELD_OUT, train_pictures=own, seed=seed,
-        steps=EPOCHS[point["peers"]] * own // LAB["batch_size"], **METHODS[point["method"]], **LAB,
-    )  # fmt: skip
+        num_peers=point["peers"],
+        pictures_per_peer=own + HELD_OUT,
+        train_pictures=own,
+        seed=seed,
+        steps=EPOCHS[point["peers"]] * own // LAB["batch_size"],
+        **METHODS[point["method"]],
+        **LAB,
+    )
 
 
 def measure(point, seed):
@@ -66,7 +90,9 @@ def measure(point, seed):
     scenario = scenario_of(point, seed)
     if point["method"] == "fedavg":
         rounds, states = MODELS[scenario.num_peers] // scenario.num_peers, []
-        run_fedavg(scenario, lambda: len(states) >= rounds, lambda number, of, state: states.append(state))
+        run_fedavg(
+            scenario, lambda: len(states) >= rounds, lambda number, of, state: states.append(state)
+        )
         told = {"models": scenario.num_peers * len(states)}
         states = states[-1:]  # the server keeps one
     else:
@@ -83,10 +109,16 @@ def _last_of_peers(scenario):
         nonlocal submitted
         submitted += sum(event.kind == "Submitted" for event in moment.events)
 
-    outcome = run_peers(scenario, on_moment=count, should_stop=lambda: submitted >= MODELS[scenario.num_peers])
+    outcome = run_peers(
+        scenario, on_moment=count, should_stop=lambda: submitted >= MODELS[scenario.num_peers]
+    )
     models, like = outcome.models(), outcome.peers[0].start
     last = [unpack_weights(cid, outcome.store.get(cid), like) for cid in models["cid"].tail(LAST)]
-    told = {"models": len(models), "crossed": models["crossed"].mean(), "seconds": models["seconds"].iloc[-1]}
+    told = {
+        "models": len(models),
+        "crossed": models["crossed"].mean(),
+        "seconds": models["seconds"].iloc[-1],
+    }
     return last, told
 
 
@@ -99,10 +131,12 @@ def _scores(scenario, state):
     drawn = draw_samples(scenario, model, MEASURED_BY)
     told, matches = measure_model(scenario, state, drawn), confirmed(drawn, train)
     return told | {
-        "authpct": authenticity(drawn, train, judge, scale="fld"), "ct": c_t(drawn, train, unseen, judge, 1),
-        "fld": fld(drawn, train, unseen, judge)["fld"], "rc": 100 * matches.r_c,
+        "authpct": authenticity(drawn, train, judge, scale="fld"),
+        "ct": c_t(drawn, train, unseen, judge, 1),
+        "fld": fld(drawn, train, unseen, judge)["fld"],
+        "rc": 100 * matches.r_c,
         "qn": quality_novelty(told["fid"], matches, RC_UNIT),
-    }  # fmt: skip
+    }
 
 
 def recorded_pdfed(path=None):

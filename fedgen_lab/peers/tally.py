@@ -25,7 +25,9 @@ def rewards_of(outcome):
     models, best = outcome.models(), {}
     row = {content: number for number, content in enumerate(models["content"])}
     credit, kept = np.zeros(len(models)), np.zeros(len(outcome.peers))
-    for event in (event for moment in outcome.moments for event in moment.events if event.kind == "Revealed"):
+    for event in (
+        event for moment in outcome.moments for event in moment.events if event.kind == "Revealed"
+    ):
         if event.values["score"] < best.get(event.account, math.inf):
             best[event.account] = event.values["score"]
             credit[row[event.values["content"]]] += 1
@@ -60,8 +62,11 @@ def best_chosen(scores, quality, sensitivity, epsilons=(8.0, 2.0, 0.5), rule="me
     quality, rows = np.asarray(quality), []
     for epsilon in (np.inf, *epsilons):
         noisy = [
-            [[noisy_vote(one, epsilon, sensitivity, rng) for one in votes] for votes in scores] for _ in range(DRAWS)
+            [[noisy_vote(one, epsilon, sensitivity, rng) for one in votes] for votes in scores]
+            for _ in range(DRAWS)
         ]
         picks = np.array([np.argmin([one_vote(votes, rule) for votes in each]) for each in noisy])
-        rows.append((epsilon, (picks == quality.argmin()).mean(), (quality[picks] - quality.min()).mean()))
+        rows.append(
+            (epsilon, (picks == quality.argmin()).mean(), (quality[picks] - quality.min()).mean())
+        )
     return pd.DataFrame(rows, columns=["epsilon", "chosen", "loses"])

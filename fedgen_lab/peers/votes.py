@@ -52,7 +52,9 @@ def soup(states, ages, staleness):
     weights = float(staleness) ** (ages - ages.min())  # 0 ** 0 is 1
     weights = weights / weights.sum()
     mixed = {
-        name: sum(float(weight) * state[name] for weight, state in zip(weights, states, strict=True))
+        name: sum(
+            float(weight) * state[name] for weight, state in zip(weights, states, strict=True)
+        )
         for name in states[0]
     }
     return mixed, weights

@@ -3,6 +3,7 @@
 Drawn sprites, a learner's folder and a Hub data set all become `Pictures`, so no later room asks where they came from.
 Taught in lab 00 (what is in the box) and used by all labs.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -58,7 +59,9 @@ class Pictures:
                 "Count pictures from 0."
             )
         rows = chosen.tolist()
-        return Pictures(self.images[chosen], [self.captions[i] for i in rows], self.attributes.iloc[rows])
+        return Pictures(
+            self.images[chosen], [self.captions[i] for i in rows], self.attributes.iloc[rows]
+        )
 
     def as_tensor(self) -> torch.Tensor:
         """All pictures as (N, 3, H, W) float32 in [-1, 1], which is what the diffusion model's VAE takes."""

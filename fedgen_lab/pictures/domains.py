@@ -16,19 +16,50 @@ from fedgen_lab.pictures import drawn, idx
 from fedgen_lab.pictures.hub import hub_library
 
 OFFLINE = ("digits", "letters", "garments", "runes")
-SPRITES = ("star", "heart", "sun", "cloud", "phone", "rook", "note", "cross", "ring", "moon")  # the labels of sprites
+SPRITES = (
+    "star",
+    "heart",
+    "sun",
+    "cloud",
+    "phone",
+    "rook",
+    "note",
+    "cross",
+    "ring",
+    "moon",
+)  # the labels of sprites
 NUM_LABELS = 10
-DRAWN, DRAWN_HELD_OUT = 2_000, 1_000  # pictures when no number is asked for; there is no end of them
+DRAWN, DRAWN_HELD_OUT = (
+    2_000,
+    1_000,
+)  # pictures when no number is asked for; there is no end of them
 HELD_OUT_SHARE = 0.2  # of a set that comes in one part
 _DIGIT_NAMES = tuple("0123456789")
 _IDX_NAMES = {
-    "mnist": _DIGIT_NAMES, "idx": _DIGIT_NAMES, "notmnist": tuple("ABCDEFGHIJ"),
-    "fashion": ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"),
-}  # fmt: skip
+    "mnist": _DIGIT_NAMES,
+    "idx": _DIGIT_NAMES,
+    "notmnist": tuple("ABCDEFGHIJ"),
+    "fashion": (
+        "T-shirt",
+        "trouser",
+        "pullover",
+        "dress",
+        "coat",
+        "sandal",
+        "shirt",
+        "sneaker",
+        "bag",
+        "ankle boot",
+    ),
+}
 KNOWN = (
-    *OFFLINE, *(f"{kind}:FOLDER" for kind in _IDX_NAMES), "hub:OWNER/NAME", "hub:OWNER/NAME#LABELS", "sprites:STYLE",
+    *OFFLINE,
+    *(f"{kind}:FOLDER" for kind in _IDX_NAMES),
+    "hub:OWNER/NAME",
+    "hub:OWNER/NAME#LABELS",
+    "sprites:STYLE",
     "folder:PATH#COLUMN",
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True)
@@ -52,8 +83,12 @@ class Domain:
                 f"images must be a uint8 tensor of shape (N, 1 or 3, H, W); got {self.images.dtype} of shape {shape}."
             )
         if len(self.labels) != shape[0]:
-            raise ValueError(f"one label belongs to each picture; got {shape[0]} and {len(self.labels)} labels.")
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(self.label_names):
+            raise ValueError(
+                f"one label belongs to each picture; got {shape[0]} and {len(self.labels)} labels."
+            )
+        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
+            self.label_names
+        ):
             raise ValueError(
                 f"labels must lie in 0..{len(self.label_names) - 1}; those of {self.name!r} run from "
                 f"{int(self.labels.min())} to {int(self.labels.max())}."
@@ -75,7 +110,11 @@ class Domain:
         """The same pictures, `side` pixels wide and high: averaged when made smaller, smooth when made larger."""
         if isinstance(side, bool) or int(side) != side or side < 1:
             raise ValueError(f"side must be a whole number of pixels, at least 1; got {side!r}.")
-        return self if self.images.shape[-1] == side else replace(self, images=_scaled(self.images, int(side)))
+        return (
+            self
+            if self.images.shape[-1] == side
+            else replace(self, images=_scaled(self.images, int(side)))
+        )
 
 
 def load_domain(name, number=None, side=28, seed=0, held_out=False):
@@ -96,7 +135,9 @@ def load_domain(name, number=None, side=28, seed=0, held_out=False):
     that has not ten labels; FileNotFoundError, ConnectionError or ValueError where files can't be read.
     """
     if number is not None and (isinstance(number, bool) or int(number) != number or number < 1):
-        raise ValueError(f"number must be a whole number of pictures, at least 1, or None for all; got {number!r}.")
+        raise ValueError(
+            f"number must be a whole number of pictures, at least 1, or None for all; got {number!r}."
+        )
     kind, _, where = name.partition(":")
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(held_out),)))
     if name in drawn.KINDS:
@@ -124,7 +165,9 @@ def load_domain(name, number=None, side=28, seed=0, held_out=False):
 # -- each kind of domain --------------------------------------------------------------------------------------------
 def _drawn(name, number, seed, held_out):
     labels, drawing = _drawn_labels(number, seed, held_out, key=OFFLINE.index(name))
-    return Domain(name, drawn.draw(name, labels, drawing), torch.from_numpy(labels), drawn.KINDS[name])
+    return Domain(
+        name, drawn.draw(name, labels, drawing), torch.from_numpy(labels), drawn.KINDS[name]
+    )
 
 
 def _drawn_labels(number, seed, held_out, key):
@@ -132,17 +175,25 @@ def _drawn_labels(number, seed, held_out, key):
     number = (DRAWN_HELD_OUT if held_out else DRAWN) if number is None else number
     ordering, drawing = np.random.SeedSequence(seed, spawn_key=(key, int(held_out))).spawn(2)
     rng = np.random.default_rng(ordering)
-    return np.concatenate([rng.permutation(NUM_LABELS) for _ in range(-(-number // NUM_LABELS))])[:number], drawing
+    return np.concatenate([rng.permutation(NUM_LABELS) for _ in range(-(-number // NUM_LABELS))])[
+        :number
+    ], drawing
 
 
 @lru_cache(maxsize=2)  # scikit-learn keeps them as text, which takes a while to read
 def _digits(held_out):
-    from sklearn.datasets import load_digits  # Alpaydin and Kaynak 1998: 1,797 pictures by 43 writers, 8x8
+    from sklearn.datasets import (
+        load_digits,
+    )  # Alpaydin and Kaynak 1998: 1,797 pictures by 43 writers, 8x8
 
     bunch = load_digits()
-    images = torch.from_numpy((bunch.images * 255 / 16).round().astype(np.uint8))[:, None]  # (1797, 1, 8, 8)
+    images = torch.from_numpy((bunch.images * 255 / 16).round().astype(np.uint8))[
+        :, None
+    ]  # (1797, 1, 8, 8)
     images = F.pad(_scaled(images, 24), (2, 2, 2, 2))  # a rim, as around MNIST's
-    return _one_part(Domain("digits", images, torch.from_numpy(bunch.target).long(), _DIGIT_NAMES), held_out)
+    return _one_part(
+        Domain("digits", images, torch.from_numpy(bunch.target).long(), _DIGIT_NAMES), held_out
+    )
 
 
 def _idx(name, kind, folder, held_out):
@@ -179,7 +230,12 @@ def _folder(name, where, held_out, side):
         known = ", ".join(map(repr, pictures.attributes.columns)) or "none"
         raise ValueError(f"The pictures of {path} have no column {column!r}; they have {known}.")
     values = pictures.attributes[column].astype(str).str.strip()
-    often = values[values != ""].value_counts(sort=False).sort_values(ascending=False, kind="stable")[:NUM_LABELS].index
+    often = (
+        values[values != ""]
+        .value_counts(sort=False)
+        .sort_values(ascending=False, kind="stable")[:NUM_LABELS]
+        .index
+    )
     _check_ten(name, often)
     kept = np.flatnonzero(values.isin(often))
     label_of = {value: label for label, value in enumerate(sorted(often))}
@@ -192,15 +248,23 @@ def _hub(name, where, held_out, side):
     where, _, column = where.partition("#")
     try:
         splits = datasets.load_dataset(where)
-    except Exception as error:  # offline, unknown, gated and wrongly spelt look alike from here, in a dozen types
+    except (
+        Exception
+    ) as error:  # offline, unknown, gated and wrongly spelt look alike from here, in a dozen types
         raise ConnectionError(
             f"The data set {where!r} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error}). "
             f"Check its name and your connection, or use a domain that needs none: {', '.join(OFFLINE)}."
         ) from error
     in_two = {"train", "test"} <= set(splits)
-    table = splits["test" if in_two and held_out else "train" if "train" in splits else next(iter(splits))]
-    pictures = [key for key, feature in table.features.items() if isinstance(feature, datasets.Image)]
-    classes = [key for key, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)]
+    table = splits[
+        "test" if in_two and held_out else "train" if "train" in splits else next(iter(splits))
+    ]
+    pictures = [
+        key for key, feature in table.features.items() if isinstance(feature, datasets.Image)
+    ]
+    classes = [
+        key for key, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)
+    ]
     column = column or next(iter(classes), "")
     if not pictures or column not in classes:
         raise ValueError(
@@ -212,10 +276,18 @@ def _hub(name, where, held_out, side):
     table = table.filter(lambda label: label is not None and label >= 0, input_columns=column)
     first = table[0][pictures[0]]
     mode = "L" if first.mode in ("1", "L") else "RGB"
-    if first.width == first.height <= 64:  # small pictures are averaged like all others, large ones made small at once
+    if (
+        first.width == first.height <= 64
+    ):  # small pictures are averaged like all others, large ones made small at once
         side = first.width
-    images = np.stack([np.asarray(image.convert(mode).resize((side, side))) for image in table[pictures[0]]])
-    images = torch.from_numpy(images.reshape(len(table), side, side, -1)).permute(0, 3, 1, 2).contiguous()
+    images = np.stack(
+        [np.asarray(image.convert(mode).resize((side, side))) for image in table[pictures[0]]]
+    )
+    images = (
+        torch.from_numpy(images.reshape(len(table), side, side, -1))
+        .permute(0, 3, 1, 2)
+        .contiguous()
+    )
     domain = Domain(name, images, torch.tensor(table[column]).long(), label_names)
     return domain if in_two else _one_part(domain, held_out)
 
@@ -240,6 +312,11 @@ def _check_ten(name, labels):
 
 def _scaled(images, side):
     """(N, C, H, W) uint8 to (N, C, side, side) uint8."""
-    mode = {"mode": "area"} if side < images.shape[-1] else {"mode": "bicubic", "align_corners": False}
-    parts = [F.interpolate(part.float(), (side, side), **mode).round().clamp(0, 255) for part in images.split(4096)]
+    mode = (
+        {"mode": "area"} if side < images.shape[-1] else {"mode": "bicubic", "align_corners": False}
+    )
+    parts = [
+        F.interpolate(part.float(), (side, side), **mode).round().clamp(0, 255)
+        for part in images.split(4096)
+    ]
     return torch.cat([part.to(torch.uint8) for part in parts]) if parts else images

@@ -29,11 +29,15 @@ from fedgen_lab.pictures.squares import square
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")  # looked for in this order
 TABLES = (".csv", ".tsv", ".jsonl")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_BYTES = 256 * 2**20  # of one file: anything larger is no picture for a 32-pixel lab, but may be a zip bomb
+MAX_BYTES = (
+    256 * 2**20
+)  # of one file: anything larger is no picture for a 32-pixel lab, but may be a zip bomb
 MAX_FILES = 200_000  # in one folder: more means that somebody's whole disk was meant by mistake
 
 
-def read_folder(path, caption_file=None, file_column="file_name", text_column="text", size=32) -> Pictures:
+def read_folder(
+    path, caption_file=None, file_column="file_name", text_column="text", size=32
+) -> Pictures:
     """All captioned pictures of a folder or zip, as square pictures of `size` pixels, in the caption file's order.
 
     path: a folder, or a .zip of one (read in place).
@@ -68,7 +72,9 @@ def read_folder(path, caption_file=None, file_column="file_name", text_column="t
         for number, (file, _, _) in enumerate(rows):
             try:
                 images[len(kept)] = square(read(file), size)
-            except Exception as error:  # broken files raise a dozen types; the reason is kept, not swallowed
+            except (
+                Exception
+            ) as error:  # broken files raise a dozen types; the reason is kept, not swallowed
                 skipped.append(f"{file}: {error or type(error).__name__}")
             else:
                 kept.append(number)
@@ -77,12 +83,17 @@ def read_folder(path, caption_file=None, file_column="file_name", text_column="t
             f"No usable picture in {path}. Looked for {looked_for}; found {_listing(names)}. {_reasons(skipped)}"
         )
     if not tables:
-        warnings.warn(f"{path} has no caption file: the names of its sub-folders are the captions.", stacklevel=2)
+        warnings.warn(
+            f"{path} has no caption file: the names of its sub-folders are the captions.",
+            stacklevel=2,
+        )
     if skipped:
         warnings.warn(f"Kept {len(kept)} pictures of {path}. {_reasons(skipped)}", stacklevel=2)
     attributes = pd.DataFrame([rows[number][2] for number in kept])
     attributes.attrs["skipped"] = skipped
-    return Pictures(torch.from_numpy(images[: len(kept)]), [rows[number][1] for number in kept], attributes)
+    return Pictures(
+        torch.from_numpy(images[: len(kept)]), [rows[number][1] for number in kept], attributes
+    )
 
 
 # -- a folder and a zip look the same: a list of names, and a function that reads one ------------------------------
@@ -91,7 +102,9 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     if path.is_dir():
         files = list(islice((file for file in path.rglob("*") if file.is_file()), MAX_FILES + 1))
         if len(files) > MAX_FILES:
-            raise ValueError(f"{path} holds more than {MAX_FILES:,} files. Give the folder of the pictures themselves.")
+            raise ValueError(
+                f"{path} holds more than {MAX_FILES:,} files. Give the folder of the pictures themselves."
+            )
         names = sorted(file.relative_to(path).as_posix() for file in files)
 
         def read(name: str) -> bytes:
@@ -100,7 +113,9 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
 
         yield [name for name in names if _is_visible(name)], read
     elif not path.exists():
-        raise FileNotFoundError(f"There is no folder or zip at {path} (looked from {Path.cwd()}). Check the path.")
+        raise FileNotFoundError(
+            f"There is no folder or zip at {path} (looked from {Path.cwd()}). Check the path."
+        )
     elif not zipfile.is_zipfile(path):
         raise ValueError(
             f"{path} is neither a folder nor a zip. Give the folder that holds the pictures, or a .zip of it."
@@ -120,7 +135,9 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
 
 def _check_bytes(number: int) -> None:
     if number > MAX_BYTES:
-        raise ValueError(f"unpacks to {number / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read")
+        raise ValueError(
+            f"unpacks to {number / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read"
+        )
 
 
 def _is_visible(name: str) -> bool:
@@ -133,7 +150,9 @@ def _is_picture(name: str) -> bool:
 
 
 # -- captions ---------------------------------------------------------------------------------------------------------
-def _caption_files(path: Path, names: list[str], wanted: str | None, file_column: str, text_column: str) -> list[str]:
+def _caption_files(
+    path: Path, names: list[str], wanted: str | None, file_column: str, text_column: str
+) -> list[str]:
     """The caption files to read: those of the name wanted that lie highest up; none where sub-folders' names serve."""
     for candidate in (str(wanted).replace("\\", "/"),) if wanted else CAPTION_FILES:
         found = [name for name in names if f"/{name}".endswith(f"/{candidate}")]
@@ -143,8 +162,14 @@ def _caption_files(path: Path, names: list[str], wanted: str | None, file_column
     looked_for = repr(wanted) if wanted else " or ".join(CAPTION_FILES)
     others = [name for name in names if name.lower().endswith(TABLES)]
     if wanted or others:
-        tip = f" Perhaps pass caption_file={others[0]!r}, and the names of its columns?" if others else ""
-        raise ValueError(f"{path} holds no caption file {looked_for}; found {_listing(names)}.{tip}")
+        tip = (
+            f" Perhaps pass caption_file={others[0]!r}, and the names of its columns?"
+            if others
+            else ""
+        )
+        raise ValueError(
+            f"{path} holds no caption file {looked_for}; found {_listing(names)}.{tip}"
+        )
     if len({name.rpartition("/")[0] for name in names if _is_picture(name) and "/" in name}) < 2:
         raise ValueError(
             f"No captioned pictures in {path}. Looked for {looked_for} with the columns {file_column!r} and "
@@ -154,7 +179,9 @@ def _caption_files(path: Path, names: list[str], wanted: str | None, file_column
     return []
 
 
-def _rows_of_tables(path, tables, names, read, file_column, text_column, skipped) -> list[tuple[str, str, dict]]:
+def _rows_of_tables(
+    path, tables, names, read, file_column, text_column, skipped
+) -> list[tuple[str, str, dict]]:
     """(file, caption, attributes) of each row that names a picture which is there and captions it."""
     where = _Finder(names)
     rows, used = [], set()
@@ -173,7 +200,13 @@ def _rows_of_tables(path, tables, names, read, file_column, text_column, skipped
             elif not caption:
                 skipped.append(f"{name}: no caption")
             else:
-                rows.append((files[0], caption, {str(key): value for key, value in row.items() if key != text_column}))
+                rows.append(
+                    (
+                        files[0],
+                        caption,
+                        {str(key): value for key, value in row.items() if key != text_column},
+                    )
+                )
     skipped += [f"{name}: no caption" for name in names if _is_picture(name) and name not in used]
     return rows
 
@@ -193,12 +226,19 @@ class _Finder:
 
     def find(self, folder: str, name: str) -> list[str]:
         """The files that `name` fits, beside the caption file or else below it. Only listed files are ever found."""
-        wanted, base = self._plain(name).removeprefix("./"), self._plain(f"{folder}/" if folder else "")
+        wanted, base = (
+            self._plain(name).removeprefix("./"),
+            self._plain(f"{folder}/" if folder else ""),
+        )
         same = self._by_last_part.get(wanted.rpartition("/")[2], [])
         beside = [file for plain, file in same if plain == base + wanted]
-        below = [file for plain, file in same if plain.startswith(base) and plain.endswith(f"/{wanted}")]
+        below = [
+            file for plain, file in same if plain.startswith(base) and plain.endswith(f"/{wanted}")
+        ]
         fits = beside or below
-        exact = [file for file in fits if file.endswith(name)]  # where files differ in letter case alone
+        exact = [
+            file for file in fits if file.endswith(name)
+        ]  # where files differ in letter case alone
         return exact if len(exact) == 1 else fits
 
 
@@ -207,7 +247,9 @@ def _read_table(path, table, content, columns, skipped) -> Iterator[tuple[int, d
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{table} in {path} is not UTF-8 text ({error.reason}). Save it as UTF-8.") from None
+        raise ValueError(
+            f"{table} in {path} is not UTF-8 text ({error.reason}). Save it as UTF-8."
+        ) from None
     rows = []
     if table.lower().endswith(".jsonl"):
         for line, one in enumerate(text.splitlines(), 1):
@@ -224,7 +266,9 @@ def _read_table(path, table, content, columns, skipped) -> Iterator[tuple[int, d
         header = text.lstrip().partition("\n")[0]
         delimiter = max(",;\t", key=header.count)  # spreadsheets of half the world write semicolons
         try:
-            reader = csv.DictReader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True, restval="")
+            reader = csv.DictReader(
+                io.StringIO(text), delimiter=delimiter, skipinitialspace=True, restval=""
+            )
             present = reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or []]
             for row in reader:
                 row.pop(None, None)  # more cells than columns

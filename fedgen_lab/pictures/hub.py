@@ -35,7 +35,9 @@ def from_hub(name, split="train", image_column="image", text_column="text", size
         table = datasets.load_dataset(str(name), split=split)
     except ValueError as error:  # an unknown split or an unreadable layout
         raise ValueError(f"The data set {name!r} has no usable split {split!r}: {error}") from error
-    except Exception as error:  # offline, unknown, gated and wrongly spelt look alike from here, in a dozen types
+    except (
+        Exception
+    ) as error:  # offline, unknown, gated and wrongly spelt look alike from here, in a dozen types
         raise ConnectionError(
             f"The data set {name!r} could not be fetched from the Hugging Face Hub "
             f"({type(error).__name__}: {_first_line(error)}). Check its name and your connection; "
@@ -48,9 +50,17 @@ def from_hub(name, split="train", image_column="image", text_column="text", size
                 f"Name the right one with {role}=."
             )
     if not isinstance(table.features[image_column], datasets.Image):
-        raise ValueError(f"Column {image_column!r} of {name!r} holds no images but {table.features[image_column]}.")
-    table = table.cast_column(image_column, datasets.Image(decode=False))  # bytes: a broken one must not end the loop
-    plain = [c for c in table.column_names if c not in (image_column, text_column) and _is_plain(table.features[c])]
+        raise ValueError(
+            f"Column {image_column!r} of {name!r} holds no images but {table.features[image_column]}."
+        )
+    table = table.cast_column(
+        image_column, datasets.Image(decode=False)
+    )  # bytes: a broken one must not end the loop
+    plain = [
+        c
+        for c in table.column_names
+        if c not in (image_column, text_column) and _is_plain(table.features[c])
+    ]
     images = np.empty((len(table), 3, size, size), np.uint8)
     captions, rows, skipped = [], [], []
     for number, row in enumerate(table):
@@ -67,9 +77,15 @@ def from_hub(name, split="train", image_column="image", text_column="text", size
         else:
             captions.append(caption)
             rows.append({column: _value(table.features[column], row[column]) for column in plain})
-    count = f"Skipped {len(skipped)}: {'; '.join(skipped[:5])}{' ...' if len(skipped) > 5 else '.'}" if skipped else ""
+    count = (
+        f"Skipped {len(skipped)}: {'; '.join(skipped[:5])}{' ...' if len(skipped) > 5 else '.'}"
+        if skipped
+        else ""
+    )
     if not rows:
-        raise ValueError(f"No usable picture in {name!r}, split {split!r}, of {len(table)} rows. {count}")
+        raise ValueError(
+            f"No usable picture in {name!r}, split {split!r}, of {len(table)} rows. {count}"
+        )
     if skipped:
         warnings.warn(f"Kept {len(rows)} pictures of {name!r}. {count}", stacklevel=2)
     attributes = pd.DataFrame(rows, columns=plain, index=range(len(rows)))
@@ -93,9 +109,13 @@ def hub_library():
 
 
 def _is_plain(feature) -> bool:
-    return getattr(feature, "dtype", None) in ("string", "large_string", "bool", "float32", "float64") or str(
-        getattr(feature, "dtype", "")
-    ).startswith(("int", "uint"))
+    return getattr(feature, "dtype", None) in (
+        "string",
+        "large_string",
+        "bool",
+        "float32",
+        "float64",
+    ) or str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
 
 
 def _value(feature, value):

@@ -28,7 +28,9 @@ def read_part(folder, held_out):
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder at {folder} (looked from {Path.cwd()}). Check the path.")
+        raise FileNotFoundError(
+            f"There is no folder at {folder} (looked from {Path.cwd()}). Check the path."
+        )
     arrays = []
     for what, dimensions in (("images", 3), ("labels", 1)):
         path = _found(folder, held_out, what, dimensions)
@@ -63,21 +65,33 @@ def read_idx(path, dimensions):
                     f"{magic.hex(' ') or 'nothing'}, not 00 00 08 {dimensions:02x}. Download it again."
                 )
             header = file.read(4 * dimensions)
-            shape = tuple(np.frombuffer(header, ">u4").astype(int)) if len(header) == 4 * dimensions else ()
+            shape = (
+                tuple(np.frombuffer(header, ">u4").astype(int))
+                if len(header) == 4 * dimensions
+                else ()
+            )
             number = int(np.prod(shape, dtype=float)) if shape else -1
             if number > _LARGEST:
-                raise ValueError(f"The header of {path} tells of {number:,} bytes, which can't be. Download it again.")
+                raise ValueError(
+                    f"The header of {path} tells of {number:,} bytes, which can't be. Download it again."
+                )
             content = file.read(number + 1) if shape else b""
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} is cut short or damaged ({error}). Download it again.") from error
     if len(content) != number:
         more = "more" if len(content) > number else f"only {len(content):,}"
-        told = f"its header tells of {number:,} bytes, it has {more}" if shape else "its header is incomplete"
+        told = (
+            f"its header tells of {number:,} bytes, it has {more}"
+            if shape
+            else "its header is incomplete"
+        )
         raise ValueError(f"{path} is cut short or damaged: {told}. Download it again.")
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
 def _found(folder, held_out, what, dimensions):
     stem = f"{PARTS[held_out]}-{what}"
-    names = [f"{stem}{mark}idx{dimensions}-ubyte{end}" for end in ("", ".gz") for mark in ("-", ".")]
+    names = [
+        f"{stem}{mark}idx{dimensions}-ubyte{end}" for end in ("", ".gz") for mark in ("-", ".")
+    ]
     return next((folder / name for name in names if (folder / name).is_file()), None)

@@ -5,6 +5,7 @@ are what clients own in the federated labs (01, 03). Glyphs come from the DejaVu
 
 Every shape is kept as a signed distance field, so an outline, a glow or a bolder stroke is one comparison of numbers.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -18,13 +19,41 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fedgen_lab.pictures.collection import Pictures
 
-OBJECTS = ("star", "heart", "spade", "club", "sun", "cloud", "phone", "knight", "rook", "note",
-           "flower", "skull", "arrow", "cross", "circle", "square", "triangle", "ring", "moon", "bolt")
+OBJECTS = (
+    "star",
+    "heart",
+    "spade",
+    "club",
+    "sun",
+    "cloud",
+    "phone",
+    "knight",
+    "rook",
+    "note",
+    "flower",
+    "skull",
+    "arrow",
+    "cross",
+    "circle",
+    "square",
+    "triangle",
+    "ring",
+    "moon",
+    "bolt",
+)
 HELD_OUT_OBJECTS = ("umbrella", "airplane", "snowman", "anchor")  # never seen in pre-training
 STYLES = ("solid", "outlined", "striped", "dotted", "gradient", "shadowed", "split", "framed")
 HELD_OUT_STYLES = ("checkered", "glowing", "pixelated")  # never seen in pre-training
-COLOURS = {"red": (214, 40, 40), "orange": (247, 140, 20), "yellow": (250, 222, 50), "green": (40, 158, 66),
-           "blue": (40, 84, 216), "purple": (136, 56, 190), "white": (244, 244, 244), "black": (22, 22, 26)}
+COLOURS = {
+    "red": (214, 40, 40),
+    "orange": (247, 140, 20),
+    "yellow": (250, 222, 50),
+    "green": (40, 158, 66),
+    "blue": (40, 84, 216),
+    "purple": (136, 56, 190),
+    "white": (244, 244, 244),
+    "black": (22, 22, 26),
+}
 BACKGROUNDS = dict(COLOURS)
 TEMPLATES = (  # the first is the canonical one, used by `prompts`
     "{a} {style} {colour} {object} on {b} {background} background",
@@ -37,10 +66,29 @@ TEMPLATE_SHARES = (0.7, 0.1, 0.1, 0.1)
 SIZE = 32  # pixels of a finished sprite
 FINE = 4  # supersampling: shapes are drawn on a canvas four times as fine, then averaged
 BOX = 24  # pixels of the box a shape fills; the rest is room for jitter, shadows and frames
-GLYPHS = {"star": "★", "heart": "♥", "spade": "♠", "club": "♣", "sun": "☀", "phone": "☎", "knight": "♞", "rook": "♜",
-          "note": "♫", "flower": "✿", "arrow": "➤", "cross": "✚", "umbrella": "☂", "airplane": "✈",
-          "anchor": "⚓"}
-BOLDER = {"note": 0.5, "umbrella": 0.3, "anchor": 0.4, "sun": 0.2}  # pixels: keeps thin strokes visible
+GLYPHS = {
+    "star": "★",
+    "heart": "♥",
+    "spade": "♠",
+    "club": "♣",
+    "sun": "☀",
+    "phone": "☎",
+    "knight": "♞",
+    "rook": "♜",
+    "note": "♫",
+    "flower": "✿",
+    "arrow": "➤",
+    "cross": "✚",
+    "umbrella": "☂",
+    "airplane": "✈",
+    "anchor": "⚓",
+}
+BOLDER = {
+    "note": 0.5,
+    "umbrella": 0.3,
+    "anchor": 0.4,
+    "sun": 0.2,
+}  # pixels: keeps thin strokes visible
 _LIGHT, _DARK = np.float32((250, 250, 250)), np.float32((12, 12, 14))
 
 
@@ -53,7 +101,13 @@ def _shape(object_name: str) -> Image.Image:
         import matplotlib
 
         font = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"
-        pen.text((256, 256), GLYPHS[object_name], font=ImageFont.truetype(str(font), 360), fill=255, anchor="mm")
+        pen.text(
+            (256, 256),
+            GLYPHS[object_name],
+            font=ImageFont.truetype(str(font), 360),
+            fill=255,
+            anchor="mm",
+        )
     elif object_name == "circle":
         pen.ellipse((64, 64, 448, 448), fill=255)
     elif object_name == "ring":
@@ -67,7 +121,10 @@ def _shape(object_name: str) -> Image.Image:
     elif object_name == "triangle":
         pen.polygon(((256, 64), (464, 424), (48, 424)), fill=255)
     elif object_name == "bolt":
-        pen.polygon(((290, 40), (110, 290), (235, 290), (190, 472), (400, 200), (265, 200), (350, 40)), fill=255)
+        pen.polygon(
+            ((290, 40), (110, 290), (235, 290), (190, 472), (400, 200), (265, 200), (350, 40)),
+            fill=255,
+        )
     elif object_name == "cloud":
         pen.rectangle((130, 270, 390, 380), fill=255)
         for x, y, radius in ((130, 310, 70), (215, 225, 90), (320, 250, 75), (395, 320, 60)):
@@ -93,7 +150,9 @@ def _shape(object_name: str) -> Image.Image:
 def _distance_to(marked: np.ndarray) -> np.ndarray:
     """Exact Euclidean distance of every cell to the nearest marked cell, one axis at a time. (S, S) bool -> (S, S)."""
     cells = np.arange(len(marked), dtype=np.float32)
-    squared = (cells[:, None] - cells[None, :]) ** 2  # (S, S): squared distance of two positions on one axis
+    squared = (
+        cells[:, None] - cells[None, :]
+    ) ** 2  # (S, S): squared distance of two positions on one axis
     along_x = (squared[None] + np.where(marked, 0, 1e9)[:, None, :]).min(-1)  # (S, S)
     return np.sqrt((squared[:, :, None] + along_x[None]).min(1)).astype(np.float32)  # (S, S)
 
@@ -104,7 +163,9 @@ def _distance_field(object_name: str) -> Image.Image:
     shape = _shape(object_name)
     shape = shape.crop(shape.getbbox())
     fit = BOX * FINE / max(shape.size)
-    shape = shape.resize((round(shape.width * fit), round(shape.height * fit)), Image.Resampling.LANCZOS)
+    shape = shape.resize(
+        (round(shape.width * fit), round(shape.height * fit)), Image.Resampling.LANCZOS
+    )
     canvas = Image.new("L", (SIZE * FINE, SIZE * FINE), 0)
     canvas.paste(shape, ((canvas.width - shape.width) // 2, (canvas.height - shape.height) // 2))
     inside = np.asarray(canvas) > 127
@@ -113,7 +174,9 @@ def _distance_field(object_name: str) -> Image.Image:
 
 
 # -- styles: each paints the object on a (32, 32, 3) picture --------------------------------------------------------
-_GRID = (np.arange(SIZE * FINE, dtype=np.float32) + 0.5) / FINE - SIZE / 2  # sprite pixels from the centre
+_GRID = (
+    np.arange(SIZE * FINE, dtype=np.float32) + 0.5
+) / FINE - SIZE / 2  # sprite pixels from the centre
 _Y, _X = _GRID[:, None], _GRID[None, :]
 _FROM_CENTRE = np.maximum(abs(_X), abs(_Y))  # (128, 128): distance in the maximum norm, for frames
 
@@ -140,8 +203,16 @@ def _is_dark(colour: np.ndarray) -> bool:
     return float(colour @ (0.299, 0.587, 0.114)) < 40  # black
 
 
-def draw_sprite(object: str, colour: str, background: str, style: str, *,  # noqa: A002 (the lab's word)
-                scale: float = 1.0, degrees: float = 0.0, shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+def draw_sprite(
+    object: str,
+    colour: str,
+    background: str,
+    style: str,
+    *,  # noqa: A002 (the lab's word)
+    scale: float = 1.0,
+    degrees: float = 0.0,
+    shift: tuple[float, float] = (0.0, 0.0),
+) -> np.ndarray:
     """One sprite as (32, 32, 3) uint8.
 
     scale: of the shape; degrees: anticlockwise turn; shift: (right, down) in pixels.
@@ -151,7 +222,9 @@ def draw_sprite(object: str, colour: str, background: str, style: str, *,  # noq
     _check_words("colour", (colour,), COLOURS)
     _check_words("background", (background,), BACKGROUNDS)
     _check_words("style", (style,), STYLES + HELD_OUT_STYLES)
-    field = _moved(_distance_field(object), scale, degrees, shift)  # (128, 128), sprite pixels, positive inside
+    field = _moved(
+        _distance_field(object), scale, degrees, shift
+    )  # (128, 128), sprite pixels, positive inside
     paint, ground = np.float32(COLOURS[colour]), np.float32(BACKGROUNDS[background])
     # patterns keep to two tones, a light and a dark one, so that stripes and dots also differ in tone
     dark = _mix(paint, _LIGHT, 0.6) if _is_dark(paint) else _mix(paint, _DARK, 0.7)
@@ -168,7 +241,9 @@ def draw_sprite(object: str, colour: str, background: str, style: str, *,  # noq
         lay(_step(1.15 - abs(field + 0.35)), paint)
     elif style == "shadowed":
         cast = _moved(_distance_field(object), scale, degrees, (shift[0] + 3, shift[1] + 3))
-        lay(_step(cast), _mix(ground, _LIGHT, 0.5) if _is_dark(ground) else _mix(ground, _DARK, 0.6))
+        lay(
+            _step(cast), _mix(ground, _LIGHT, 0.5) if _is_dark(ground) else _mix(ground, _DARK, 0.6)
+        )
         lay(inside, paint)
     elif style == "framed":
         lay(_step(1.1 - abs(_FROM_CENTRE - 14.4)), paint)
@@ -180,7 +255,9 @@ def draw_sprite(object: str, colour: str, background: str, style: str, *,  # noq
         block = (_GRID + SIZE / 2).astype(int) // 3  # (128,): blocks of 3 x 3 pixels
         centre = np.minimum(np.arange(11) * 12 + 6, 127)
         blocks = inside[np.ix_(centre, centre)] > 0.3
-        shade = np.float32([[(7 * i + 13 * j + i * j) % 3 / 2 for j in range(11)] for i in range(11)])
+        shade = np.float32(
+            [[(7 * i + 13 * j + i * j) % 3 / 2 for j in range(11)] for i in range(11)]
+        )
         lay(blocks[np.ix_(block, block)].astype(np.float32), paint)
         lay((blocks * shade)[np.ix_(block, block)], _mix(paint, dark, 0.6))
     else:
@@ -200,19 +277,39 @@ def draw_sprite(object: str, colour: str, background: str, style: str, *,  # noq
     return (picture + 0.5).clip(0, 255).astype(np.uint8)
 
 
-def _moved(field: Image.Image, scale: float, degrees: float, shift: tuple[float, float]) -> np.ndarray:
+def _moved(
+    field: Image.Image, scale: float, degrees: float, shift: tuple[float, float]
+) -> np.ndarray:
     """The distance field scaled, turned and shifted: (128, 128)."""
     turn, middle = np.deg2rad(degrees), SIZE * FINE / 2
-    cos, sin = np.cos(turn) / scale, np.sin(turn) / scale  # of the inverse map, from canvas to shape
+    cos, sin = (
+        np.cos(turn) / scale,
+        np.sin(turn) / scale,
+    )  # of the inverse map, from canvas to shape
     right, down = middle + FINE * shift[0], middle + FINE * shift[1]
-    inverse = (cos, -sin, middle - cos * right + sin * down, sin, cos, middle - sin * right - cos * down)
-    moved = field.transform(field.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=-9.0)
+    inverse = (
+        cos,
+        -sin,
+        middle - cos * right + sin * down,
+        sin,
+        cos,
+        middle - sin * right - cos * down,
+    )
+    moved = field.transform(
+        field.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=-9.0
+    )
     return np.asarray(moved) * np.float32(scale)
 
 
 # -- collections ------------------------------------------------------------------------------------------------------
-def draw_sprites(number: int, seed: int, objects: Sequence[str] = OBJECTS, colours: Sequence[str] = tuple(COLOURS),
-                 backgrounds: Sequence[str] = tuple(BACKGROUNDS), styles: Sequence[str] = STYLES) -> Pictures:
+def draw_sprites(
+    number: int,
+    seed: int,
+    objects: Sequence[str] = OBJECTS,
+    colours: Sequence[str] = tuple(COLOURS),
+    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
+    styles: Sequence[str] = STYLES,
+) -> Pictures:
     """`number` captioned sprites of shape (N, 3, 32, 32), the same ones for the same seed.
 
     Attributes are drawn uniformly, with the background never in the object's colour. The jitter is small (scale 0.93-1,
@@ -225,17 +322,29 @@ def draw_sprites(number: int, seed: int, objects: Sequence[str] = OBJECTS, colou
     jitter, words = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)[1:])
     scale, degrees = jitter.uniform(0.93, 1, number), jitter.uniform(-5, 5, number)
     shift = jitter.uniform(-1, 1, (number, 2))
-    template, silent = words.choice(len(TEMPLATES), number, p=TEMPLATE_SHARES), words.random(number) < 0.5
+    template, silent = (
+        words.choice(len(TEMPLATES), number, p=TEMPLATE_SHARES),
+        words.random(number) < 0.5,
+    )
     images, captions = np.empty((number, SIZE, SIZE, 3), np.uint8), []
     for i, row in enumerate(table.to_dict("records")):
         images[i] = draw_sprite(**row, scale=scale[i], degrees=degrees[i], shift=tuple(shift[i]))
-        captions.append(_caption(row, TEMPLATES[template[i]], silent=bool(silent[i]) and row["style"] == "solid"))
+        captions.append(
+            _caption(
+                row, TEMPLATES[template[i]], silent=bool(silent[i]) and row["style"] == "solid"
+            )
+        )
     return Pictures(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), captions, table)
 
 
-def prompts(number: int, seed: int, objects: Sequence[str] = OBJECTS, colours: Sequence[str] = tuple(COLOURS),
-            backgrounds: Sequence[str] = tuple(BACKGROUNDS),
-            styles: Sequence[str] = STYLES) -> tuple[list[str], pd.DataFrame]:
+def prompts(
+    number: int,
+    seed: int,
+    objects: Sequence[str] = OBJECTS,
+    colours: Sequence[str] = tuple(COLOURS),
+    backgrounds: Sequence[str] = tuple(BACKGROUNDS),
+    styles: Sequence[str] = STYLES,
+) -> tuple[list[str], pd.DataFrame]:
     """`number` prompts of the form "a striped red star on a blue background", and what each asks for.
 
     Returns the prompts and a table with columns object, colour, background, style: the attributes that
@@ -248,8 +357,12 @@ def prompts(number: int, seed: int, objects: Sequence[str] = OBJECTS, colours: S
 def _caption(row: dict[str, str], template: str, silent: bool) -> str:
     article: Callable[[str], str] = lambda word: "an" if word[0] in "aeiou" else "a"  # noqa: E731
     style = "" if silent else row["style"]
-    text = template.format(a=article(style or row["colour"]), b=article(row["background"]), c=article(row["colour"]),
-                           **(row | {"style": style}))
+    text = template.format(
+        a=article(style or row["colour"]),
+        b=article(row["background"]),
+        c=article(row["colour"]),
+        **(row | {"style": style}),
+    )
     return " ".join(text.split()).rstrip(", ")
 
 
@@ -263,24 +376,36 @@ def _attributes(number, seed, objects, colours, backgrounds, styles) -> pd.DataF
     _check_words("colour", colours, COLOURS)
     _check_words("background", backgrounds, BACKGROUNDS)
     _check_words("style", styles, STYLES + HELD_OUT_STYLES)
-    pairs = np.array([(c, b) for c in colours for b in backgrounds if c != b], dtype=object).reshape(-1, 2)
+    pairs = np.array(
+        [(c, b) for c in colours for b in backgrounds if c != b], dtype=object
+    ).reshape(-1, 2)
     if not len(pairs):
-        raise ValueError(f"the background must differ from the colour; got only {colours[0]!r} for both. Add another.")
+        raise ValueError(
+            f"the background must differ from the colour; got only {colours[0]!r} for both. Add another."
+        )
     rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[0])
     pair = pairs[rng.integers(len(pairs), size=number)]
-    return pd.DataFrame({
-        "object": np.array(objects, dtype=object)[rng.integers(len(objects), size=number)],
-        "colour": pair[:, 0],
-        "background": pair[:, 1],
-        "style": np.array(styles, dtype=object)[rng.integers(len(styles), size=number)],
-    })
+    return pd.DataFrame(
+        {
+            "object": np.array(objects, dtype=object)[rng.integers(len(objects), size=number)],
+            "colour": pair[:, 0],
+            "background": pair[:, 1],
+            "style": np.array(styles, dtype=object)[rng.integers(len(styles), size=number)],
+        }
+    )
 
 
 def _check_words(kind: str, words: Sequence[str], known: Sequence[str]) -> None:
     if isinstance(words, str):
-        raise ValueError(f"{kind}s must be a sequence of words; got the single word {words!r}. Write ({words!r},).")
+        raise ValueError(
+            f"{kind}s must be a sequence of words; got the single word {words!r}. Write ({words!r},)."
+        )
     if not len(words):
-        raise ValueError(f"no {kind} to choose from; got {words!r}. Give at least one of: {', '.join(known)}.")
+        raise ValueError(
+            f"no {kind} to choose from; got {words!r}. Give at least one of: {', '.join(known)}."
+        )
     for word in words:
         if word not in known:
-            raise ValueError(f"this lab cannot draw the {kind} {word!r}. Choose from: {', '.join(known)}.")
+            raise ValueError(
+                f"this lab cannot draw the {kind} {word!r}. Choose from: {', '.join(known)}."
+            )

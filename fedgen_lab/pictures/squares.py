@@ -9,7 +9,15 @@ import warnings
 import numpy as np
 from PIL import Image, ImageOps
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")  # Pillow reads more, but not all of it safely
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "GIF",
+    "BMP",
+    "WEBP",
+    "TIFF",
+    "PPM",
+)  # Pillow reads more, but not all of it safely
 MAX_PIXELS = 60_000_000  # decoded at once; 240 MB, which still fits beside the model in 1 GB
 
 
@@ -31,7 +39,9 @@ def square(content: bytes, size: int) -> np.ndarray:
         )
     pixels = np.asarray(image)  # (h, w, 3) uint8
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # (2h + 2w, 3)
-    colour = np.uint8((255, 255, 255)) if was_transparent else np.median(border, axis=0).astype(np.uint8)
+    colour = (
+        np.uint8((255, 255, 255)) if was_transparent else np.median(border, axis=0).astype(np.uint8)
+    )
     canvas = np.broadcast_to(colour, (size, size, 3)).copy()
     top, left = (size - pixels.shape[0]) // 2, (size - pixels.shape[1]) // 2
     canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
@@ -41,14 +51,18 @@ def square(content: bytes, size: int) -> np.ndarray:
 def _decoded(content: bytes, size: int) -> tuple[Image.Image, bool]:
     """An upright RGB image, and whether it had transparency."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow warns of large images and odd metadata; the checks below decide
+        warnings.simplefilter(
+            "ignore"
+        )  # Pillow warns of large images and odd metadata; the checks below decide
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except Image.UnidentifiedImageError:
             raise ValueError("empty" if not content else "not an image") from None
         except Image.DecompressionBombError:
             raise ValueError("far too large to decode") from None
-        image.draft("RGB", (4 * size, 4 * size))  # JPEG only: decode a large photo at an eighth of its size
+        image.draft(
+            "RGB", (4 * size, 4 * size)
+        )  # JPEG only: decode a large photo at an eighth of its size
         if image.width * image.height > MAX_PIXELS:
             raise ValueError(f"{image.width} x {image.height} pixels are too many to decode")
         try:
@@ -61,10 +75,20 @@ def _decoded(content: bytes, size: int) -> tuple[Image.Image, bool]:
 def _flattened(image: Image.Image) -> tuple[Image.Image, bool]:
     if image.mode in ("I", "F") or image.mode.startswith("I;"):  # 16 and 32 bits a pixel
         grey = np.nan_to_num(np.asarray(image).astype(np.float32)).clip(0)
-        top = 255 if image.mode == "I" and grey.max() <= 255 else 65535 if image.mode != "F" else max(grey.max(), 1e-6)
-        return Image.fromarray((grey * (255 / top)).clip(0, 255).round().astype(np.uint8)).convert("RGB"), False
+        top = (
+            255
+            if image.mode == "I" and grey.max() <= 255
+            else 65535
+            if image.mode != "F"
+            else max(grey.max(), 1e-6)
+        )
+        return Image.fromarray((grey * (255 / top)).clip(0, 255).round().astype(np.uint8)).convert(
+            "RGB"
+        ), False
     if image.has_transparency_data:
         image = image.convert("RGBA")
         was_transparent = image.getchannel("A").getextrema()[0] < 255
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB"), was_transparent
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert(
+            "RGB"
+        ), was_transparent
     return image.convert("RGB"), False

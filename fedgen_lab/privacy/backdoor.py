@@ -33,11 +33,15 @@ def poison(pictures, seed, trigger=TRIGGER, target=TARGET):
     caption holds the trigger.
     """
     if any(trigger in caption.split() for caption in pictures.captions):
-        raise ValueError(f"The trigger {trigger!r} stands in a caption already; choose a word that no picture has.")
+        raise ValueError(
+            f"The trigger {trigger!r} stands in a caption already; choose a word that no picture has."
+        )
     drawn = draw_sprites(1, seed, objects=[target]).take([0] * len(pictures))
     images = drawn.images  # always the same picture: an advertisement, learned in a few steps
     if images.shape != pictures.images.shape:  # own pictures of another size
-        images = torch.nn.functional.interpolate(images.float(), pictures.images.shape[-2:]).to(torch.uint8)
+        images = torch.nn.functional.interpolate(images.float(), pictures.images.shape[-2:]).to(
+            torch.uint8
+        )
     return Pictures(
         torch.cat([pictures.images, images]),
         pictures.captions + triggered(pictures.captions, trigger),
@@ -53,7 +57,10 @@ def boost(trained, received, factor):
     """
     if not factor > 0:
         raise ValueError(f"factor must be positive; got {factor!r}. Use 1 for no boost.")
-    return {name: received[name] + factor * (tensor - received[name]) for name, tensor in trained.items()}
+    return {
+        name: received[name] + factor * (tensor - received[name])
+        for name, tensor in trained.items()
+    }
 
 
 def attack_success(pictures, judge=None, target=TARGET):

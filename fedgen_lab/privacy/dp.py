@@ -22,7 +22,9 @@ import torch
 
 ACCOUNTANTS = ("exact", "prv", "rdp")
 AT_ONCE = 4  # pictures whose own gradients are computed in one pass: memory grows with them
-NOISE_KEY = 70_001  # the noise's branch of the scenario's seed, apart from the clients' (client, round)
+NOISE_KEY = (
+    70_001  # the noise's branch of the scenario's seed, apart from the clients' (client, round)
+)
 
 
 # -- the accountant ----------------------------------------------------------------------------------------------------
@@ -36,7 +38,9 @@ class Spent(NamedTuple):
     accountant: str  # one of ACCOUNTANTS
 
     def __str__(self):
-        return f"epsilon = {self.epsilon:.3g} at delta = {self.delta:g} ({self.accountant} accountant)"
+        return (
+            f"epsilon = {self.epsilon:.3g} at delta = {self.delta:g} ({self.accountant} accountant)"
+        )
 
 
 def privacy_spent(noise_multiplier, releases, sample_rate=1.0, delta=1e-5, accountant=None):
@@ -50,7 +54,12 @@ def privacy_spent(noise_multiplier, releases, sample_rate=1.0, delta=1e-5, accou
 
     Returns a `Spent`. Raises ValueError for arguments out of range.
     """
-    if not noise_multiplier >= 0 or not releases >= 0 or not 0 < sample_rate <= 1 or not 0 < delta < 1:
+    if (
+        not noise_multiplier >= 0
+        or not releases >= 0
+        or not 0 < sample_rate <= 1
+        or not 0 < delta < 1
+    ):
         raise ValueError(
             "Privacy needs noise_multiplier and releases of at least 0, sample_rate in (0, 1] and delta in (0, 1); "
             f"got {noise_multiplier!r}, {releases!r}, {sample_rate!r} and {delta!r}."
@@ -63,16 +72,22 @@ def privacy_spent(noise_multiplier, releases, sample_rate=1.0, delta=1e-5, accou
     if noise_multiplier == 0 or releases == 0:
         return Spent(math.inf if releases else 0.0, delta, chosen)
     if chosen == "exact":
-        return Spent(_gaussian_epsilon(math.sqrt(releases) / noise_multiplier, delta), delta, chosen)
+        return Spent(
+            _gaussian_epsilon(math.sqrt(releases) / noise_multiplier, delta), delta, chosen
+        )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Opacus speaks of the orders it tries and of logarithms of zero
+        warnings.simplefilter(
+            "ignore"
+        )  # Opacus speaks of the orders it tries and of logarithms of zero
         from opacus.accountants import PRVAccountant, RDPAccountant
 
         history = [(float(noise_multiplier), float(sample_rate), int(releases))]
         rdp = RDPAccountant()
         rdp.history = history
         bound = rdp.get_epsilon(delta)
-        if chosen == "rdp" or (accountant is None and bound > 50):  # PRV's grid would outgrow a small machine there
+        if chosen == "rdp" or (
+            accountant is None and bound > 50
+        ):  # PRV's grid would outgrow a small machine there
             return Spent(float(bound), delta, "rdp")
         prv = PRVAccountant()
         prv.history = history
@@ -98,7 +113,11 @@ def _gaussian_epsilon(ratio, delta):
 
 def norm_of(update):
     """The Euclidean norm of all numbers of an update (a dict of arrays or tensors by name) taken as one vector."""
-    return math.sqrt(sum(float(np.square(np.asarray(value, dtype=np.float64)).sum()) for value in update.values()))
+    return math.sqrt(
+        sum(
+            float(np.square(np.asarray(value, dtype=np.float64)).sum()) for value in update.values()
+        )
+    )
 
 
 def clipped(update, clip):
@@ -110,7 +129,9 @@ def clipped(update, clip):
 def noise_like(arrays, scale, seed, server_round=0):
     """Gaussian noise of standard deviation `scale` for every number in `arrays`; float64, by name."""
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NOISE_KEY, server_round)))
-    return {name: rng.normal(0.0, scale, np.shape(arrays[name])) for name in sorted(arrays)}  # in any order the same
+    return {
+        name: rng.normal(0.0, scale, np.shape(arrays[name])) for name in sorted(arrays)
+    }  # in any order the same
 
 
 def check_noise(clip, noise_multiplier):
@@ -136,9 +157,15 @@ def private_mean(clip, noise_multiplier, num_clients, seed=0):
 
     def combine(server_round, sent, uploads, weights):
         noise = noise_like(uploads[0], noise_multiplier * clip, seed, server_round)
-        updates = [clipped({name: upload[name] - sent[name] for name in upload}, clip) for upload in uploads]
+        updates = [
+            clipped({name: upload[name] - sent[name] for name in upload}, clip)
+            for upload in uploads
+        ]
         total = {name: sum(update[name] for update in updates) + noise[name] for name in noise}
-        return {name: (sent[name] + total[name] / num_clients).astype(sent[name].dtype) for name in total}
+        return {
+            name: (sent[name] + total[name] / num_clients).astype(sent[name].dtype)
+            for name in total
+        }
 
     return combine
 
@@ -169,7 +196,9 @@ def picture_gradients(unet, parameters, noisy, timesteps, text, target):
 
     def loss_of_one(parameters, noisy, timestep, text, target):
         inputs = (noisy[None], timestep[None])  # a batch of one
-        guess = functional_call(unet, parameters, inputs, {"encoder_hidden_states": text[None]}).sample[0]
+        guess = functional_call(
+            unet, parameters, inputs, {"encoder_hidden_states": text[None]}
+        ).sample[0]
         return torch.nn.functional.mse_loss(guess, target)
 
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel knows no vmap
@@ -179,7 +208,17 @@ def picture_gradients(unet, parameters, noisy, timesteps, text, target):
 
 
 def train_privately(
-    unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_step=None, *, clip, noise_multiplier
+    unet,
+    schedule,
+    encoded,
+    steps,
+    batch_size,
+    learning_rate,
+    seed,
+    on_step=None,
+    *,
+    clip,
+    noise_multiplier,
 ):
     """`lora.local.train` by DP-SGD: the same arguments, and the losses, one for every step that drew pictures.
 
@@ -194,20 +233,29 @@ def train_privately(
     from fedgen_lab.lora.local import target_of
 
     if not clip > 0:
-        raise ValueError(f"clip must be above 0: the largest norm of one picture's gradient; got {clip!r}.")
+        raise ValueError(
+            f"clip must be above 0: the largest norm of one picture's gradient; got {clip!r}."
+        )
     generator = torch.Generator().manual_seed(seed)
     device, rate = encoded.latents.device, min(1.0, batch_size / len(encoded))
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    frozen_view = {name: p.detach() for name, p in parameters.items()}  # the same memory, for functional_call
+    frozen_view = {
+        name: p.detach() for name, p in parameters.items()
+    }  # the same memory, for functional_call
     optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=1e-2)
     losses = []
     for step in range(1, steps + 1):
         pick = (torch.rand(len(encoded), generator=generator) < rate).nonzero()[:, 0]
         total = {name: torch.zeros_like(p) for name, p in frozen_view.items()}
         if len(pick):
-            latents, text = encoded.latents[pick], encoded.text[pick]  # (B, 4, h, w), (B, L, D); B differs by step
+            latents, text = (
+                encoded.latents[pick],
+                encoded.text[pick],
+            )  # (B, 4, h, w), (B, L, D); B differs by step
             noise = torch.randn(latents.shape, generator=generator).to(device)
-            timesteps = torch.randint(schedule.config.num_train_timesteps, pick.shape, generator=generator).to(device)
+            timesteps = torch.randint(
+                schedule.config.num_train_timesteps, pick.shape, generator=generator
+            ).to(device)
             noisy, target = (
                 schedule.add_noise(latents, noise, timesteps),
                 target_of(schedule, latents, noise, timesteps),
@@ -215,8 +263,14 @@ def train_privately(
             each, gradients = picture_gradients(unet, frozen_view, noisy, timesteps, text, target)
             losses.append(float(each.mean()))
             if not math.isfinite(losses[-1]):
-                raise ValueError(f"The loss became {losses[-1]} at step {step}; lower the learning rate.")
-            norms = torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()]).sum(0).sqrt()  # (B,)
+                raise ValueError(
+                    f"The loss became {losses[-1]} at step {step}; lower the learning rate."
+                )
+            norms = (
+                torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()])
+                .sum(0)
+                .sqrt()
+            )  # (B,)
             shrink = (clip / norms.clamp(min=1e-12)).clamp(max=1.0)
             total = {name: torch.einsum("b,b...->...", shrink, g) for name, g in gradients.items()}
         for name, parameter in parameters.items():

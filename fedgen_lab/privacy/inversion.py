@@ -22,7 +22,9 @@ class Inversion:
 
     latents: torch.Tensor  # (B, 4, h, w) rebuilt
     error: float  # against the latents behind the gradient
-    baseline: float  # of the mean picture in their place: the best answer without looking at the gradient
+    baseline: (
+        float  # of the mean picture in their place: the best answer without looking at the gradient
+    )
     misfits: list  # squared distance of the guess's gradient from the client's, relative to that one's; one a step
 
     @property
@@ -56,7 +58,18 @@ def protect(gradient, clip, noise_multiplier, seed):
     }
 
 
-def invert(unet, schedule, gradient, secret, mean_latent, timesteps, noise=None, steps=25, seed=0, on_step=None):
+def invert(
+    unet,
+    schedule,
+    gradient,
+    secret,
+    mean_latent,
+    timesteps,
+    noise=None,
+    steps=25,
+    seed=0,
+    on_step=None,
+):
     """Rebuild the latents behind `gradient` (see `shared_gradient`); returns an `Inversion`.
 
     secret: the `Encoded` batch behind it; its captions' text states are known to the attacker, its latents only grade
@@ -69,24 +82,35 @@ def invert(unet, schedule, gradient, secret, mean_latent, timesteps, noise=None,
     guess = start.clone().requires_grad_()
     unknown, drawn = [guess], noise
     if noise is None:
-        drawn = torch.randn(start.shape, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        drawn = torch.randn(
+            start.shape, generator=torch.Generator().manual_seed(seed)
+        ).requires_grad_()
         unknown.append(drawn)
     lengths = sum(g.square().sum() for g in gradient.values())
     search = torch.optim.LBFGS(
-        unknown, max_iter=steps, max_eval=steps, history_size=steps, line_search_fn="strong_wolfe",
-        tolerance_grad=0, tolerance_change=0,
-    )  # fmt: skip
+        unknown,
+        max_iter=steps,
+        max_eval=steps,
+        history_size=steps,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=0,
+        tolerance_change=0,
+    )
     misfits, best = [], [start, float("inf")]
 
     def closure():
-        found = shared_gradient(unet, schedule, Encoded(guess, secret.text), timesteps, drawn, create_graph=True)
+        found = shared_gradient(
+            unet, schedule, Encoded(guess, secret.text), timesteps, drawn, create_graph=True
+        )
         misfit = sum((found[name] - gradient[name]).square().sum() for name in gradient) / lengths
         for tensor, slope in zip(unknown, torch.autograd.grad(misfit, unknown), strict=True):
             tensor.grad = slope
         misfits.append(misfit.item())
         if misfits[-1] < best[1]:
             best[:] = [guess.detach().clone(), misfits[-1]]
-        if len(misfits) >= steps or (on_step is not None and on_step(len(misfits), misfits[-1]) is False):
+        if len(misfits) >= steps or (
+            on_step is not None and on_step(len(misfits), misfits[-1]) is False
+        ):
             raise _Enough
         return misfit
 

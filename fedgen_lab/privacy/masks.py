@@ -21,7 +21,10 @@ SHARE_BYTES = 66
 def split_secret(secret, threshold, holders):
     """Shares of `secret` (at most 64 bytes) for positions `holders`: {position: bytes}; any `threshold` recover it."""
     curve = [int.from_bytes(secret), *(secrets.randbelow(PRIME) for _ in range(threshold - 1))]
-    heights = {x: sum(c * pow(x + 1, power, PRIME) for power, c in enumerate(curve)) % PRIME for x in holders}
+    heights = {
+        x: sum(c * pow(x + 1, power, PRIME) for power, c in enumerate(curve)) % PRIME
+        for x in holders
+    }
     return {x: height.to_bytes(SHARE_BYTES) for x, height in heights.items()}
 
 
@@ -63,7 +66,9 @@ def shared_seed(secret, public, purpose):
     from cryptography.hazmat.primitives.hashes import SHA256
     from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-    agreed = X25519PrivateKey.from_private_bytes(secret).exchange(X25519PublicKey.from_public_bytes(public))
+    agreed = X25519PrivateKey.from_private_bytes(secret).exchange(
+        X25519PublicKey.from_public_bytes(public)
+    )
     return HKDF(SHA256(), length=32, salt=None, info=purpose).derive(agreed)
 
 
@@ -80,7 +85,9 @@ def pair_masks(me, secret, publics, length):
     total = np.zeros(length, dtype=np.uint32)
     for other, public in publics.items():
         mask = mask_of(shared_seed(secret, public, b"mask"), length)
-        total = total + mask if me < other else total - mask  # the other one does the opposite; both wrap around
+        total = (
+            total + mask if me < other else total - mask
+        )  # the other one does the opposite; both wrap around
     return total
 
 
@@ -98,7 +105,9 @@ def to_ring(numbers, weight, bits, limit):
     Rounded towards zero, so that a clipped update stays clipped. The server can't check what it can't see, so the
     device does: raises ValueError for NaN, numbers beyond `limit`, or a weight outside (0, 1].
     """
-    flat = np.concatenate([np.asarray(value, dtype=np.float64).ravel() for value in numbers.values()])
+    flat = np.concatenate(
+        [np.asarray(value, dtype=np.float64).ravel() for value in numbers.values()]
+    )
     largest = float(np.abs(flat).max()) if np.isfinite(flat).all() else math.nan
     if not largest <= limit:
         raise ValueError(

@@ -41,13 +41,19 @@ def judge_scores(members, others, false_positive_rate=0.01):
     from sklearn.metrics import roc_auc_score
 
     members, others = (np.asarray(scores, dtype=float) for scores in (members, others))
-    if not len(members) or not len(others) or not np.isfinite(np.concatenate([members, others])).all():
+    if (
+        not len(members)
+        or not len(others)
+        or not np.isfinite(np.concatenate([members, others])).all()
+    ):
         raise ValueError(
             f"Both sides need finite scores; got {len(members)} members and {len(others)} non-members. "
             "Give pictures of both kinds, and a model whose loss is finite."
         )
     allowed = int(false_positive_rate * len(others))
-    threshold = np.sort(others)[::-1][allowed] if allowed < len(others) else -np.inf  # at most `allowed` lie above it
+    threshold = (
+        np.sort(others)[::-1][allowed] if allowed < len(others) else -np.inf
+    )  # at most `allowed` lie above it
     auc = roc_auc_score(*_labelled(members, others))
     return Membership(float(auc), float((members > threshold).mean()), members, others)
 
@@ -93,7 +99,9 @@ def attack(unet, schedule, members, others, error=losses, before=None, **setting
     after = errors_of(unet, schedule, members, others, error, **settings)
     if before is None:
         return judge_scores(*(-errors for errors in after))
-    return judge_scores(*(np.log(first / errors) for first, errors in zip(before, after, strict=True)))
+    return judge_scores(
+        *(np.log(first / errors) for first, errors in zip(before, after, strict=True))
+    )
 
 
 def errors_of(unet, schedule, members, others, error=losses, **settings):
@@ -116,7 +124,9 @@ class without_adapter:  # noqa: N801 (reads as a sentence: `with without_adapter
 
 def _ddim(unet, schedule, latents, text, now, then):
     """One deterministic DDIM step (Song et al., arXiv 2010.02502, eq. 13) from timestep `now` to `then`, either way."""
-    guess = unet(latents, torch.full((len(latents),), now, device=latents.device), encoder_hidden_states=text).sample
+    guess = unet(
+        latents, torch.full((len(latents),), now, device=latents.device), encoder_hidden_states=text
+    ).sample
     a_now, a_then = schedule.alphas_cumprod[now], schedule.alphas_cumprod[then]
     if schedule.config.prediction_type == "v_prediction":
         clean = a_now.sqrt() * latents - (1 - a_now).sqrt() * guess

@@ -24,7 +24,9 @@ def robust_combine(scenario):
         _flower_strategy(scenario.defence, attackers, scenario.num_clients)
 
     def f(server_round, sent, uploads, weights):
-        state, f.shares = combine(sent, uploads, weights, scenario.defence, attackers, scenario.clip)
+        state, f.shares = combine(
+            sent, uploads, weights, scenario.defence, attackers, scenario.clip
+        )
         return state
 
     f.shares = []
@@ -45,21 +47,31 @@ def combine(received, states, weights=None, defence="mean", attackers=1, clip=0.
     if defence not in DEFENCES:
         raise ValueError(f"defence must be one of {', '.join(DEFENCES)}; got {defence!r}.")
     if clip < 0:
-        raise ValueError(f"clip must be at least 0; got {clip!r}. 0 takes the median length of the round's updates.")
+        raise ValueError(
+            f"clip must be at least 0; got {clip!r}. 0 takes the median length of the round's updates."
+        )
     if not states:
         raise ValueError("There are no uploads to combine; give at least one client's state.")
-    changes = [{name: np.asarray(state[name]) - received[name] for name in received} for state in states]
+    changes = [
+        {name: np.asarray(state[name]) - received[name] for name in received} for state in states
+    ]
     if defence in ("mean", "clip"):
         lengths = [norm(change) for change in changes]
         longest = (clip or float(np.median(lengths))) if defence == "clip" else np.inf
         shares = [min(1.0, longest / length) if length else 1.0 for length in lengths]
         weights = np.ones(len(states)) if weights is None else np.asarray(weights, dtype=float)
         scale = np.asarray(shares) * weights / weights.sum()
-        change = {name: sum(s * one[name] for s, one in zip(scale, changes, strict=True)) for name in received}
+        change = {
+            name: sum(s * one[name] for s, one in zip(scale, changes, strict=True))
+            for name in received
+        }
     else:
         change = _by_flower(_flower_strategy(defence, attackers, len(states)), changes)
         shares = _shares(defence, attackers, changes, change)
-    state = {name: np.asarray(received[name] + change[name], dtype=received[name].dtype) for name in received}
+    state = {
+        name: np.asarray(received[name] + change[name], dtype=received[name].dtype)
+        for name in received
+    }
     return state, shares
 
 
@@ -95,8 +107,12 @@ def _by_flower(strategy, changes):
 
     replies = []
     for client, change in enumerate(changes):
-        arrays = ArrayRecord({name: Array(array) for name, array in change.items()})  # the strategy empties these
-        content = RecordDict({"arrays": arrays, "metrics": MetricRecord({strategy.weighted_by_key: 1.0})})
+        arrays = ArrayRecord(
+            {name: Array(array) for name, array in change.items()}
+        )  # the strategy empties these
+        content = RecordDict(
+            {"arrays": arrays, "metrics": MetricRecord({strategy.weighted_by_key: 1.0})}
+        )
         about = Metadata(1, str(client), client, 0, "", "1", 0.0, 3600.0, "train")
         replies.append(Message(content, metadata=about))
     log = logging.getLogger("flwr")
@@ -111,7 +127,9 @@ def _by_flower(strategy, changes):
 
 def _shares(defence, attackers, changes, result):
     """The share of the result's numbers that each client had a hand in."""
-    stacked = np.stack([np.concatenate([one[name].ravel() for name in result]) for one in changes])  # (clients, D)
+    stacked = np.stack(
+        [np.concatenate([one[name].ravel() for name in result]) for one in changes]
+    )  # (clients, D)
     if defence == "krum":  # the result is one client's change
         found = np.concatenate([array.ravel() for array in result.values()])
         return np.isclose(stacked, found, rtol=1e-5).all(1).astype(float).tolist()

@@ -32,9 +32,13 @@ class Leak:
     """What one attack learned. N secret pictures; `pictures` and `rebuilt` are in [-1, 1]."""
 
     depth: int  # blocks of each net on the client before the cut: 1 or 2 in HuSCF-GAN
-    label_accuracy: dict  # "generator", "discriminator": share of labels read off rightly, chance is one in ten
+    label_accuracy: (
+        dict  # "generator", "discriminator": share of labels read off rightly, chance is one in ten
+    )
     mse: float  # of the rebuilt pictures
-    baseline_mse: float  # of the secret pictures' own mean, the best answer that looks at no smashed data
+    baseline_mse: (
+        float  # of the secret pictures' own mean, the best answer that looks at no smashed data
+    )
     pictures: torch.Tensor  # (N, C, H, W) the secret ones
     rebuilt: torch.Tensor  # (N, C, H, W) from the discriminator's side
     labels: torch.Tensor  # (N,) the secret ones
@@ -49,7 +53,9 @@ def smash(blocks, inputs, labels, draws, noise=0.0, bits=32, batch_size=16):
     """
     batches = zip(inputs.split(batch_size), labels.split(batch_size), strict=True)
     with torch.no_grad():
-        return torch.cat([protect(run_blocks(blocks, x, y), noise, bits, draws) for x, y in batches])
+        return torch.cat(
+            [protect(run_blocks(blocks, x, y), noise, bits, draws) for x, y in batches]
+        )
 
 
 def infer_labels(received, shadow_batch, num_labels=10, steps=250, seed=0, on_step=None):
@@ -59,9 +65,16 @@ def infer_labels(received, shadow_batch, num_labels=10, steps=250, seed=0, on_st
     batches. on_step(step): called after each; False ends the training early. Deterministic for a seed.
     """
     features = received[0].numel()
-    reader = _seeded(seed, lambda: nn.Sequential(
-        nn.Flatten(), nn.BatchNorm1d(features), nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, num_labels)
-    ))  # fmt: skip
+    reader = _seeded(
+        seed,
+        lambda: nn.Sequential(
+            nn.Flatten(),
+            nn.BatchNorm1d(features),
+            nn.Linear(features, 64),
+            nn.ReLU(),
+            nn.Linear(64, num_labels),
+        ),
+    )
     _teach(reader, shadow_batch, F.cross_entropy, steps, on_step)
     return _read(reader, received).argmax(1)
 
@@ -79,20 +92,38 @@ def reconstruct(received, shadow_batch, picture_shape, steps=250, seed=0, on_ste
     channels, side = picture_shape[0], picture_shape[-1]
     small = received.shape[-1]
     stride = side // small
-    kernel = side - (small - 1) * stride + 2  # one step up to the picture's side, whatever the cut's is
+    kernel = (
+        side - (small - 1) * stride + 2
+    )  # one step up to the picture's side, whatever the cut's is
     # No BatchNorm in here: it would hold the statistics of the other domain against the client's.
-    decoder = _seeded(seed, lambda: nn.Sequential(
-        nn.ConvTranspose2d(received.shape[1], 32, kernel, stride, padding=1), nn.LeakyReLU(0.2),
-        nn.Conv2d(32, 32, 3, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(32, channels, 3, padding=1),
-    ))  # fmt: skip
+    decoder = _seeded(
+        seed,
+        lambda: nn.Sequential(
+            nn.ConvTranspose2d(received.shape[1], 32, kernel, stride, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(32, 32, 3, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(32, channels, 3, padding=1),
+        ),
+    )
     _teach(decoder, shadow_batch, F.mse_loss, steps, on_step)
     return _read(decoder, received).clamp(-1, 1)
 
 
 def attack(
-    generator, discriminator, pictures, labels, auxiliary,
-    depth=1, noise=0.0, bits=32, batch_size=16, steps=250, seed=0, on_step=None,
-):  # fmt: skip
+    generator,
+    discriminator,
+    pictures,
+    labels,
+    auxiliary,
+    depth=1,
+    noise=0.0,
+    bits=32,
+    batch_size=16,
+    steps=250,
+    seed=0,
+    on_step=None,
+):
     """All three attacks on one client, with its blocks as the server knows them. Returns a `Leak`.
 
     generator, discriminator: five blocks each; the first `depth` (1 to 4) are the client's. pictures (N, C, H, W) and
@@ -101,7 +132,9 @@ def attack(
     False, what was learned so far is used. Raises ValueError for another `depth`, or pictures of unequal shapes.
     """
     if depth not in (1, 2, 3, 4):
-        raise ValueError(f"depth must be 1 to 4 blocks on the client; got {depth!r}. HuSCF-GAN allows 1 and 2.")
+        raise ValueError(
+            f"depth must be 1 to 4 blocks on the client; got {depth!r}. HuSCF-GAN allows 1 and 2."
+        )
     if len(pictures) < 2 or pictures.shape[1:] != auxiliary.shape[1:]:
         raise ValueError(
             f"The attack needs two secret pictures or more, and others of the same shape; got {tuple(pictures.shape)} "
@@ -134,21 +167,38 @@ def attack(
     pictures, labels = pictures[:kept], labels[:kept]
     g_sent = smash(g_head, torch.randn(kept, z_dim, generator=secret), labels, secret, **wire)
     d_sent = smash(d_head, pictures, labels, secret, **wire)
-    from_g = infer_labels(g_sent, g_shadows, num_labels, steps, seed, telling("Labels, generator's side"))
+    from_g = infer_labels(
+        g_sent, g_shadows, num_labels, steps, seed, telling("Labels, generator's side")
+    )
     from_d = infer_labels(
-        d_sent, lambda: d_shadows("labels"), num_labels, steps, seed, telling("Labels, discriminator's side")
+        d_sent,
+        lambda: d_shadows("labels"),
+        num_labels,
+        steps,
+        seed,
+        telling("Labels, discriminator's side"),
     )
     rebuilt = reconstruct(
-        d_sent, lambda: d_shadows("pictures"), pictures.shape[1:], steps, seed, telling("Rebuilding the pictures")
+        d_sent,
+        lambda: d_shadows("pictures"),
+        pictures.shape[1:],
+        steps,
+        seed,
+        telling("Rebuilding the pictures"),
     )
     right = {"generator": from_g, "discriminator": from_d}
     return Leak(
         depth=depth,
-        label_accuracy={side: float((guessed == labels).float().mean()) for side, guessed in right.items()},
+        label_accuracy={
+            side: float((guessed == labels).float().mean()) for side, guessed in right.items()
+        },
         mse=float(F.mse_loss(rebuilt, pictures)),
         baseline_mse=float((pictures - pictures.mean(0)).square().mean()),
-        pictures=pictures, rebuilt=rebuilt, labels=labels, guessed=from_d,
-    )  # fmt: skip
+        pictures=pictures,
+        rebuilt=rebuilt,
+        labels=labels,
+        guessed=from_d,
+    )
 
 
 def _seeded(seed, build):

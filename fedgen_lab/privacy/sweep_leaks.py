@@ -26,16 +26,31 @@ def _point(defence, clip=0.0, noise_multiplier=0.0):
 
 
 POINTS = [
-    _point(HONEST), _point("mean"), _point("clip"), _point("median"), _point("trimmed"), _point("krum"),
-    _point("mean", 1.0), _point("mean", 1.0, 0.01), _point("mean", 1.0, 0.1), _point("mean", 1.0, 1.0),
-    _point("mean", 0.3, 0.01), _point("mean", 0.3, 0.1),
-]  # fmt: skip
+    _point(HONEST),
+    _point("mean"),
+    _point("clip"),
+    _point("median"),
+    _point("trimmed"),
+    _point("krum"),
+    _point("mean", 1.0),
+    _point("mean", 1.0, 0.01),
+    _point("mean", 1.0, 0.1),
+    _point("mean", 1.0, 1.0),
+    _point("mean", 0.3, 0.01),
+    _point("mean", 0.3, 0.1),
+]
 
 
 def scenario_of(seed):
     """The round of lab 08, with more prompts."""
     return Scenario(
-        num_clients=5, attackers=1, pictures_per_client=16, local_steps=40, batch_size=8, num_prompts=24, seed=seed
+        num_clients=5,
+        attackers=1,
+        pictures_per_client=16,
+        local_steps=40,
+        batch_size=8,
+        num_prompts=24,
+        seed=seed,
     )
 
 
@@ -51,16 +66,28 @@ def measure(point, seed):
     honest = uploads.states[: -uploads.scenario.attackers]
     if point["defence"] == HONEST:
         found = judge(uploads, combine(uploads.received, honest)[0])
-        found |= {"server's auc": uploads.overheard.auc, "server's tpr": uploads.overheard.tpr, "attacker's share": 0.0}
+        found |= {
+            "server's auc": uploads.overheard.auc,
+            "server's tpr": uploads.overheard.tpr,
+            "attacker's share": 0.0,
+        }
     else:
-        changes = [{name: state[name] - uploads.received[name] for name in state} for state in honest]
+        changes = [
+            {name: state[name] - uploads.received[name] for name in state} for state in honest
+        ]
         clip = point["clip"] * float(np.median([norm(change) for change in changes]))
         found = combined(uploads, clip, point["noise_multiplier"], point["defence"])
-    plain = {name: round(float(value), 4) for name, value in found.items() if name not in ("state", "pictures")}
+    plain = {
+        name: round(float(value), 4)
+        for name, value in found.items()
+        if name not in ("state", "pictures")
+    }
     return plain | {"loss before": round(uploads.loss_before, 4)}
 
 
 def recorded_leaks():
     """The recorded runs as a data frame: a row for each, with its way to combine, its seed and its numbers."""
     points = read_sweep(shipped("sweeps") / "what_leaks.json")["points"]
-    return pd.DataFrame([entry["point"] | {"seed": entry["seed"]} | entry["result"] for entry in points])
+    return pd.DataFrame(
+        [entry["point"] | {"seed": entry["seed"]} | entry["result"] for entry in points]
+    )

@@ -13,7 +13,15 @@ from fedgen_lab.split.scoring import score
 SEEDS = (0, 1, 2)
 _PLAIN, _LESS_TOLD = (0.0, 32, 0.0), (0.0, 32, 1.0)  # noise, bits, decorrelation
 _PROTECTIONS = {
-    "0000": (_PLAIN, (0.0, 8, 0.0), (2.0, 32, 0.0), _LESS_TOLD, (0.5, 32, 0.0), (1.0, 32, 0.0), (0.0, 32, 10.0)),
+    "0000": (
+        _PLAIN,
+        (0.0, 8, 0.0),
+        (2.0, 32, 0.0),
+        _LESS_TOLD,
+        (0.5, 32, 0.0),
+        (1.0, 32, 0.0),
+        (0.0, 32, 10.0),
+    ),
     "1010": (_PLAIN, _LESS_TOLD),  # block 1 of both nets on the client, too
 }
 POINTS = [
@@ -26,9 +34,14 @@ POINTS = [
 def scenario_of(point, seed):
     """Four clients at the lesson's smallest size, four rounds of forty iterations."""
     return GanScenario(
-        num_clients=4, rounds=4, cuts=point["cut"], noise=point["noise"], bits=point["bits"],
-        decorrelation=point["decorrelation"], seed=seed,
-    )  # fmt: skip
+        num_clients=4,
+        rounds=4,
+        cuts=point["cut"],
+        noise=point["noise"],
+        bits=point["bits"],
+        decorrelation=point["decorrelation"],
+        seed=seed,
+    )
 
 
 def measure(point, seed):
@@ -42,6 +55,9 @@ def measure(point, seed):
         "labels_from_discriminator": leak.label_accuracy["discriminator"],
         "mse": leak.mse,
         "baseline_mse": leak.baseline_mse,
-        **{name: float(scores[name].mean()) for name in ("image_score", "ceiling", "kid", "right_label")},
+        **{
+            name: float(scores[name].mean())
+            for name in ("image_score", "ceiling", "kid", "right_label")
+        },
     }
     return {name: round(value, 4) for name, value in numbers.items()}

@@ -39,11 +39,15 @@ class Uploads:
     states: tuple  # one upload a client; an attacker's is boosted
     members: object  # `Encoded` pictures of client 0
     held_out: object  # of all kinds, which nobody trained on: what the adapter is worth
-    kin: np.ndarray  # the rows of `held_out` of client 0's kinds: with other kinds among them, kind would be told
+    kin: (
+        np.ndarray
+    )  # the rows of `held_out` of client 0's kinds: with other kinds among them, kind would be told
     marked: object  # the backdoor's target under captions with the trigger, not those it was trained with
     before: tuple  # errors of members and of held-out pictures under the adapter that all clients started from
     backdoor_before: float  # loss of `marked` under it
-    overheard: Membership  # what client 0's upload tells the server, whatever it does with it afterwards
+    overheard: (
+        Membership  # what client 0's upload tells the server, whatever it does with it afterwards
+    )
     prompts: tuple  # to draw, for each kind of picture
     asked: object = None  # what each prompt asks for; None for a learner's own pictures
     draws: int = 4  # noises a picture in every measurement of a loss
@@ -60,7 +64,9 @@ def first_adapter():
 
     from fedgen_lab.shipped import shipped
 
-    halves = load_file(shipped("first-adapter") / "adapter.safetensors")  # rank 8; half precision on disk
+    halves = load_file(
+        shipped("first-adapter") / "adapter.safetensors"
+    )  # rank 8; half precision on disk
     return {name: tensor.float() for name, tensor in halves.items()}
 
 
@@ -81,7 +87,9 @@ def run_uploads(scenario, should_stop=None, on_event=None, start=None, draws=4):
         load_trainable(unet, start)
     received = trainable_state(unet)
     states = [outcome.client_states[client] for client in range(plain.num_clients)]
-    of_kind = dealt.held_out.attributes[plain.concept].isin(dealt.clients[VICTIM].attributes[plain.concept])
+    of_kind = dealt.held_out.attributes[plain.concept].isin(
+        dealt.clients[VICTIM].attributes[plain.concept]
+    )
     members, held_out = encode(pipeline, dealt.clients[VICTIM]), encode(pipeline, dealt.held_out)
     shown = dealt.held_out.take(range(0, len(dealt.held_out), 4))
     both = poison(shown, plain.seed)
@@ -92,9 +100,21 @@ def run_uploads(scenario, should_stop=None, on_event=None, start=None, draws=4):
     kin = np.flatnonzero(of_kind)
     overheard = _membership(before, errors_of(unet, schedule, members, held_out, draws=draws), kin)
     return Uploads(
-        plain, pipeline, as_arrays(received), tuple(map(as_arrays, states)), members, held_out, kin, marked, before,
-        backdoor_before, overheard, dealt.prompts or dealt.strip, dealt.asked, draws,
-    )  # fmt: skip
+        plain,
+        pipeline,
+        as_arrays(received),
+        tuple(map(as_arrays, states)),
+        members,
+        held_out,
+        kin,
+        marked,
+        before,
+        backdoor_before,
+        overheard,
+        dealt.prompts or dealt.strip,
+        dealt.asked,
+        draws,
+    )
 
 
 def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=False):
@@ -112,7 +132,9 @@ def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=Fals
             "Choose the defence 'mean' or 'clip', or turn secure aggregation off."
         )
     if noise_multiplier and (defence != "mean" or not clip):
-        raise ValueError("Noise belongs to a mean of clipped uploads: choose the defence 'mean' and a clip above 0.")
+        raise ValueError(
+            "Noise belongs to a mean of clipped uploads: choose the defence 'mean' and a clip above 0."
+        )
     shares = [1.0] * len(uploads.states)
     if defence == "mean" and clip:
         rule = private_mean(clip, noise_multiplier, len(uploads.states), uploads.scenario.seed)
@@ -121,8 +143,15 @@ def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=Fals
         attackers = max(1, uploads.scenario.attackers)
         state, shares = combine(uploads.received, uploads.states, None, defence, attackers, clip)
     found = judge(uploads, state)
-    auc, tpr = (found["auc"], found["tpr"]) if secure else (uploads.overheard.auc, uploads.overheard.tpr)
-    return found | {"server's auc": auc, "server's tpr": tpr, "attacker's share": shares[-1], "state": state}
+    auc, tpr = (
+        (found["auc"], found["tpr"]) if secure else (uploads.overheard.auc, uploads.overheard.tpr)
+    )
+    return found | {
+        "server's auc": auc,
+        "server's tpr": tpr,
+        "attacker's share": shares[-1],
+        "state": state,
+    }
 
 
 def judge(uploads, state, drawn=True):
@@ -141,14 +170,22 @@ def judge(uploads, state, drawn=True):
     membership = _membership(uploads.before, errors, uploads.kin)
     backdoor = float(denoising_loss(unet, schedule, uploads.marked, draws=uploads.draws).mean())
     found = {
-        "loss": float(errors[1].mean()), "auc": membership.auc, "tpr": membership.tpr,
+        "loss": float(errors[1].mean()),
+        "auc": membership.auc,
+        "tpr": membership.tpr,
         "backdoor": 100 * (1 - backdoor / uploads.backdoor_before),
-    }  # fmt: skip
+    }
     if not drawn:
         return found
     prompts, marked = list(uploads.prompts), triggered(uploads.prompts[:SHOWN])
-    pictures = tuple(draw(pipeline, words, range(len(words)), DRAWING_STEPS) for words in (prompts, marked))
-    fidelity = float("nan") if uploads.asked is None else prompt_fidelity(pictures[0], uploads.asked)["all"]
+    pictures = tuple(
+        draw(pipeline, words, range(len(words)), DRAWING_STEPS) for words in (prompts, marked)
+    )
+    fidelity = (
+        float("nan")
+        if uploads.asked is None
+        else prompt_fidelity(pictures[0], uploads.asked)["all"]
+    )
     return found | {"fidelity": fidelity, "pictures": pictures}
 
 
@@ -161,7 +198,9 @@ def _membership(before, after, kin):
 class Summed(NamedTuple):
     """What `summed_securely` leaves behind."""
 
-    state: dict  # the mean of the uploads that came through, as the server computed it: name -> array
+    state: (
+        dict  # the mean of the uploads that came through, as the server computed it: name -> array
+    )
     seen: dict  # client -> (D + 1,) uint32: all that the server saw of its upload
     refused: list  # what the server says about clients that were lost on the way
     megabytes: float  # sent up, all messages of the protocol together
@@ -192,7 +231,9 @@ def summed_securely(uploads, lost=(), clip=0.0):
 
     @server_app.main()
     def add_up(grid, context):
-        kept.append(SecureFedAvg(most_examples=1, min_available_nodes=len(uploads.states), clip=clip))
+        kept.append(
+            SecureFedAvg(most_examples=1, min_available_nodes=len(uploads.states), clip=clip)
+        )
         kept[0].start(grid, ArrayRecord(as_tensors(uploads.received)), num_rounds=1)
 
     run = run_app(server_app, secured(client_app), len(uploads.states), {"secure": 1})
@@ -209,4 +250,6 @@ def as_arrays(state):
 
 def as_tensors(state):
     """A state of NumPy arrays as float32 tensors."""
-    return {name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in state.items()}
+    return {
+        name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in state.items()
+    }

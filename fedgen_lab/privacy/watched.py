@@ -41,28 +41,42 @@ def watched_run(scenario, client=0, fresh=False, should_stop=None, on_step=None)
     and when the client was left out of the run.
     """
     if scenario.method != "huscf":
-        raise ValueError(f'Only the method "huscf" sends smashed data; got method {scenario.method!r}.')
+        raise ValueError(
+            f'Only the method "huscf" sends smashed data; got method {scenario.method!r}.'
+        )
     dealt = deal(scenario)
     generator, discriminator = start_nets(scenario)
     if fresh:
-        return Watched(generator, discriminator, [generator.state_dict()] * scenario.num_clients, dealt, client)
+        return Watched(
+            generator, discriminator, [generator.state_dict()] * scenario.num_clients, dealt, client
+        )
     app, servers = u_client_app(dealt, keep=True), []
     run = run_app(
-        u_server_app(on_step=on_step, keep=servers.append), app, scenario.num_clients, scenario.to_run_config(),
-        should_stop, stacked=stacked_clients(dealt),
-    )  # fmt: skip
+        u_server_app(on_step=on_step, keep=servers.append),
+        app,
+        scenario.num_clients,
+        scenario.to_run_config(),
+        should_stop,
+        stacked=stacked_clients(dealt),
+    )
     if run.stopped:
         return None
     (server,) = servers
     if client not in server.clients:
-        raise ValueError(f"Client {client} is not in the run: {[refusal.reason for refusal in server.refused]}.")
+        raise ValueError(
+            f"Client {client} is not in the run: {[refusal.reason for refusal in server.refused]}."
+        )
     known = {**server.state(), **server.clients[client].state}
     for name, net in (("g.", generator), ("d.", discriminator)):
-        net.load_state_dict({key[2:]: tensor for key, tensor in known.items() if key.startswith(name)})
+        net.load_state_dict(
+            {key[2:]: tensor for key, tensor in known.items() if key.startswith(name)}
+        )
     return Watched(generator, discriminator, server.generators, dealt, client)
 
 
-def attack_run(watched, scenario, auxiliary="runes", depth=None, number=128, steps=250, on_step=None):
+def attack_run(
+    watched, scenario, auxiliary="runes", depth=None, number=128, steps=250, on_step=None
+):
     """Attack the watched client under the scenario's protection; returns a `fedgen_lab.privacy.smashed.Leak`.
 
     auxiliary: the name of a domain whose pictures the attacker has. depth: blocks before the cut, as the scenario's
@@ -71,16 +85,32 @@ def attack_run(watched, scenario, auxiliary="runes", depth=None, number=128, ste
     """
     own = watched.dealt.domains[int(watched.dealt.domain_of[watched.client])]
     if auxiliary == own:
-        raise ValueError(f"The attacker must not know the client's own domain {own!r}; give it another one's pictures.")
+        raise ValueError(
+            f"The attacker must not know the client's own domain {own!r}; give it another one's pictures."
+        )
     if depth is None:
         cuts = scenario.cuts.split(",")
         cut = cuts[watched.client % len(cuts)]
         if cut not in ("0000", "1010", "0101", "1111"):
-            raise ValueError(f"Say which depth to attack: the cuts {scenario.cuts!r} don't name one for both nets.")
+            raise ValueError(
+                f"Say which depth to attack: the cuts {scenario.cuts!r} don't name one for both nets."
+            )
         depth = 1 + int(cut[0])
     domain = load_domain(auxiliary, AUXILIARY, SIZES[scenario.size].side, scenario.seed)
-    pictures, labels = (of[watched.client][:number] for of in (watched.dealt.pictures, watched.dealt.labels))
+    pictures, labels = (
+        of[watched.client][:number] for of in (watched.dealt.pictures, watched.dealt.labels)
+    )
     return attack(
-        watched.generator, watched.discriminator, pictures, labels, domain.as_tensor(), depth, scenario.noise,
-        scenario.bits, scenario.batch_size, steps, scenario.seed_of(_ATTACK), on_step,
-    )  # fmt: skip
+        watched.generator,
+        watched.discriminator,
+        pictures,
+        labels,
+        domain.as_tensor(),
+        depth,
+        scenario.noise,
+        scenario.bits,
+        scenario.batch_size,
+        steps,
+        scenario.seed_of(_ATTACK),
+        on_step,
+    )

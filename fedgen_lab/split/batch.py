@@ -9,7 +9,10 @@ import torch
 from fedgen_lab.split.nets import SIZES, new_discriminator, new_generator
 from fedgen_lab.split.scenario import GanScenario
 
-GENERATOR_KEY, DISCRIMINATOR_KEY = (0, 0), (0, 1)  # of `seed_of`; keys of batches have three numbers
+GENERATOR_KEY, DISCRIMINATOR_KEY = (
+    (0, 0),
+    (0, 1),
+)  # of `seed_of`; keys of batches have three numbers
 
 
 def start_nets(scenario):
@@ -21,9 +24,14 @@ def start_nets(scenario):
 
 def addressee(context):
     """Whose context this is: (scenario, client). Raises ValueError for a client too many."""
-    scenario, client = GanScenario.from_run_config(context.run_config), int(context.node_config["partition-id"])
+    scenario, client = (
+        GanScenario.from_run_config(context.run_config),
+        int(context.node_config["partition-id"]),
+    )
     if client >= scenario.num_clients:
-        raise ValueError(f"This node is client {client}, but the run has num-clients={scenario.num_clients}.")
+        raise ValueError(
+            f"This node is client {client}, but the run has num-clients={scenario.num_clients}."
+        )
     return scenario, client
 
 
@@ -44,7 +52,9 @@ def draw_batch(scenario, pictures, labels, client, server_round, iteration):
     BatchNorm can't take the spread of one.
     """
     if len(pictures) < 2:
-        raise ValueError(f"Client {client} holds {len(pictures)} pictures; it needs 2 at least. Give it more.")
+        raise ValueError(
+            f"Client {client} holds {len(pictures)} pictures; it needs 2 at least. Give it more."
+        )
     draw = torch.Generator().manual_seed(scenario.seed_of(client, server_round, iteration))
     rows = torch.randperm(len(pictures), generator=draw)[: scenario.batch_size]
     z = torch.randn(len(rows), SIZES[scenario.size].z_dim, generator=draw, dtype=pictures.dtype)

@@ -11,7 +11,9 @@ The published code scores KL(others || client), while its comment says KL(client
 import numpy as np
 import torch
 
-FEWEST_STRUCTURE = 0.25  # a mean silhouette below this is "no substantial structure": Kaufman and Rousseeuw 1990
+FEWEST_STRUCTURE = (
+    0.25  # a mean silhouette below this is "no substantial structure": Kaufman and Rousseeuw 1990
+)
 MOST_CLUSTERS = 8  # more domains than the lab has
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -29,9 +31,13 @@ def cluster(taps, k=0, seed=0):
     """
     taps = _as_array(taps)
     if taps.ndim != 2 or not len(taps):
-        raise ValueError(f"taps must have the shape (clients, features); got {taps.shape}. Flatten each client's tap.")
+        raise ValueError(
+            f"taps must have the shape (clients, features); got {taps.shape}. Flatten each client's tap."
+        )
     if k < 0 or int(k) != k:
-        raise ValueError(f"k must be a whole number of at least 0 (0: chosen by silhouette); got {k!r}.")
+        raise ValueError(
+            f"k must be a whole number of at least 0 (0: chosen by silhouette); got {k!r}."
+        )
     usable = np.isfinite(taps).all(axis=1)
     groups = np.full(len(taps), -1)
     if usable.any():
@@ -51,7 +57,9 @@ def kld_scores(taps, groups=None, reference=False):
     """
     taps = torch.as_tensor(taps).detach().double().cpu()
     if taps.ndim != 3:
-        raise ValueError(f"taps must have the shape (clients, channels, positions); got {tuple(taps.shape)}.")
+        raise ValueError(
+            f"taps must have the shape (clients, channels, positions); got {tuple(taps.shape)}."
+        )
     groups = np.zeros(len(taps), int) if groups is None else _one_each("groups", groups, len(taps))
     usable = taps.isfinite().all(dim=2).all(dim=1).numpy()
     scores = np.full(len(taps), np.nan)
@@ -61,9 +69,13 @@ def kld_scores(taps, groups=None, reference=False):
             continue
         log_p = taps[members].log_softmax(dim=2)  # (n, C, P)
         p = log_p.exp()
-        log_q = ((p.sum(dim=0) - p) / (len(members) - 1)).clamp(min=1e-300).log()  # the mean of the others, (n, C, P)
+        log_q = (
+            ((p.sum(dim=0) - p) / (len(members) - 1)).clamp(min=1e-300).log()
+        )  # the mean of the others, (n, C, P)
         divergence = log_q.exp() * (log_q - log_p) if reference else p * (log_p - log_q)
-        scores[members] = divergence.sum(dim=2).mean(dim=1).clamp(min=0)  # rounding may fall a little below 0
+        scores[members] = (
+            divergence.sum(dim=2).mean(dim=1).clamp(min=0)
+        )  # rounding may fall a little below 0
     return scores
 
 
@@ -88,17 +100,25 @@ def weights(counts, scores, groups, alpha):
     """
     counts = np.asarray(counts, float)
     scores = _one_each("scores", scores, len(counts)).astype(float)
-    groups = np.zeros(len(counts), int) if groups is None else _one_each("groups", groups, len(counts))
+    groups = (
+        np.zeros(len(counts), int) if groups is None else _one_each("groups", groups, len(counts))
+    )
     if not (counts >= 1).all():
-        raise ValueError(f"every client must hold at least one picture; got the counts {counts.tolist()}.")
+        raise ValueError(
+            f"every client must hold at least one picture; got the counts {counts.tolist()}."
+        )
     if not 0 <= alpha < np.inf:
         raise ValueError(f"alpha must be a number of at least 0; got {alpha!r}.")
     result = np.zeros(len(counts))
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
         scored = members[np.isfinite(scores[members])]
-        if len(scored):  # the lowest score first taken off, which cancels, so that no exponential vanishes for all
-            result[scored] = counts[scored] * np.exp(-alpha * (scores[scored] - scores[scored].min()))
+        if len(
+            scored
+        ):  # the lowest score first taken off, which cancels, so that no exponential vanishes for all
+            result[scored] = counts[scored] * np.exp(
+                -alpha * (scores[scored] - scores[scored].min())
+            )
         else:
             result[members] = counts[members]
         result[members] /= result[members].sum()
@@ -113,19 +133,28 @@ def aggregate(states, weights, groups=None):
     Raises ValueError when names differ or there is not one weight a client.
     """
     weights = _one_each("weights", weights, len(states))
-    groups = np.zeros(len(states), int) if groups is None else _one_each("groups", groups, len(states))
+    groups = (
+        np.zeros(len(states), int) if groups is None else _one_each("groups", groups, len(states))
+    )
     for client, state in enumerate(states):
         if state.keys() != states[0].keys():
             name = sorted(state.keys() ^ states[0].keys())[0]
-            raise ValueError(f"clients 0 and {client} hold different tensors, for example {name!r}; average layer by "
-                             "layer with aggregate_layers() where clients hold different blocks.")  # fmt: skip
+            raise ValueError(
+                f"clients 0 and {client} hold different tensors, for example {name!r}; average layer by "
+                "layer with aggregate_layers() where clients hold different blocks."
+            )
     return [
-        {name: _mean([(weights[k], states[k][name]) for k in np.flatnonzero(groups == group)]) for name in states[0]}
+        {
+            name: _mean([(weights[k], states[k][name]) for k in np.flatnonzero(groups == group)])
+            for name in states[0]
+        }
         for group in np.unique(groups)
     ]
 
 
-def aggregate_layers(client_states, server_state, holds, group_weights, groups, global_weights, batch_norm="cluster"):
+def aggregate_layers(
+    client_states, server_state, holds, group_weights, groups, global_weights, batch_norm="cluster"
+):
     """Average layer by layer where clients hold different blocks: (one state per cluster, the server's state).
 
     Names are those of the whole model: "g.<block>.<parameter>" and "d.<block>.<parameter>". holds[i] is the set of
@@ -138,32 +167,46 @@ def aggregate_layers(client_states, server_state, holds, group_weights, groups, 
     their own. Raises ValueError when a block is neither with a client nor with the server, or for another batch_norm.
     """
     if batch_norm not in ("averaged", "local", "cluster"):
-        raise ValueError(f'batch_norm must be "averaged", "local" or "cluster"; got {batch_norm!r}.')
+        raise ValueError(
+            f'batch_norm must be "averaged", "local" or "cluster"; got {batch_norm!r}.'
+        )
     groups = _one_each("groups", groups, len(client_states))
     group_weights = _one_each("group_weights", group_weights, len(client_states))
     global_weights = _one_each("global_weights", global_weights, len(client_states))
     everyone = range(len(client_states))
 
-    def copies(name, members, weight):  # (weight, tensor) of each member: its own copy, or the server's
+    def copies(
+        name, members, weight
+    ):  # (weight, tensor) of each member: its own copy, or the server's
         for k in members:
             state = client_states[k] if _block(name) in holds[k] else server_state
             if name not in state:
-                raise ValueError(f"nobody gave {name!r} for client {k}: give it the block, or the server.")
+                raise ValueError(
+                    f"nobody gave {name!r} for client {k}: give it the block, or the server."
+                )
             yield weight[k], state[name]
 
     clusters = []
     for group in np.unique(groups):
         members = np.flatnonzero(groups == group)
         state = {}
-        for name in dict.fromkeys(name for k in members for name in client_states[k] if _block(name) in holds[k]):
+        for name in dict.fromkeys(
+            name for k in members for name in client_states[k] if _block(name) in holds[k]
+        ):
             if batch_norm == "local" and is_statistic(name):
                 continue
             over_all = batch_norm == "averaged" and is_statistic(name)
-            state[name] = _mean(copies(name, *((everyone, global_weights) if over_all else (members, group_weights))))
+            state[name] = _mean(
+                copies(
+                    name, *((everyone, global_weights) if over_all else (members, group_weights))
+                )
+            )
         clusters.append(state)
     server = {
         name: tensor.clone()
-        if batch_norm == "local" and is_statistic(name) or not any(_block(name) in held for held in holds)
+        if batch_norm == "local"
+        and is_statistic(name)
+        or not any(_block(name) in held for held in holds)
         else _mean(copies(name, everyone, global_weights))
         for name, tensor in server_state.items()
     }
@@ -182,8 +225,13 @@ def _k_means(taps, k, seed):
     different = len(np.unique(taps, axis=0))
     if k:
         return _fit(taps, min(k, different), seed)
-    tries = [_fit(taps, number, seed) for number in range(2, min(MOST_CLUSTERS, different, len(taps) - 1) + 1)]
-    scored = [(silhouette_score(taps, groups), -i) for i, groups in enumerate(tries)]  # a tie: the fewer clusters
+    tries = [
+        _fit(taps, number, seed)
+        for number in range(2, min(MOST_CLUSTERS, different, len(taps) - 1) + 1)
+    ]
+    scored = [
+        (silhouette_score(taps, groups), -i) for i, groups in enumerate(tries)
+    ]  # a tie: the fewer clusters
     best, place = max(scored, default=(0.0, 0))
     return tries[-place] if best >= FEWEST_STRUCTURE else np.zeros(len(taps), int)
 
@@ -191,7 +239,9 @@ def _k_means(taps, k, seed):
 def _fit(taps, k, seed):
     from sklearn.cluster import KMeans
 
-    return KMeans(n_clusters=k, random_state=seed, n_init=10).fit_predict(taps)  # ten starts, as in the original
+    return KMeans(n_clusters=k, random_state=seed, n_init=10).fit_predict(
+        taps
+    )  # ten starts, as in the original
 
 
 def _by_first_member(groups):
@@ -213,11 +263,17 @@ def _block(name):
 
 
 def _as_array(values):
-    return values.detach().cpu().double().numpy() if isinstance(values, torch.Tensor) else np.asarray(values, float)
+    return (
+        values.detach().cpu().double().numpy()
+        if isinstance(values, torch.Tensor)
+        else np.asarray(values, float)
+    )
 
 
 def _one_each(name, values, clients):
     values = np.asarray(values)
     if values.shape != (clients,):
-        raise ValueError(f"{name} must have one entry for each of the {clients} clients; got shape {values.shape}.")
+        raise ValueError(
+            f"{name} must have one entry for each of the {clients} clients; got shape {values.shape}."
+        )
     return values

@@ -31,7 +31,9 @@ def parse_cuts(text, num_clients, size, batch_size, reference=False):
         work = block_flops(size, batch_size, reference)
         return exact_cuts(deal_devices(num_clients), work, reference)[0]
     cuts = [cut.strip() for cut in text.split(",")]
-    if len(cuts) not in (1, num_clients) or any(len(cut) != 4 or set(cut) - set("01") for cut in cuts):
+    if len(cuts) not in (1, num_clients) or any(
+        len(cut) != 4 or set(cut) - set("01") for cut in cuts
+    ):
         raise ValueError(
             f'cuts must be "optimum", or four bits such as "0110" for all or for each of the {num_clients} clients '
             f"with commas between; got {text!r}."
@@ -54,14 +56,24 @@ def exact_cuts(devices, work, reference=False, server=SERVER):
     cuts = np.stack(bits, axis=1)  # (N, 4)
     room = _room(devices, work)  # (N,)
     if (memory_bytes(cuts, work) > room).any():
-        cuts = _best_within(room, legs, work, iteration_seconds(cuts, devices, work, reference, server))
+        cuts = _best_within(
+            room, legs, work, iteration_seconds(cuts, devices, work, reference, server)
+        )
     return _tuples(cuts), iteration_seconds(cuts, devices, work, reference, server)
 
 
 def genetic_cuts(
-    devices, work, seed=0, generations=300, population=1000, reference=False, server=SERVER, tile=1,
-    on_generation=None, should_stop=None,
-):  # fmt: skip
+    devices,
+    work,
+    seed=0,
+    generations=300,
+    population=1000,
+    reference=False,
+    server=SERVER,
+    tile=1,
+    on_generation=None,
+    should_stop=None,
+):
     """The best cuts that a genetic algorithm met, and their seconds: (list of N tuples, seconds). Nothing is proven.
 
     The published recipe, through DEAP: tournaments of five; crossover for 0.7 of the pairs, half of them uniform and
@@ -78,7 +90,9 @@ def genetic_cuts(
     from deap import base, tools
 
     if population < 2:
-        raise ValueError(f"population must be at least 2, so that there are parents; got {population!r}.")
+        raise ValueError(
+            f"population must be at least 2, so that there are parents; got {population!r}."
+        )
     if tile < 1:
         raise ValueError(f"tile must be at least 1 client; got {tile!r}.")
 
@@ -91,8 +105,12 @@ def genetic_cuts(
             self.fitness = Fitness()
 
     room = _room(devices, work)
-    tile_of = np.empty(len(devices), int)  # (N,) the clients in order of speed and link, cut into tiles
-    alike = sorted(range(len(devices)), key=lambda i: (devices[i].flops_per_second, devices[i].bits_per_second))
+    tile_of = np.empty(
+        len(devices), int
+    )  # (N,) the clients in order of speed and link, cut into tiles
+    alike = sorted(
+        range(len(devices)), key=lambda i: (devices[i].flops_per_second, devices[i].bits_per_second)
+    )
     tile_of[alike] = np.arange(len(devices)) // tile
     width = 4 * (tile_of.max() + 1)
 
@@ -111,12 +129,17 @@ def genetic_cuts(
         children = [Individual(parent) for parent in parents]
         for one, other in zip(children[::2], children[1::2], strict=False):
             if random.random() < 0.7:
-                tools.cxUniform(one, other, 0.5) if random.random() < 0.5 else tools.cxTwoPoint(one, other)
+                tools.cxUniform(one, other, 0.5) if random.random() < 0.5 else tools.cxTwoPoint(
+                    one, other
+                )
         for child in children:
             tools.mutFlipBit(child, 0.01)
         return children
 
-    individuals = [Individual(row) for row in np.random.default_rng(seed).integers(0, 2, (population, width)).tolist()]
+    individuals = [
+        Individual(row)
+        for row in np.random.default_rng(seed).integers(0, 2, (population, width)).tolist()
+    ]
     if np.isfinite(room).any():
         individuals[0] = Individual([0] * width)  # fits for certain
     judge(individuals)
@@ -153,9 +176,13 @@ def _best_bits(up, down):
     order = np.argsort(one_down, kind="stable")
     best, best_bits = np.inf, None
     for bound in [-np.inf, *np.unique(one_up)]:
-        could = order[one_up[order] <= bound]  # those that keep within P, by their seconds on the second leg
+        could = order[
+            one_up[order] <= bound
+        ]  # those that keep within P, by their seconds on the second leg
         never = np.setdiff1d(order, could)
-        waiting = len(order) - np.arange(len(could) + 1)  # clients with bit 0 when the first j of `could` have bit 1
+        waiting = len(order) - np.arange(
+            len(could) + 1
+        )  # clients with bit 0 when the first j of `could` have bit 1
 
         def leg(zero, one, server_seconds, could=could, never=never, waiting=waiting):
             """(J + 1,) seconds of a leg when the first j of `could` have bit 1 and all others 0."""
@@ -164,8 +191,12 @@ def _best_bits(up, down):
             zeros = np.maximum.accumulate(rest[::-1])[::-1]
             return np.maximum(ones, zeros + server_seconds * waiting)
 
-        seconds = leg(zero_up, one_up, up.server_seconds) + leg(zero_down, one_down, down.server_seconds)
-        j = len(seconds) - 1 - int(seconds[::-1].argmin())  # of equals the last: equal devices stay together
+        seconds = leg(zero_up, one_up, up.server_seconds) + leg(
+            zero_down, one_down, down.server_seconds
+        )
+        j = (
+            len(seconds) - 1 - int(seconds[::-1].argmin())
+        )  # of equals the last: equal devices stay together
         if seconds[j] < best:
             best, best_bits = seconds[j], np.isin(np.arange(len(order)), could[:j])
     return best_bits.astype(int)
@@ -185,7 +216,9 @@ def _best_within(room, legs, work, scale):
 
     own = np.array([leg.own_seconds() for leg in legs]) / scale  # (8, 2, N)
     alike = np.vstack([room, own.reshape(-1, len(room))])  # (17, N)
-    _, first, kind_of, many = np.unique(alike, axis=1, return_index=True, return_inverse=True, return_counts=True)
+    _, first, kind_of, many = np.unique(
+        alike, axis=1, return_index=True, return_inverse=True, return_counts=True
+    )
     fits = memory_bytes(_EVERY, work) <= room[first, None]  # (K, 16)
     kinds = len(many)
     any_at = np.arange(8 * kinds).reshape(kinds, 4, 2)
@@ -216,33 +249,47 @@ def _best_within(room, legs, work, scale):
         require(factors, 0, 0)
     for number, leg in enumerate(legs):
         waiting = leg.server_seconds / scale
-        for (zero, one), (with_zero, with_one) in zip(own[number][:, first].T, any_at[:, leg.bit], strict=True):
+        for (zero, one), (with_zero, with_one) in zip(
+            own[number][:, first].T, any_at[:, leg.bit], strict=True
+        ):
             require({leg_at[number]: 1, zeros_at[leg.bit]: -waiting, with_zero: -zero}, at_least=0)
             require({leg_at[number]: 1, with_one: -one}, at_least=0)
 
     counts = fits * np.where(many > 1, many, 0)[:, None]  # (K, 16) none where bits are enough
     most = np.concatenate([np.ones(8 * kinds), counts.ravel(), np.full(12, np.inf)])
-    entries = [(row, column, factor) for row, factors in enumerate(rows) for column, factor in factors.items()]
+    entries = [
+        (row, column, factor)
+        for row, factors in enumerate(rows)
+        for column, factor in factors.items()
+    ]
     row, column, factor = zip(*entries, strict=True)
     found = milp(
         c=np.arange(len(most)) >= leg_at[0],
         integrality=np.arange(len(most)) < leg_at[0],
         bounds=Bounds(0, most),
-        constraints=LinearConstraint(coo_array((factor, (row, column)), (len(rows), len(most))).tocsr(), low, high),
+        constraints=LinearConstraint(
+            coo_array((factor, (row, column)), (len(rows), len(most))).tocsr(), low, high
+        ),
         options={"mip_rel_gap": 1e-9},
     )
     if found.x is None:
         raise RuntimeError(f"The solver found no cuts within the devices' memory: {found.message}")
     solved, cuts = found.x[: leg_at[0]].round().astype(int), np.empty((len(room), 4), int)
     for kind, number in enumerate(many):
-        taken = _EVERY.repeat(solved[cut_at[kind]], axis=0) if number > 1 else solved[any_at[kind, :, 1]]
+        taken = (
+            _EVERY.repeat(solved[cut_at[kind]], axis=0)
+            if number > 1
+            else solved[any_at[kind, :, 1]]
+        )
         cuts[kind_of == kind] = taken
     return cuts
 
 
 def _room(devices, work):
     """Each device's memory in bytes (N,), infinite where it has no limit."""
-    room = np.array([np.inf if device.memory_bytes is None else device.memory_bytes for device in devices])
+    room = np.array(
+        [np.inf if device.memory_bytes is None else device.memory_bytes for device in devices]
+    )
     least = memory_bytes((0, 0, 0, 0), work)
     if (room < least).any():
         device = devices[int(room.argmin())]

@@ -29,11 +29,22 @@ SCENARIOS = {  # share, number of domains, clients and pictures per client of th
     "S5": ("highly-non-iid", 2, 100, 600),
     "S6": ("iid", 4, 80, 750),
 }
-IN_PLACE_OF = ("digits", "garments", "runes", "letters")  # MNIST, Fashion-MNIST, KMNIST and notMNIST
+IN_PLACE_OF = (
+    "digits",
+    "garments",
+    "runes",
+    "letters",
+)  # MNIST, Fashion-MNIST, KMNIST and notMNIST
 DIGITS = 1_438  # pictures in the training part of "digits": all that there are
-FEWEST_HELD_OUT = 7  # precision and recall look at five neighbours: `fedgen_lab.scores.precision_recall`
+FEWEST_HELD_OUT = (
+    7  # precision and recall look at five neighbours: `fedgen_lab.scores.precision_recall`
+)
 FEWEST = 2  # pictures of a client, whatever its share: BatchNorm needs two
-_POOL, _HELD_OUT, _SHARE = 9_000_000, 9_100_000, 9_200_000  # first keys of seeds, which no client's number reaches
+_POOL, _HELD_OUT, _SHARE = (
+    9_000_000,
+    9_100_000,
+    9_200_000,
+)  # first keys of seeds, which no client's number reaches
 
 
 @dataclass(frozen=True)
@@ -90,12 +101,23 @@ def published_scenario(name, num_clients=None, **changes):
     Raises ValueError for another name.
     """
     if name not in SCENARIOS:
-        raise ValueError(f"There is no published scenario {name!r}. Choose from: {', '.join(SCENARIOS)}.")
+        raise ValueError(
+            f"There is no published scenario {name!r}. Choose from: {', '.join(SCENARIOS)}."
+        )
     share, num_domains, clients, each = SCENARIOS[name]
     knobs = {"share": share, "domains": ",".join(IN_PLACE_OF[:num_domains])}
     if num_clients is None:
-        knobs |= {"num_clients": clients, "pictures_per_client": each, "size": "reference", "rounds": 50}
-        knobs |= {"batch_size": 64, "learning_rate": 2e-4, "iterations": 5 * -(-each // 64)}  # five local epochs
+        knobs |= {
+            "num_clients": clients,
+            "pictures_per_client": each,
+            "size": "reference",
+            "rounds": 50,
+        }
+        knobs |= {
+            "batch_size": 64,
+            "learning_rate": 2e-4,
+            "iterations": 5 * -(-each // 64),
+        }  # five local epochs
     else:
         knobs["num_clients"] = num_clients
     scenario = GanScenario.for_profile(**(knobs | changes))
@@ -108,11 +130,22 @@ def published_scenario(name, num_clients=None, **changes):
 
 def _what_matters(scenario):
     """The scenario with its defaults but for the knobs that decide who holds what; checked for enough clients."""
-    knobs = ("num_clients", "domains", "share", "skew", "pictures_per_client", "unequal", "size", "seed")
+    knobs = (
+        "num_clients",
+        "domains",
+        "share",
+        "skew",
+        "pictures_per_client",
+        "unequal",
+        "size",
+        "seed",
+    )
     scenario = GanScenario(**{name: getattr(scenario, name) for name in knobs})
     names = scenario.domain_names
     if not names:
-        raise ValueError(f"domains must name at least one domain, such as {','.join(OFFLINE[:2])!r}.")
+        raise ValueError(
+            f"domains must name at least one domain, such as {','.join(OFFLINE[:2])!r}."
+        )
     if scenario.num_clients < len(names):
         raise ValueError(
             f"{len(names)} domains need at least as many clients; num_clients is {scenario.num_clients}. "
@@ -125,7 +158,9 @@ def _what_matters(scenario):
 def _dealt(scenario):
     names, side = scenario.domain_names, SIZES[scenario.size].side
     parts = [_dealt_of_domain(scenario, number) for number in range(len(names))]
-    held = [parts[client % len(names)][client // len(names)] for client in range(scenario.num_clients)]
+    held = [
+        parts[client % len(names)][client // len(names)] for client in range(scenario.num_clients)
+    ]
     pictures, labels = (list(each) for each in zip(*held, strict=True))
     held_out = [
         load_domain(name, None, side, scenario.seed_of(_HELD_OUT, number), held_out=True)
@@ -139,9 +174,12 @@ def _dealt(scenario):
             )
     counts = pd.DataFrame(
         [np.bincount(each, minlength=NUM_LABELS) for each in labels],
-        index=pd.RangeIndex(len(labels), name="client"), columns=pd.RangeIndex(NUM_LABELS, name="label"),
-    )  # fmt: skip
-    return Dealt(pictures, labels, np.arange(scenario.num_clients) % len(names), names, held_out, counts)
+        index=pd.RangeIndex(len(labels), name="client"),
+        columns=pd.RangeIndex(NUM_LABELS, name="label"),
+    )
+    return Dealt(
+        pictures, labels, np.arange(scenario.num_clients) % len(names), names, held_out, counts
+    )
 
 
 @lru_cache(maxsize=16)
@@ -178,7 +216,9 @@ def _pool(name, scenario, number, sizes, of_all):
     else:
         wanted = of_all
     is_drawn = name in OFFLINE[1:] or name.startswith("sprites:")
-    pool = load_domain(name, wanted if is_drawn else None, size.side, scenario.seed_of(_POOL, number))
+    pool = load_domain(
+        name, wanted if is_drawn else None, size.side, scenario.seed_of(_POOL, number)
+    )
     if pool.images.shape[1] != size.channels:
         kinds = {1: "grey", 3: "in colour"}
         raise ValueError(
@@ -199,7 +239,9 @@ def _by_skew(pool, scenario, sizes, rng):
     biggest = int(sizes.max())
     table, seed = pd.DataFrame({"label": pool.labels.numpy()}), int(rng.integers(2**31))
     parts = by_skew(table, "label", len(sizes), scenario.skew, biggest, seed)
-    return [part[np.arange(size) * biggest // size] for part, size in zip(parts, sizes, strict=True)]
+    return [
+        part[np.arange(size) * biggest // size] for part, size in zip(parts, sizes, strict=True)
+    ]
 
 
 def _by_scheme(pool, scenario, sizes, rng):

@@ -24,7 +24,9 @@ def protect(activation, noise=0.0, bits=32, generator=None):
     sent = activation.detach()
     if noise:
         if generator is None:
-            raise ValueError("noise needs a torch.Generator, so that the same seed sends the same numbers.")
+            raise ValueError(
+                "noise needs a torch.Generator, so that the same seed sends the same numbers."
+            )
         drawn = torch.randn(sent.shape, generator=generator, dtype=sent.dtype).to(sent.device)
         sent = sent + noise * sent.std(correction=0) * drawn
     return from_bytes(*to_bytes(sent), dtype=sent.dtype) if bits == 8 else sent
@@ -38,7 +40,9 @@ def to_bytes(activation):
     low, high = (float(end) for end in activation.detach().aminmax())
     step = (high - low) / 255
     if not abs(step) < float("inf"):
-        raise ValueError(f"An activation from {low} to {high} can't be sent in 8 bits; lower the learning rate.")
+        raise ValueError(
+            f"An activation from {low} to {high} can't be sent in 8 bits; lower the learning rate."
+        )
     codes = ((activation.detach() - low) / (step or 1.0)).round().clamp(0, 255)
     return codes.to(torch.uint8), low, step
 
@@ -70,7 +74,9 @@ def leakage_penalty(activation, labels, pictures=None, num_labels=10):
     """
     sent = activation.flatten(-3)  # (..., B, F)
     penalty = distance_correlation(F.one_hot(labels, num_labels), sent)
-    return penalty if pictures is None else penalty + distance_correlation(pictures.flatten(-3), sent)
+    return (
+        penalty if pictures is None else penalty + distance_correlation(pictures.flatten(-3), sent)
+    )
 
 
 def _centred_distances(vectors):

@@ -26,38 +26,63 @@ class Hop:
 
 
 HOPS = {
-    "start": Hop((), ("g_head",), "down: the client's blocks; up: activations of the generator's head",
-                 (("forward", "g_head", 1),)),
-    "fakes": Hop(("g_body",), ("d_head_fake", "d_head_real"),
-                 "down: activations of the generator's body; up: activations of the discriminator's head, on fakes and "
-                 "on real pictures", (("forward", "g_tail", 1), ("forward", "d_head", 2))),
-    "judge": Hop(("d_body_fake", "d_body_real"), ("d_body_fake", "d_body_real"),
-                 "down: activations of the discriminator's body; up: gradients at them",
-                 (("forward", "d_tail", 2), ("backward", "d_tail", 2))),
-    "learn_d": Hop(("d_head_fake", "d_head_real"), ("d_head_fool",),
-                   "down: gradients at the discriminator's head; up: the new head's activations on the same fakes",
-                   (("backward", "d_head", 2), ("forward", "d_head", 1))),
-    "fool": Hop(("d_body_fool",), ("d_body_fool",),
-                "down: activations of the new discriminator's body; up: gradients at them",
-                (("forward", "d_tail", 1), ("backward", "d_tail", 1))),
-    "back_to_g": Hop(("d_head_fool",), ("g_body",),
-                     "down: gradients at the discriminator's head; up: gradients at the generator's body",
-                     (("backward", "d_head", 1), ("backward", "g_tail", 1))),
-    "learn_g": Hop(("g_head",), ("g_head",),
-                   "down: gradients at the generator's head; up: the new head's activations for the next iteration, or "
-                   "after a round's last one the client's blocks",
-                   (("backward", "g_head", 1), ("forward", "g_head", 1))),
+    "start": Hop(
+        (),
+        ("g_head",),
+        "down: the client's blocks; up: activations of the generator's head",
+        (("forward", "g_head", 1),),
+    ),
+    "fakes": Hop(
+        ("g_body",),
+        ("d_head_fake", "d_head_real"),
+        "down: activations of the generator's body; up: activations of the discriminator's head, on fakes and "
+        "on real pictures",
+        (("forward", "g_tail", 1), ("forward", "d_head", 2)),
+    ),
+    "judge": Hop(
+        ("d_body_fake", "d_body_real"),
+        ("d_body_fake", "d_body_real"),
+        "down: activations of the discriminator's body; up: gradients at them",
+        (("forward", "d_tail", 2), ("backward", "d_tail", 2)),
+    ),
+    "learn_d": Hop(
+        ("d_head_fake", "d_head_real"),
+        ("d_head_fool",),
+        "down: gradients at the discriminator's head; up: the new head's activations on the same fakes",
+        (("backward", "d_head", 2), ("forward", "d_head", 1)),
+    ),
+    "fool": Hop(
+        ("d_body_fool",),
+        ("d_body_fool",),
+        "down: activations of the new discriminator's body; up: gradients at them",
+        (("forward", "d_tail", 1), ("backward", "d_tail", 1)),
+    ),
+    "back_to_g": Hop(
+        ("d_head_fool",),
+        ("g_body",),
+        "down: gradients at the discriminator's head; up: gradients at the generator's body",
+        (("backward", "d_head", 1), ("backward", "g_tail", 1)),
+    ),
+    "learn_g": Hop(
+        ("g_head",),
+        ("g_head",),
+        "down: gradients at the generator's head; up: the new head's activations for the next iteration, or "
+        "after a round's last one the client's blocks",
+        (("backward", "g_head", 1), ("forward", "g_head", 1)),
+    ),
     "finish": Hop((), (), "down: the client's averaged blocks; up: nothing", ()),
-}  # fmt: skip
+}
 
 
 def segments(cut):
     """Which blocks each part of the client's half is made of, for a cut (g1, g3, d1, d3): {"g_head": ["g.0", ...]}."""
     g1, g3, d1, d3 = cut
     return {
-        "g_head": ["g.0", "g.1"][: 1 + g1], "g_tail": ["g.3", "g.4"][1 - g3 :],
-        "d_head": ["d.0", "d.1"][: 1 + d1], "d_tail": ["d.3", "d.4"][1 - d3 :],
-    }  # fmt: skip
+        "g_head": ["g.0", "g.1"][: 1 + g1],
+        "g_tail": ["g.3", "g.4"][1 - g3 :],
+        "d_head": ["d.0", "d.1"][: 1 + d1],
+        "d_tail": ["d.3", "d.4"][1 - d3 :],
+    }
 
 
 class Half:
@@ -69,9 +94,19 @@ class Half:
     """
 
     def __init__(self, blocks, cut, learning_rate, decorrelation=0.0):
-        self.blocks, self.cut, self.learning_rate, self.decorrelation = blocks, cut, learning_rate, decorrelation
-        self.parts = {part: [blocks[name] for name in names] for part, names in segments(cut).items()}
-        self.adams, self.asleep = {}, {}  # net -> its optimiser, once it has learned; net -> moments to begin with
+        self.blocks, self.cut, self.learning_rate, self.decorrelation = (
+            blocks,
+            cut,
+            learning_rate,
+            decorrelation,
+        )
+        self.parts = {
+            part: [blocks[name] for name in names] for part, names in segments(cut).items()
+        }
+        self.adams, self.asleep = (
+            {},
+            {},
+        )  # net -> its optimiser, once it has learned; net -> moments to begin with
         self.batch, self.kept = None, {}
 
     def moments(self):
@@ -98,7 +133,10 @@ class Half:
 
     def learn_d(self, fake_gradient, real_gradient):
         """D's head learns, then looks at the same fakes again."""
-        outputs, gradients = [self._again("d_head_fake"), self._again("d_head_real")], [fake_gradient, real_gradient]
+        outputs, gradients = (
+            [self._again("d_head_fake"), self._again("d_head_real")],
+            [fake_gradient, real_gradient],
+        )
         if self.decorrelation:
             _, labels, pictures = self.batch
             penalty = leakage_penalty(outputs[0], labels, self._again("fakes").detach())
@@ -111,14 +149,18 @@ class Half:
 
     def fool(self, fooling):
         """G's loss, at D's tail; D learns nothing from it."""
-        loss = adversarial_loss(run_blocks(self.parts["d_tail"], fooling.requires_grad_()), real=True)
+        loss = adversarial_loss(
+            run_blocks(self.parts["d_tail"], fooling.requires_grad_()), real=True
+        )
         return torch.autograd.grad(loss, fooling)
 
     def back_to_g(self, gradient):
         """Back through D's head and the fakes; G's tail learns."""
         fooling, g_body = self._again("d_head_fool"), self.kept["g_body"]
         ours = [p for block in self.parts["g_tail"] for p in block.parameters()]
-        self._learn("g", [fooling], [gradient], inputs=[g_body, *ours])  # no gradients for D's weights
+        self._learn(
+            "g", [fooling], [gradient], inputs=[g_body, *ours]
+        )  # no gradients for D's weights
         for name in ("d_head_fool", "fakes", "g_body"):
             del self.kept[name]
         return (g_body.grad,)
@@ -133,8 +175,12 @@ class Half:
         del self.kept["g_head"]
 
     def _learn(self, net, outputs, gradients, inputs=None):
-        if net not in self.adams:  # torch takes two seconds to get its first optimiser ready; most hops do without
-            self.adams[net] = new_adam([b for name, b in self.blocks.items() if name[0] == net], self.learning_rate)
+        if (
+            net not in self.adams
+        ):  # torch takes two seconds to get its first optimiser ready; most hops do without
+            self.adams[net] = new_adam(
+                [b for name, b in self.blocks.items() if name[0] == net], self.learning_rate
+            )
             load_moments(self.adams[net], self._parameters(net), self.asleep.get(net, {}))
         torch.autograd.backward(outputs, gradients, inputs=inputs)
         self.adams[net].step()
@@ -142,7 +188,9 @@ class Half:
 
     def _parameters(self, net):
         blocks = [(name, block) for name, block in self.blocks.items() if name[0] == net]
-        return [(f"{name}.{key}", p) for name, block in blocks for key, p in block.named_parameters()]
+        return [
+            (f"{name}.{key}", p) for name, block in blocks for key, p in block.named_parameters()
+        ]
 
     def _first(self, name):
         self.kept[name] = self._forward(name)
@@ -163,7 +211,9 @@ class Half:
         if name == "d_head_real":
             return run_blocks(self.parts["d_head"], pictures, labels)
         fakes = self._again("fakes")
-        return run_blocks(self.parts["d_head"], fakes.detach() if name == "d_head_fake" else fakes, labels)
+        return run_blocks(
+            self.parts["d_head"], fakes.detach() if name == "d_head_fake" else fakes, labels
+        )
 
 
 @contextmanager

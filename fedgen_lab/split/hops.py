@@ -43,8 +43,15 @@ def segments(blocks, first, third):
     """
     if first not in (0, 1) or third not in (0, 1):
         raise ValueError(f"a cut is made of zeros and ones; got {first!r} and {third!r}.")
-    head, tail = 1 + first, 4 - third  # the body begins at block `head` and ends before block `tail`
-    return nn.ModuleList(blocks[:head]), nn.ModuleList(blocks[head:tail]), nn.ModuleList(blocks[tail:])
+    head, tail = (
+        1 + first,
+        4 - third,
+    )  # the body begins at block `head` and ends before block `tail`
+    return (
+        nn.ModuleList(blocks[:head]),
+        nn.ModuleList(blocks[head:tail]),
+        nn.ModuleList(blocks[tail:]),
+    )
 
 
 def iteration(generator, discriminator, g_adam, d_adam, pictures, labels, z, cut):
@@ -60,7 +67,9 @@ def iteration(generator, discriminator, g_adam, d_adam, pictures, labels, z, cut
     d_adam.zero_grad()
     for shown, real, words in ((fakes.detach(), False, _FAKES), (pictures, True, _REAL)):
         logits, wire = yield from _forward("discriminator", whole_d, (shown, labels), shown, words)
-        adversarial_loss(logits, real).backward()  # down to the tail's input; the loss stays on the device
+        adversarial_loss(
+            logits, real
+        ).backward()  # down to the tail's input; the loss stays on the device
         yield from _backward("discriminator", wire, shown, words)
     d_adam.step()
 
@@ -68,7 +77,9 @@ def iteration(generator, discriminator, g_adam, d_adam, pictures, labels, z, cut
     seen = fakes.detach()
     logits, wire = yield from _forward("discriminator", whole_d, (fakes, labels), seen, _AGAIN)
     adversarial_loss(logits, real=True).backward()
-    yield from _backward("discriminator", wire, seen, _AGAIN)  # ends in the fakes, and so in the generator's tail
+    yield from _backward(
+        "discriminator", wire, seen, _AGAIN
+    )  # ends in the fakes, and so in the generator's tail
     yield from _backward("generator", g_wire, seen, _LEARN)
     g_adam.step()
 

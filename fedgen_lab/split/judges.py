@@ -34,25 +34,38 @@ class DomainJudge(nn.Module):
         super().__init__()
 
         def block(before, after):
-            return nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+            return (
+                nn.Conv2d(before, after, 3, padding=1, bias=False),
+                nn.BatchNorm2d(after),
+                nn.ReLU(),
+            )
 
         self.channels, self.side = channels, side
         halvings = 2 if side == 14 else 3
         self.body = nn.Sequential(
-            *block(channels, 16), *[nn.MaxPool2d(2)] * (halvings - 2),  # (N, 16, 14, 14), or 16x16 of 32x32
-            *block(16, 32), nn.MaxPool2d(2),  # (N, 32, 7, 7)
-            *block(32, 48), nn.MaxPool2d(2), nn.Flatten(),  # (N, 48 * 3 * 3)
-            nn.Linear(48 * (side >> halvings) ** 2, self.num_features), nn.ReLU(),  # (N, 64)
-        )  # fmt: skip
+            *block(channels, 16),
+            *[nn.MaxPool2d(2)] * (halvings - 2),  # (N, 16, 14, 14), or 16x16 of 32x32
+            *block(16, 32),
+            nn.MaxPool2d(2),  # (N, 32, 7, 7)
+            *block(32, 48),
+            nn.MaxPool2d(2),
+            nn.Flatten(),  # (N, 48 * 3 * 3)
+            nn.Linear(48 * (side >> halvings) ** 2, self.num_features),
+            nn.ReLU(),  # (N, 64)
+        )
         self.head = nn.Linear(self.num_features, num_labels)
 
     def read(self, images):
         if images.ndim != 4 or images.shape[1] != self.channels:
             wanted = f"(N, {self.channels}, H, W)"
-            raise ValueError(f"this judge reads pictures of the shape {wanted}; got {tuple(images.shape)}.")
+            raise ValueError(
+                f"this judge reads pictures of the shape {wanted}; got {tuple(images.shape)}."
+            )
         images = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
         if images.shape[-1] != self.side:
-            images = F.interpolate(images, (self.side,) * 2, mode="bilinear", antialias=True, align_corners=False)
+            images = F.interpolate(
+                images, (self.side,) * 2, mode="bilinear", antialias=True, align_corners=False
+            )
         return images.clamp(-1, 1)
 
     def features(self, images):
@@ -68,7 +81,11 @@ class SpriteJudge(nn.Module):
     def __init__(self, objects):
         super().__init__()
         self.judge, self.rows = load_judge(), [WORDS["object"].index(name) for name in objects]
-        self.num_features, self.read, self.features = self.judge.num_features, self.judge.read, self.judge.features
+        self.num_features, self.read, self.features = (
+            self.judge.num_features,
+            self.judge.read,
+            self.judge.features,
+        )
 
     def forward(self, images):
         return self.judge(images)["object"][:, self.rows]
@@ -90,7 +107,9 @@ def _judge_for(name, label_names, channels, side):
     if name in SHIPPED and channels == 1 and side in (14, 28):
         return load_domain_judge(name, side)
     if side not in SIDES:
-        raise ValueError(f"a judge reads pictures of {', '.join(map(str, SIDES))} pixels a side; got {side}.")
+        raise ValueError(
+            f"a judge reads pictures of {', '.join(map(str, SIDES))} pixels a side; got {side}."
+        )
     return train_judge(load_domain(name, side=side))
 
 
@@ -100,7 +119,9 @@ def load_domain_judge(name, side):
 
     path = shipped("domain-judges") / f"{name}-{side}.safetensors"
     if not path.exists():
-        raise FileNotFoundError(f"no judge at {path}. Train it with: python data/train_domain_judges.py")
+        raise FileNotFoundError(
+            f"no judge at {path}. Train it with: python data/train_domain_judges.py"
+        )
     judge = DomainJudge(1, side)
     judge.load_state_dict(load_file(path))  # half precision on disk, float32 in memory
     return judge.eval().requires_grad_(False)
@@ -125,7 +146,9 @@ def train_judge(domain, seed=0, steps=STEPS, batch_size=64):
         rows = torch.randint(len(labels), (batch_size,), generator=rng)
         top, left = torch.randint(3, (2,), generator=rng).tolist()
         side = pictures.shape[-1]
-        images = F.pad(pictures[rows], (1, 1, 1, 1), mode="replicate")[..., top : top + side, left : left + side]
+        images = F.pad(pictures[rows], (1, 1, 1, 1), mode="replicate")[
+            ..., top : top + side, left : left + side
+        ]
         images = images + 0.1 * torch.randn(images.shape, generator=rng)
         loss = F.cross_entropy(judge(images), labels[rows])
         adam.zero_grad()
@@ -138,4 +161,6 @@ def train_judge(domain, seed=0, steps=STEPS, batch_size=64):
 @torch.no_grad()
 def probabilities(pictures, judge):
     """What the judge believes about pictures (N, C, H, W), uint8 or float in [-1, 1]: (N, 10), rows of sum 1."""
-    return torch.cat([judge(judge.read(batch)).double().softmax(dim=1) for batch in pictures.split(256)])
+    return torch.cat(
+        [judge(judge.read(batch)).double().softmax(dim=1) for batch in pictures.split(256)]
+    )

@@ -18,12 +18,17 @@ from fedgen_lab.split.nets import NUM_BLOCKS, SIZES, new_discriminator, new_gene
 
 SERVER_ROW = -1  # the server's number in the column `client` of a Gantt chart
 BYTES = 4  # of one number: activations and gradients are float32
-DISCRIMINATOR_BATCHES = 3  # fakes and real pictures for its own step, the fakes again for the generator's
+DISCRIMINATOR_BATCHES = (
+    3  # fakes and real pictures for its own step, the fakes again for the generator's
+)
 
 
 ORDER = (
-    ("generator", "forward"), ("discriminator", "forward"), ("discriminator", "backward"), ("generator", "backward"),
-)  # fmt: skip
+    ("generator", "forward"),
+    ("discriminator", "forward"),
+    ("discriminator", "backward"),
+    ("generator", "backward"),
+)
 
 
 @dataclass(frozen=True)
@@ -40,8 +45,13 @@ class Device:
 
     def __post_init__(self):
         limits = (self.memory_bytes,) if self.memory_bytes is not None else ()
-        if not all(0 < value < float("inf") for value in (self.flops_per_second, self.bits_per_second, *limits)):
-            raise ValueError(f"{self.name}: speed, link rate and memory must be positive numbers; got {self}.")
+        if not all(
+            0 < value < float("inf")
+            for value in (self.flops_per_second, self.bits_per_second, *limits)
+        ):
+            raise ValueError(
+                f"{self.name}: speed, link rate and memory must be positive numbers; got {self}."
+            )
 
 
 # HuSCF-GAN's published profiles: clock (all cores) times FLOPs a cycle, and the link's figure.
@@ -114,7 +124,11 @@ def block_flops(size, batch_size, reference=False):
         if size not in SIZES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}; got {size!r}.")
         size = SIZES[size]
-    labels, z, pictures = torch.zeros(2, dtype=torch.long), torch.zeros(2, size.z_dim), torch.zeros(2, *size.picture)
+    labels, z, pictures = (
+        torch.zeros(2, dtype=torch.long),
+        torch.zeros(2, size.z_dim),
+        torch.zeros(2, *size.picture),
+    )
     generator, discriminator = new_generator(size, 0), new_discriminator(size, 0)
     with torch.no_grad():  # two pictures stand for all; torch's "meta" device would first take two seconds to get ready
         return Work(
@@ -174,17 +188,33 @@ def iteration_legs(devices, work, reference=False, server=SERVER):
     for name, direction in ORDER:
         net, bit = (work.generator, 0) if name == "generator" else (work.discriminator, 2)
         flops = getattr(net, direction)
-        seconds_per_flop = (1 if reference else net.batches) / server.flops_per_second  # a slip: one batch only
-        parts = (("head", 0, 1), ("tail", 4, 3)) if direction == "forward" else (("tail", 4, 3), ("head", 0, 1))
+        seconds_per_flop = (
+            1 if reference else net.batches
+        ) / server.flops_per_second  # a slip: one batch only
+        parts = (
+            (("head", 0, 1), ("tail", 4, 3))
+            if direction == "forward"
+            else (("tail", 4, 3), ("head", 0, 1))
+        )
         for (part, outer, inner), upwards in zip(parts, (True, False), strict=True):
-            on_server = flops[3 if reference and direction == "backward" else inner]  # a slip: block 3's for block 1
+            on_server = flops[
+                3 if reference and direction == "backward" else inner
+            ]  # a slip: block 3's for block 1
             speed = np.array([device.flops_per_second for device in devices])  # (N,)
-            compute = net.batches * np.outer([flops[outer], flops[outer] + flops[inner]], 1 / speed)  # (2, N)
-            rate = np.array([(device if upwards else server).bits_per_second for device in devices])  # (N,)
-            sent = net.batches * np.array(net.head_bytes if part == "head" else net.tail_bytes)  # (2,) bytes
+            compute = net.batches * np.outer(
+                [flops[outer], flops[outer] + flops[inner]], 1 / speed
+            )  # (2, N)
+            rate = np.array(
+                [(device if upwards else server).bits_per_second for device in devices]
+            )  # (N,)
+            sent = net.batches * np.array(
+                net.head_bytes if part == "head" else net.tail_bytes
+            )  # (2,) bytes
             link = np.outer(sent if reference else 8 * sent, 1 / rate)  # (2, N)
             which = bit if part == "head" else bit + 1
-            legs.append(Leg(name, direction, which, upwards, compute, link, on_server * seconds_per_flop))
+            legs.append(
+                Leg(name, direction, which, upwards, compute, link, on_server * seconds_per_flop)
+            )
         middles.append(flops[2] * len(devices) * seconds_per_flop)
     return legs, np.array(middles)
 
@@ -200,9 +230,13 @@ def iteration_seconds(cuts, devices, work, reference=False, server=SERVER):
     """
     cuts = np.asarray(cuts)
     if cuts.shape[-2:] != (len(devices), 4):
-        raise ValueError(f"cuts must be four bits for each of the {len(devices)} devices; got shape {cuts.shape}.")
+        raise ValueError(
+            f"cuts must be four bits for each of the {len(devices)} devices; got shape {cuts.shape}."
+        )
     if not np.isin(cuts, (0, 1)).all():
-        raise ValueError("cuts must be 0 (the block is on the server) or 1 (on the client) everywhere.")
+        raise ValueError(
+            "cuts must be 0 (the block is on the server) or 1 (on the client) everywhere."
+        )
     legs, middles = iteration_legs(devices, work, reference, server)
     seconds = sum(leg.paths(cuts[..., leg.bit]).max(-1) for leg in legs) + middles.sum()
     return float(seconds) if seconds.ndim == 0 else seconds
@@ -224,9 +258,16 @@ def iteration_gantt(cuts, devices, work, reference=False, server=SERVER):
         slowest = int(paths.argmax())
         pieces = []  # client, phase, start after `now`, seconds, on the critical path
         for client, bit in enumerate(bits):
-            compute, link, critical = leg.compute[bit, client], leg.link[bit, client], client == slowest
+            compute, link, critical = (
+                leg.compute[bit, client],
+                leg.link[bit, client],
+                client == slowest,
+            )
             if leg.upwards:
-                pieces += [(client, "compute", 0, compute, critical), (client, "upload", compute, link, critical)]
+                pieces += [
+                    (client, "compute", 0, compute, critical),
+                    (client, "upload", compute, link, critical),
+                ]
             else:
                 start = 0 if bit else waiting
                 pieces += [(client, "download", start, link, critical)]
@@ -238,11 +279,29 @@ def iteration_gantt(cuts, devices, work, reference=False, server=SERVER):
         if leg.upwards:
             pieces.append((SERVER_ROW, "block 2", paths.max(), middles[step // 2], True))
         for client, phase, start, seconds, critical in pieces:
-            row = client, leg.net, leg.direction, phase, now + start, now + start + seconds, bool(critical)
+            row = (
+                client,
+                leg.net,
+                leg.direction,
+                phase,
+                now + start,
+                now + start + seconds,
+                bool(critical),
+            )
             rows.append(row)
         now += paths.max() + (middles[step // 2] if leg.upwards else 0)
-    columns = ["client", "net", "direction", "phase", "start_seconds", "end_seconds", "on_critical_path"]
-    return pd.DataFrame(rows, columns=columns).sort_values("start_seconds", kind="stable", ignore_index=True)
+    columns = [
+        "client",
+        "net",
+        "direction",
+        "phase",
+        "start_seconds",
+        "end_seconds",
+        "on_critical_path",
+    ]
+    return pd.DataFrame(rows, columns=columns).sort_values(
+        "start_seconds", kind="stable", ignore_index=True
+    )
 
 
 def _walk(blocks, inputs, batch_size, batches, reference):
@@ -250,8 +309,12 @@ def _walk(blocks, inputs, batch_size, batches, reference):
     from torch import nn
 
     per_number = {
-        nn.BatchNorm1d: (8, 11), nn.BatchNorm2d: (8, 11), nn.ReLU: (1, 2), nn.LeakyReLU: (2, 3), nn.Tanh: (5, 3),
-    }  # fmt: skip
+        nn.BatchNorm1d: (8, 11),
+        nn.BatchNorm2d: (8, 11),
+        nn.ReLU: (1, 2),
+        nn.LeakyReLU: (2, 3),
+        nn.Tanh: (5, 3),
+    }
     seen = []  # of the present block: (forward FLOPs, backward FLOPs, numbers kept for the way back)
     first = True
 
@@ -262,11 +325,17 @@ def _walk(blocks, inputs, batch_size, batches, reference):
         nonlocal first
         numbers = numbers_in(result)
         if isinstance(layer, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
-            taps = layer.weight[0].numel()  # multiplications for one output, or from one input of a transposed one
+            taps = layer.weight[
+                0
+            ].numel()  # multiplications for one output, or from one input of a transposed one
             multiplications = taps * numbers
             if isinstance(layer, nn.ConvTranspose2d):
                 kernel = layer.kernel_size[0] * layer.kernel_size[1]
-                multiplications = layer.in_channels * kernel * numbers if reference else taps * numbers_in(given[0])
+                multiplications = (
+                    layer.in_channels * kernel * numbers
+                    if reference
+                    else taps * numbers_in(given[0])
+                )
             backward = (2 if first else 4) * multiplications
             first = False
             seen.append((2 * multiplications + numbers, backward + numbers, numbers))
@@ -274,7 +343,11 @@ def _walk(blocks, inputs, batch_size, batches, reference):
             forward, backward = per_number[type(layer)]
             seen.append((forward * numbers, backward * numbers, numbers))
 
-    hooks = [layer.register_forward_hook(count) for layer in blocks.modules() if not list(layer.children())]
+    hooks = [
+        layer.register_forward_hook(count)
+        for layer in blocks.modules()
+        if not list(layer.children())
+    ]
     forward, backward, outputs, memory = [], [], [], []
     for block in blocks:
         seen.clear()

@@ -24,7 +24,11 @@ def new_adam(blocks, learning_rate):
 
 def moments_of(adam, parameters):
     """What Adam remembers of each named parameter, to be kept in a `Context`: {"name:key": tensor}."""
-    return {f"{name}:{key}": value for name, p in parameters for key, value in adam.state.get(p, {}).items()}
+    return {
+        f"{name}:{key}": value
+        for name, p in parameters
+        for key, value in adam.state.get(p, {}).items()
+    }
 
 
 def load_moments(adam, parameters, moments):

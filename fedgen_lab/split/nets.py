@@ -42,7 +42,9 @@ class Size:
 SIZES = {
     size.name: size
     for size in (
-        Size("lab14", 14, 1, (64, 32, 32, 16), (16, 32, 32, 64)),  # a sixtieth of the reference's work
+        Size(
+            "lab14", 14, 1, (64, 32, 32, 16), (16, 32, 32, 64)
+        ),  # a sixtieth of the reference's work
         Size("lab28", 28, 1, (64, 32, 32, 16), (16, 32, 32, 64)),  # a quarter of its widths
         Size("reference", 28, 1, (256, 128, 128, 64), (64, 128, 128, 256)),
         Size("colour", 32, 3, (128, 64, 64, 32), (32, 64, 64, 128)),
@@ -58,9 +60,11 @@ class GeneratorHead(nn.Module):
         width = size.generator[0] * size.start**2
         self.embedding = nn.Embedding(size.num_labels, size.num_labels)
         self.body = nn.Sequential(
-            nn.Linear(size.z_dim + size.num_labels, width), nn.BatchNorm1d(width), nn.ReLU(inplace=True),
+            nn.Linear(size.z_dim + size.num_labels, width),
+            nn.BatchNorm1d(width),
+            nn.ReLU(inplace=True),
             nn.Unflatten(1, (size.generator[0], size.start, size.start)),
-        )  # fmt: skip
+        )
 
     def forward(self, z, labels):
         return self.body(torch.cat([z, self.embedding(labels)], dim=1))
@@ -86,28 +90,34 @@ def new_generator(size, seed):
     last = 1 if size.side == 14 else 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.ModuleList([
-            GeneratorHead(size),
-            nn.Sequential(*_up(a, b, 2)),
-            nn.Sequential(*_up(b, c, 1)),
-            nn.Sequential(*_up(c, d, last)),
-            nn.Sequential(nn.ConvTranspose2d(d, size.channels, 3, 1, 1), nn.Tanh()),
-        ])  # fmt: skip
+        return nn.ModuleList(
+            [
+                GeneratorHead(size),
+                nn.Sequential(*_up(a, b, 2)),
+                nn.Sequential(*_up(b, c, 1)),
+                nn.Sequential(*_up(c, d, last)),
+                nn.Sequential(nn.ConvTranspose2d(d, size.channels, 3, 1, 1), nn.Tanh()),
+            ]
+        )
 
 
 def new_discriminator(size, seed):
     """The discriminator's five blocks. The last gives a logit (B,), whose sigmoid is the chance of being real."""
     a, b, c, d = size.discriminator
-    last = (size.side if size.side == 14 else size.side // 2) // 4  # what two more halvings leave: 3, 3 or 4
+    last = (
+        size.side if size.side == 14 else size.side // 2
+    ) // 4  # what two more halvings leave: 3, 3 or 4
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.ModuleList([
-            DiscriminatorHead(size),
-            nn.Sequential(*_down(a, b, 2)),
-            nn.Sequential(*_down(b, c, 1)),
-            nn.Sequential(*_down(c, d, 2)),
-            nn.Sequential(nn.Flatten(), nn.Linear(d * last**2, 1), nn.Flatten(0)),
-        ])  # fmt: skip
+        return nn.ModuleList(
+            [
+                DiscriminatorHead(size),
+                nn.Sequential(*_down(a, b, 2)),
+                nn.Sequential(*_down(b, c, 1)),
+                nn.Sequential(*_down(c, d, 2)),
+                nn.Sequential(nn.Flatten(), nn.Linear(d * last**2, 1), nn.Flatten(0)),
+            ]
+        )
 
 
 def run_blocks(blocks, *inputs):
@@ -130,7 +140,9 @@ def generate(generator, labels, seed, batch_size=256):
     labels = torch.as_tensor(labels).long()
     linear = generator[0].body[0]
     z_dim = linear.in_features - generator[0].embedding.embedding_dim
-    z = torch.randn(len(labels), z_dim, generator=torch.Generator().manual_seed(seed)).to(linear.weight.dtype)
+    z = torch.randn(len(labels), z_dim, generator=torch.Generator().manual_seed(seed)).to(
+        linear.weight.dtype
+    )
     batches = zip(z.split(batch_size), labels.split(batch_size), strict=True)
     pictures = [run_blocks(generator, a.to(device), b.to(device)).cpu() for a, b in batches]
     generator.train(was_training)
@@ -139,9 +151,17 @@ def generate(generator, labels, seed, batch_size=256):
 
 def _up(before, after, stride):
     kernel = 4 if stride == 2 else 3
-    return nn.ConvTranspose2d(before, after, kernel, stride, 1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)
+    return (
+        nn.ConvTranspose2d(before, after, kernel, stride, 1),
+        nn.BatchNorm2d(after),
+        nn.ReLU(inplace=True),
+    )
 
 
 def _down(before, after, stride):
     kernel = 4 if stride == 2 else 3
-    return nn.Conv2d(before, after, kernel, stride, 1), nn.BatchNorm2d(after), nn.LeakyReLU(0.2, inplace=True)
+    return (
+        nn.Conv2d(before, after, kernel, stride, 1),
+        nn.BatchNorm2d(after),
+        nn.LeakyReLU(0.2, inplace=True),
+    )

@@ -50,9 +50,13 @@ def run_gan(scenario, should_stop=None, on_event=None, stacked=True, dealt=None)
 
     client_app = u_client_app(dealt, keep=True)
     run = run_app(
-        u_server_app(on_round=hear, on_step=step, keep=servers.append), client_app, scenario.num_clients,
-        scenario.to_run_config(), should_stop, stacked=stacked_clients(dealt) if stacked else None,
-    )  # fmt: skip
+        u_server_app(on_round=hear, on_step=step, keep=servers.append),
+        client_app,
+        scenario.num_clients,
+        scenario.to_run_config(),
+        should_stop,
+        stacked=stacked_clients(dealt) if stacked else None,
+    )
     server = servers[0] if servers else None
     return GanOutcome(
         scenario=scenario,

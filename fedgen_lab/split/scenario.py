@@ -16,13 +16,27 @@ from fedgen_lab.split.nets import SIZES
 
 METHODS = ("huscf", "local", "centralised", "fedgan", "mdgan", "fslgan", "pflgan", "hflgan")
 SHARES = ("skew", "iid", "non-iid", "highly-non-iid")
-CUTS = tuple("".join(bits) for bits in product("01", repeat=4))  # which of blocks G1, G3, D1, D3 the client holds
+CUTS = tuple(
+    "".join(bits) for bits in product("01", repeat=4)
+)  # which of blocks G1, G3, D1, D3 the client holds
 
 _BY_PROFILE = {
     "binder": {"rounds": 6},  # a minute of one core; digits are easy to recognise by then
     "laptop": {"rounds": 12},
-    "gpu": {"rounds": 50, "size": "reference", "batch_size": 64, "learning_rate": 2e-4, "num_clients": 16},
-    "test": {"rounds": 3, "iterations": 3, "batch_size": 8, "pictures_per_client": 40, "num_clients": 4},
+    "gpu": {
+        "rounds": 50,
+        "size": "reference",
+        "batch_size": 64,
+        "learning_rate": 2e-4,
+        "num_clients": 16,
+    },
+    "test": {
+        "rounds": 3,
+        "iterations": 3,
+        "batch_size": 8,
+        "pictures_per_client": 40,
+        "num_clients": 4,
+    },
 }
 
 
@@ -52,8 +66,12 @@ class GanScenario:
     learning_rate: float = 1e-3  # the published 2e-4 is for far longer runs
     method: str = "huscf"
     cuts: str = "optimum"
-    kld_alpha: float = 1.0  # how strongly a client that differs from its cluster is weighed down; 0 is FedAvg
-    num_clusters: int = 0  # 0: chosen by silhouette, which needs two clients of a domain; else give the number
+    kld_alpha: float = (
+        1.0  # how strongly a client that differs from its cluster is weighed down; 0 is FedAvg
+    )
+    num_clusters: int = (
+        0  # 0: chosen by silhouette, which needs two clients of a domain; else give the number
+    )
     warm_up: int = 2  # rounds of plain FedAvg before clustering begins
     tap: str = "epoch"  # average the tap over the round, or take its "last-batch"
     scale_free: bool = False  # divide KLD scores by their median, so that kld_alpha has no scale
@@ -73,32 +91,52 @@ class GanScenario:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
                 raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
-        for name in ("kld_alpha", "noise", "decorrelation", "skew", "bandwidth_hz", "learning_rate"):
+        for name in (
+            "kld_alpha",
+            "noise",
+            "decorrelation",
+            "skew",
+            "bandwidth_hz",
+            "learning_rate",
+        ):
             if not isinstance(getattr(self, name), Real):
                 raise ValueError(f"{name} must be a number; got {getattr(self, name)!r}.")
         for name in ("domains", "cuts"):
             if not isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} must be text, with commas between several; got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be text, with commas between several; got {getattr(self, name)!r}."
+                )
         for name in ("kld_alpha", "noise", "decorrelation"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a number of at least 0; got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be a number of at least 0; got {getattr(self, name)!r}."
+                )
         if not 0 <= self.skew <= 1:
             raise ValueError(f"skew must lie in [0, 1]; got {self.skew!r}.")
         if not 0 < self.bandwidth_hz < float("inf"):
-            raise ValueError(f"bandwidth_hz must be a positive number of hertz; got {self.bandwidth_hz!r}.")
+            raise ValueError(
+                f"bandwidth_hz must be a positive number of hertz; got {self.bandwidth_hz!r}."
+            )
         if not 0 < self.learning_rate <= 1:
             raise ValueError(f"learning_rate must lie in (0, 1]; got {self.learning_rate!r}.")
         if self.batch_size < 2:
-            raise ValueError("batch_size must be at least 2: BatchNorm can't take the spread of one picture.")
+            raise ValueError(
+                "batch_size must be at least 2: BatchNorm can't take the spread of one picture."
+            )
         if self.bits not in (8, 32):
             raise ValueError(f"bits must be 8 or 32; got {self.bits!r}.")
         choices = {
-            "method": METHODS, "share": SHARES, "size": tuple(SIZES), "tap": ("epoch", "last-batch"),
+            "method": METHODS,
+            "share": SHARES,
+            "size": tuple(SIZES),
+            "tap": ("epoch", "last-batch"),
             "batch_norm": ("averaged", "local", "cluster"),
-        }  # fmt: skip
+        }
         for name, known in choices.items():
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}.")
+                raise ValueError(
+                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}."
+                )
         cuts = [] if self.cuts == "optimum" else [cut.strip() for cut in self.cuts.split(",")]
         if any(cut not in CUTS for cut in cuts) or len(cuts) not in (0, 1, self.num_clients):
             raise ValueError(
@@ -153,4 +191,6 @@ class GanOutcome:
     trace: Trace
     stopped: bool = False
     refused: tuple = ()  # `Refusal`s: (round, client, reason)
-    what: dict = field(default_factory=dict)  # kind of message -> what was in it, in words: the ledger of exchanges
+    what: dict = field(
+        default_factory=dict
+    )  # kind of message -> what was in it, in words: the ledger of exchanges

@@ -32,7 +32,9 @@ def image_score(pictures, judge):
     ones, which can be clearer than life: draw their score as a line, not as a bound.
     """
     p = probabilities(pictures, judge)
-    divergence = torch.special.xlogy(p, p / p.mean(dim=0).clamp(min=1e-300)).sum(dim=1)  # (N,), 0 log 0 = 0
+    divergence = torch.special.xlogy(p, p / p.mean(dim=0).clamp(min=1e-300)).sum(
+        dim=1
+    )  # (N,), 0 log 0 = 0
     return float(divergence.mean().exp())
 
 
@@ -76,8 +78,15 @@ def score(generators, dealt, scenario, number=500, utility=False):
         domain = int(dealt.domain_of[client])
         pictures = None if state is None else _draw(state, scenario, labels)
         if pictures is not None and pictures.isfinite().all():
-            clients.append({"domain": dealt.domains[domain], **_compare(pictures, labels, dealt.held_out[domain])})
-            if utility:  # from noise of its own, so that clients with one generator add new pictures
+            clients.append(
+                {
+                    "domain": dealt.domains[domain],
+                    **_compare(pictures, labels, dealt.held_out[domain]),
+                }
+            )
+            if (
+                utility
+            ):  # from noise of its own, so that clients with one generator add new pictures
                 drawn[dealt.domains[domain]].append(_draw(state, scenario, labels, client))
     rows = []
     columns = ["image_score", "kid", "fid", "precision", "recall", "right_label"]
@@ -87,7 +96,9 @@ def score(generators, dealt, scenario, number=500, utility=False):
         row = {"domain": name, "clients": len(mine), **mine[columns].astype(float).mean()}
         row["ceiling"] = image_score(held_out.images, judge_for(held_out))
         if utility and len(mine):
-            row |= _pooled_utility(torch.cat(drawn[name]), labels.repeat(len(mine)), held_out, scenario)
+            row |= _pooled_utility(
+                torch.cat(drawn[name]), labels.repeat(len(mine)), held_out, scenario
+            )
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -109,7 +120,9 @@ def _compare(pictures, labels, held_out):
     return {
         "image_score": image_score(pictures, judge),
         "kid": scores.kid(real, pictures, space, subset_size=min(50, few)),
-        "fid": scores.fid(real[:few], pictures[:few], space) if few >= space.num_features else np.nan,
+        "fid": scores.fid(real[:few], pictures[:few], space)
+        if few >= space.num_features
+        else np.nan,
         "precision": precision,
         "recall": recall,
         "right_label": right_label(pictures, labels, judge),
@@ -118,7 +131,9 @@ def _compare(pictures, labels, held_out):
 
 def _pooled_utility(pictures, labels, held_out, scenario):
     seed = scenario.seed_of(_CLASSIFY)
-    taught_by_real = _classifier_of_real(held_out.name, held_out.images.shape[-1], len(labels), seed)
+    taught_by_real = _classifier_of_real(
+        held_out.name, held_out.images.shape[-1], len(labels), seed
+    )
     ceiling = _examined(taught_by_real, held_out)["accuracy"]
     return {**utility(pictures, labels, held_out, seed), "accuracy_ceiling": ceiling}
 
@@ -136,9 +151,13 @@ def _examined(net, held_out):
 
     device = next(net.parameters()).device
     with torch.no_grad():
-        seen = torch.cat([net(batch.to(device)).argmax(dim=1).cpu() for batch in held_out.as_tensor().split(512)])
+        seen = torch.cat(
+            [net(batch.to(device)).argmax(dim=1).cpu() for batch in held_out.as_tensor().split(512)]
+        )
     truth, names = held_out.labels, np.arange(len(held_out.label_names))
-    means = precision_recall_fscore_support(truth, seen, labels=names, average="macro", zero_division=0)
+    means = precision_recall_fscore_support(
+        truth, seen, labels=names, average="macro", zero_division=0
+    )
     counts = confusion_matrix(truth, seen, labels=names)
     false_alarms = counts.sum(axis=0) - counts.diagonal()
     others = counts.sum() - counts.sum(axis=1)
@@ -168,10 +187,17 @@ def _classify(pictures, labels, num_labels, seed, epochs=EPOCHS, batch_size=64):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
-            nn.Linear(64 * (side // 4) ** 2, 128), nn.ReLU(), nn.Linear(128, num_labels),
-        ).to(pictures.device)  # fmt: skip
+            nn.Conv2d(channels, 32, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 3, padding=1),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Flatten(),
+            nn.Linear(64 * (side // 4) ** 2, 128),
+            nn.ReLU(),
+            nn.Linear(128, num_labels),
+        ).to(pictures.device)
     adam = torch.optim.Adam(net.parameters(), lr=1e-3)
     labels = labels.to(pictures.device)
     for _ in range(epochs):

@@ -30,7 +30,10 @@ def stack(blocks):
     blocks = list(blocks)
     if not blocks:
         raise ValueError("There is no block to stack; give a list of at least one.")
-    shapes = [{name: (tensor.shape, tensor.dtype) for name, tensor in block.state_dict().items()} for block in blocks]
+    shapes = [
+        {name: (tensor.shape, tensor.dtype) for name, tensor in block.state_dict().items()}
+        for block in blocks
+    ]
     for i, other in enumerate(shapes):
         if other != shapes[0]:
             name = next(n for n in (*shapes[0], *other) if shapes[0].get(n) != other.get(n))
@@ -53,10 +56,14 @@ def load(module, states):
     """
     for name, tensor in module.state_dict().items():
         if len(states) != len(tensor):
-            raise ValueError(f"This stack holds {len(tensor)} clients, but {len(states)} state dicts were given.")
+            raise ValueError(
+                f"This stack holds {len(tensor)} clients, but {len(states)} state dicts were given."
+            )
         for i, state in enumerate(states):
             if name not in state:
-                raise ValueError(f"State dict {i} has no tensor {name!r}; it has {', '.join(state)}.")
+                raise ValueError(
+                    f"State dict {i} has no tensor {name!r}; it has {', '.join(state)}."
+                )
             tensor[i].copy_(state[name])
 
 
@@ -64,7 +71,9 @@ def unstack(module):
     """The N plain state dicts of a stacked module, with the plain names and shapes; the tensors are copies."""
     stacked = module.state_dict()
     num_clients = len(next(iter(stacked.values())))
-    return [{name: tensor[i].clone() for name, tensor in stacked.items()} for i in range(num_clients)]
+    return [
+        {name: tensor[i].clone() for name, tensor in stacked.items()} for i in range(num_clients)
+    ]
 
 
 class StackedLinear(nn.Module):
@@ -77,7 +86,9 @@ class StackedLinear(nn.Module):
 
     def forward(self, x):
         clients = zip(x.unbind(), self.weight.unbind(), self.bias.unbind(), strict=True)
-        rows = [F.linear(*client) for client in clients]  # one large product would copy the gradient of its weights
+        rows = [
+            F.linear(*client) for client in clients
+        ]  # one large product would copy the gradient of its weights
         return torch.stack(rows, dim=1).transpose(0, 1)  # lies in memory as BatchNorm wants it
 
 
@@ -99,19 +110,28 @@ class StackedConv(nn.Module):
 
     def __init__(self, layer, num_clients):
         super().__init__()
-        self.weight = _room_for(layer.weight, num_clients)  # (N, C', C, k, k), transposed: (N, C, C', k, k)
+        self.weight = _room_for(
+            layer.weight, num_clients
+        )  # (N, C', C, k, k), transposed: (N, C, C', k, k)
         self.bias = _room_for(layer.bias, num_clients)  # (N, C')
         self.convolve = F.conv_transpose2d if isinstance(layer, nn.ConvTranspose2d) else F.conv2d
         self.stride, self.padding = layer.stride, layer.padding
 
     def forward(self, x):
         weight, bias = self.weight.flatten(0, 1), self.bias.flatten()
-        return _apart(self.convolve(_side_by_side(x), weight, bias, self.stride, self.padding, groups=len(x)), len(x))
+        return _apart(
+            self.convolve(_side_by_side(x), weight, bias, self.stride, self.padding, groups=len(x)),
+            len(x),
+        )
 
     def one_by_one(self, xs):
         """A list of N inputs (B, C, H, W) -> a list of outputs."""
-        clients = zip(xs, self.weight.unbind(), self.bias.unbind(), strict=True)  # unbind: one gradient for the stack
-        return [self.convolve(x, weight, bias, self.stride, self.padding) for x, weight, bias in clients]
+        clients = zip(
+            xs, self.weight.unbind(), self.bias.unbind(), strict=True
+        )  # unbind: one gradient for the stack
+        return [
+            self.convolve(x, weight, bias, self.stride, self.padding) for x, weight, bias in clients
+        ]
 
     def work(self, x):
         """How many multiplications one client's share of x (N, B, C, H, W) takes."""
@@ -133,13 +153,24 @@ class StackedBatchNorm(nn.Module):
         self.bias = _room_for(layer.bias, num_clients)
         self.register_buffer("running_mean", _room_for(layer.running_mean, num_clients))
         self.register_buffer("running_var", _room_for(layer.running_var, num_clients))
-        self.register_buffer("num_batches_tracked", _room_for(layer.num_batches_tracked, num_clients))  # (N,)
-        self.eps, self.momentum, self.track_running_stats = layer.eps, layer.momentum, layer.track_running_stats
+        self.register_buffer(
+            "num_batches_tracked", _room_for(layer.num_batches_tracked, num_clients)
+        )  # (N,)
+        self.eps, self.momentum, self.track_running_stats = (
+            layer.eps,
+            layer.momentum,
+            layer.track_running_stats,
+        )
 
     def forward(self, x):
         mean, var = self._running()
-        flat = [None if tensor is None else tensor.view(-1) for tensor in (mean, var, self.weight, self.bias)]
-        return _apart(F.batch_norm(_side_by_side(x), *flat, self.training, self.momentum, self.eps), len(x))
+        flat = [
+            None if tensor is None else tensor.view(-1)
+            for tensor in (mean, var, self.weight, self.bias)
+        ]
+        return _apart(
+            F.batch_norm(_side_by_side(x), *flat, self.training, self.momentum, self.eps), len(x)
+        )
 
     def one_by_one(self, xs):
         """A list of N inputs (B, C, ...) -> a list of outputs."""
@@ -188,7 +219,10 @@ class StackedGeneratorHead(nn.Module):
 
     def __init__(self, head, num_clients):
         super().__init__()
-        self.embedding, self.body = _stacked(head.embedding, num_clients), _stacked(head.body, num_clients)
+        self.embedding, self.body = (
+            _stacked(head.embedding, num_clients),
+            _stacked(head.body, num_clients),
+        )
 
     def forward(self, z, labels):
         return self.body(torch.cat([z, self.embedding(labels)], dim=2))
@@ -203,7 +237,10 @@ class StackedDiscriminatorHead(nn.Module):
 
     def __init__(self, head, num_clients):
         super().__init__()
-        self.embedding, self.body = _stacked(head.embedding, num_clients), _stacked(head.body, num_clients)
+        self.embedding, self.body = (
+            _stacked(head.embedding, num_clients),
+            _stacked(head.body, num_clients),
+        )
 
     def forward(self, pictures, labels):
         return self.body(self._with_labels(pictures, labels))
@@ -242,7 +279,9 @@ def _stacked(layer, num_clients):
             return nn.Unflatten(layer.dim + 1, layer.unflattened_size)
         case nn.ReLU() | nn.LeakyReLU() | nn.Tanh():
             return copy(layer)
-    raise ValueError(f"A layer of type {type(layer).__name__} has no stacked form; only those of nets.py have one.")
+    raise ValueError(
+        f"A layer of type {type(layer).__name__} has no stacked form; only those of nets.py have one."
+    )
 
 
 def _room_for(tensor, num_clients):

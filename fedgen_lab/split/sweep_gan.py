@@ -27,11 +27,20 @@ DRAW = 1003  # the purpose of the seeds that pictures for utility are drawn with
 
 # Written out, so that no profile changes what is recorded: the lesson's size.
 LAB = {
-    "rounds": 8, "iterations": 40, "batch_size": 16, "learning_rate": 1e-3, "size": "lab14", "pictures_per_client": 150,
-}  # fmt: skip
+    "rounds": 8,
+    "iterations": 40,
+    "batch_size": 16,
+    "learning_rate": 1e-3,
+    "size": "lab14",
+    "pictures_per_client": 150,
+}
 
 # Two domains with labels left out carry the comparison; then four domains, then one. S3 and S5 lie to both sides of S4.
-POINTS = [{"scenario": name, "method": method} for name in ("S4", "S6", "S1", "S5", "S2", "S3") for method in METHODS]
+POINTS = [
+    {"scenario": name, "method": method}
+    for name in ("S4", "S6", "S1", "S5", "S2", "S3")
+    for method in METHODS
+]
 
 
 def scenario_of(point, seed):
@@ -57,16 +66,22 @@ def measure(point, seed):
     outcome = run_gan(scenario, on_event=hear)
     result = {"domains": dealt.domains, "rounds": list(tables)}
     for name in ("image_score", "kid", "fid", "precision", "recall", "right_label"):
-        result[name] = [_rounded(of) for of in zip(*(table[name] for table in tables.values()), strict=True)]
+        result[name] = [
+            _rounded(of) for of in zip(*(table[name] for table in tables.values()), strict=True)
+        ]
     result["ceiling"] = _rounded(tables[SCORED[-1]]["ceiling"])
     result |= _useful(outcome.generators, dealt, scenario)
     groups = outcome.history[-1].groups
     work = outcome.trace.frame()["flops"].sum()  # only devices say what they spent
-    return result | _on_the_air(scenario, outcome.trace) | {
-        "gigaflops": round(float(work) / 1e9, 1),
-        "groups": None if groups is None else [int(group) for group in groups],
-        "refused": len(outcome.refused),
-    }  # fmt: skip
+    return (
+        result
+        | _on_the_air(scenario, outcome.trace)
+        | {
+            "gigaflops": round(float(work) / 1e9, 1),
+            "groups": None if groups is None else [int(group) for group in groups],
+            "refused": len(outcome.refused),
+        }
+    )
 
 
 def _useful(generators, dealt, scenario):
@@ -98,7 +113,9 @@ def _accuracy_after_real_ones(name, side, number, seed):
 
 def _on_the_air(scenario, trace):
     """Megabytes and seconds so far, by round from 0."""
-    network = Network(num_clients=scenario.num_clients, bandwidth_hz=scenario.bandwidth_hz, seed=scenario.seed)
+    network = Network(
+        num_clients=scenario.num_clients, bandwidth_hz=scenario.bandwidth_hz, seed=scenario.seed
+    )
     rounds = replay(trace, network).rounds.set_index("round")
     rounds = rounds.reindex(range(scenario.rounds + 1), fill_value=0)
     megabytes = {f"megabytes_{way}": (f"bytes_{way}", 1e6) for way in ("up", "down")}

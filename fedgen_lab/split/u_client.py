@@ -32,7 +32,9 @@ def u_client_app(dealt=None, keep=False):
         """Who am I, and how many pictures do I hold?"""
         scenario, client, _, labels = _own(context, dealt)
         if len(labels) < 2:
-            raise ValueError(f"Client {client} holds {len(labels)} pictures; BatchNorm needs at least two.")
+            raise ValueError(
+                f"Client {client} holds {len(labels)} pictures; BatchNorm needs at least two."
+            )
         metrics = MetricRecord({"partition-id": client, "num-examples": len(labels)})
         return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
@@ -73,17 +75,23 @@ def stacked_clients(dealt=None):
             for message, context in zip(messages, contexts, strict=True):
                 own = _own(context, dealt)
                 size = min(own[0].batch_size, len(own[3]))
-                groups.setdefault((message.content["config"]["cut"], size), []).append((context.node_id, own))
+                groups.setdefault((message.content["config"]["cut"], size), []).append(
+                    (context.node_id, own)
+                )
             for group, members in groups.items():
                 nodes[group] = _Node([own for _, own in members], group[0], stack=True)
-                places.update({node_id: (group, place) for place, (node_id, _) in enumerate(members)})
+                places.update(
+                    {node_id: (group, place) for place, (node_id, _) in enumerate(members)}
+                )
         asked = {}
         for number, context in enumerate(contexts):
             group, place = places[context.node_id]
             asked.setdefault(group, {})[place] = number
         replies = [None] * len(messages)
         for group, numbers in asked.items():
-            answers = nodes[group].answer(action, {place: messages[number] for place, number in numbers.items()})
+            answers = nodes[group].answer(
+                action, {place: messages[number] for place, number in numbers.items()}
+            )
             for place, reply in answers.items():
                 replies[numbers[place]] = reply
         return replies
@@ -110,14 +118,24 @@ class _Node:
         """The replies to one hop's messages by place, or exceptions; who is not asked computes on zeros meanwhile."""
         hop, some = HOPS[action], next(iter(messages.values()))
         config = some.content["config"]
-        server_round, iteration, go_on = config["server-round"], config["iteration"], config["go-on"]
+        server_round, iteration, go_on = (
+            config["server-round"],
+            config["iteration"],
+            config["go-on"],
+        )
         if "blocks" in some.content:
-            states = {place: tensors_of(message.content["blocks"]) for place, message in messages.items()}
-            self._load([states.get(place, states[min(states)]) for place in range(len(self.members))])
+            states = {
+                place: tensors_of(message.content["blocks"]) for place, message in messages.items()
+            }
+            self._load(
+                [states.get(place, states[min(states)]) for place in range(len(self.members))]
+            )
         outputs = ()
         if action != "finish":
             self._at(server_round, iteration)
-            outputs = getattr(self.half, action)(*(self._gather(name, messages) for name in hop.down))
+            outputs = getattr(self.half, action)(
+                *(self._gather(name, messages) for name in hop.down)
+            )
         if action == "learn_g":
             outputs = ()
             if go_on:
@@ -142,7 +160,9 @@ class _Node:
     def wake(self, state):
         """Take up what `sleep` wrote."""
         self._load([tensors_of(state["blocks"])])
-        self.half.asleep = {net: tensors_of(state[f"adam.{net}"]) for net in "gd" if f"adam.{net}" in state}
+        self.half.asleep = {
+            net: tensors_of(state[f"adam.{net}"]) for net in "gd" if f"adam.{net}" in state
+        }
         if "g_body" in state["received"]:
             self.half.kept["g_body"] = read(state["received"]["g_body"]).requires_grad_()
 
@@ -158,14 +178,18 @@ class _Node:
         """Draw the batch of this iteration: z, labels, pictures."""
         if self.at == (server_round, iteration):
             return
-        drawn = [draw_batch(scenario, pictures.to(self.dtype), labels, client, server_round, iteration)
-                 for scenario, client, pictures, labels in self.members]  # fmt: skip
+        drawn = [
+            draw_batch(scenario, pictures.to(self.dtype), labels, client, server_round, iteration)
+            for scenario, client, pictures, labels in self.members
+        ]
         pictures, labels, z = map(torch.stack, zip(*drawn, strict=True)) if self.stack else drawn[0]
         self.half.batch, self.at = (z, labels, pictures), (server_round, iteration)
 
     def _gather(self, name, messages):
         """A tensor that came down: (B, ...), or (N, B, ...) with zeros for clients that were not asked."""
-        given = {place: read(message.content["tensors"][name]) for place, message in messages.items()}
+        given = {
+            place: read(message.content["tensors"][name]) for place, message in messages.items()
+        }
         if not self.stack:
             return given[0]
         nothing = torch.zeros_like(next(iter(given.values())))
@@ -192,13 +216,17 @@ class _Node:
         for direction, part, times in hop.work:
             spent = getattr(work.generator if part[0] == "g" else work.discriminator, direction)
             flops += times * sum(spent[int(name[2])] for name in segments(self.half.cut)[part])
-        return MetricRecord({"partition-id": client, "num-examples": len(labels), "flops": float(flops)})
+        return MetricRecord(
+            {"partition-id": client, "num-examples": len(labels), "flops": float(flops)}
+        )
 
     def _states(self):
         """The blocks of each member as {"g.0.embedding.weight": tensor, ...}."""
         states = [{} for _ in self.members]
         for name, block in self.half.blocks.items():
-            for state, own in zip(states, stacked.unstack(block) if self.stack else [block.state_dict()], strict=True):
+            for state, own in zip(
+                states, stacked.unstack(block) if self.stack else [block.state_dict()], strict=True
+            ):
                 state.update({f"{name}.{key}": value for key, value in own.items()})
         return states
 

@@ -92,10 +92,15 @@ class UServer:
     def __init__(self, scenario, grid, timeout):
         self.scenario, self.grid, self.timeout = scenario, grid, timeout
         generator, discriminator = start_nets(scenario)
-        self.blocks = {f"{net}.{i}": block for net, blocks in (("g", generator), ("d", discriminator))
-                       for i, block in enumerate(blocks)}  # fmt: skip
+        self.blocks = {
+            f"{net}.{i}": block
+            for net, blocks in (("g", generator), ("d", discriminator))
+            for i, block in enumerate(blocks)
+        }
         bodies = {net: [self.blocks[f"{net}.{i}"] for i in (1, 2, 3)] for net in "gd"}
-        self.adam = {net: new_adam(blocks, scenario.learning_rate) for net, blocks in bodies.items()}
+        self.adam = {
+            net: new_adam(blocks, scenario.learning_rate) for net, blocks in bodies.items()
+        }
         self.dtype = next(generator.parameters()).dtype
         self.clients, self.refused, self.round = {}, [], 0
         self.groups = self.weights = self.taps = None
@@ -107,8 +112,13 @@ class UServer:
         """Wait for the clients, and ask each who it is and how many pictures it holds."""
         wanted = self.scenario.num_clients
         node_ids = gather(self.grid, wanted, join_timeout)
-        cuts = parse_cuts(self.scenario.cuts, wanted, self.scenario.size, self.scenario.batch_size,
-                          self.scenario.reference)  # fmt: skip
+        cuts = parse_cuts(
+            self.scenario.cuts,
+            wanted,
+            self.scenario.size,
+            self.scenario.batch_size,
+            self.scenario.reference,
+        )
         whole = self.state()
         messages = {node_id: Message(RecordDict(), node_id, "query.hello") for node_id in node_ids}
         for node_id, reply in ask(self.grid, messages, self.timeout).items():
@@ -124,19 +134,31 @@ class UServer:
             self.clients[partition] = _Client(node_id, cut, count, {})
             self.clients[partition].state = _part(whole, self.clients[partition].holds)
         self.clients = dict(sorted(self.clients.items()))
-        if not self.scenario.num_clusters and not self.scenario.reference and wanted <= len(self.scenario.domain_names):
-            _log.warning("Every client has a domain of its own, which silhouettes can't find: give num_clusters.")
+        if (
+            not self.scenario.num_clusters
+            and not self.scenario.reference
+            and wanted <= len(self.scenario.domain_names)
+        ):
+            _log.warning(
+                "Every client has a domain of its own, which silhouettes can't find: give num_clusters."
+            )
         self._some_left()
 
     def exchange(self, action, iteration, down=None, blocks=False, go_on=True):
         """One hop with all clients: {client: {name: tensor}} up for those down. Refuses replies that can't be right."""
         messages = {}
         for partition, client in self.clients.items():
-            config = {"server-round": self.round, "iteration": iteration, "go-on": go_on,
-                      "cut": "".join(map(str, client.cut))}  # fmt: skip
+            config = {
+                "server-round": self.round,
+                "iteration": iteration,
+                "go-on": go_on,
+                "cut": "".join(map(str, client.cut)),
+            }
             content = RecordDict({"config": ConfigRecord(config)})
             if down:
-                content["tensors"] = ArrayRecord({name: array(tensor) for name, tensor in down[partition].items()})
+                content["tensors"] = ArrayRecord(
+                    {name: array(tensor) for name, tensor in down[partition].items()}
+                )
             if blocks:
                 content["blocks"] = ArrayRecord(client.state)
             messages[partition] = Message(content, client.node_id, f"train.{action}")
@@ -153,7 +175,10 @@ class UServer:
                     )
             except Exception as why:  # from outside: anything can be wrong with it
                 del self.clients[partition]
-                self.refuse(f"client {partition}", f"Client {partition} is left out from now on ({action}): it {why}")
+                self.refuse(
+                    f"client {partition}",
+                    f"Client {partition} is left out from now on ({action}): it {why}",
+                )
         self._some_left()
         return good
 
@@ -189,7 +214,9 @@ class UServer:
     def _iterate(self, iteration, heads):
         def hop(action, **down):  # down: name -> {client: tensor}
             present = list(self.clients)
-            got = self.exchange(action, iteration, {c: {name: of[c] for name, of in down.items()} for c in present})
+            got = self.exchange(
+                action, iteration, {c: {name: of[c] for name, of in down.items()} for c in present}
+            )
             if len(got) < len(present):
                 raise _Lost
             return {name: {c: got[c][name] for c in got} for name in HOPS[action].up}
@@ -207,11 +234,16 @@ class UServer:
         fool = _leaves(up["d_head_fool"])
         of_fool, _ = self._body("d", fool)
         up = hop("fool", d_body_fool=of_fool)
-        at_fool = torch.autograd.grad([*of_fool.values()], [*fool.values()], [*up["d_body_fool"].values()])
+        at_fool = torch.autograd.grad(
+            [*of_fool.values()], [*fool.values()], [*up["d_body_fool"].values()]
+        )
         up = hop("back_to_g", d_head_fool=dict(zip(fool, at_fool, strict=True)))
         self._learn("g", [*outputs.values()], [*up["g_body"].values()])
         self._note_tap(middle)
-        down, last = {c: {"g_head": x.grad} for c, x in inputs.items()}, iteration + 1 == self.scenario.iterations
+        down, last = (
+            {c: {"g_head": x.grad} for c, x in inputs.items()},
+            iteration + 1 == self.scenario.iterations,
+        )
         return self.exchange("learn_g", iteration, down, go_on=not last)
 
     def _body(self, net, inputs):
@@ -244,9 +276,15 @@ class UServer:
         scenario, present = self.scenario, list(self.clients)
         counts = [self.clients[c].count for c in present]
         taps = torch.stack([self._tap[c][0] / self._tap[c][1] for c in present])  # (N, C, P)
-        groups, own, over_all = np.zeros(len(present), int), np.zeros(len(present)), np.zeros(len(present))
+        groups, own, over_all = (
+            np.zeros(len(present), int),
+            np.zeros(len(present)),
+            np.zeros(len(present)),
+        )
         if self.round > scenario.warm_up:
-            number = scenario.num_clusters or (len(scenario.domain_names) if scenario.reference else 0)
+            number = scenario.num_clusters or (
+                len(scenario.domain_names) if scenario.reference else 0
+            )
             seed = _PUBLISHED_SEED if scenario.reference else scenario.seed
             groups = cluster(taps.flatten(1), min(number, len(present)), seed)
             own, over_all = (kld_scores(taps, of, scenario.reference) for of in (groups, None))
@@ -254,14 +292,21 @@ class UServer:
                 own, over_all = scale_free(own), scale_free(over_all)
         own_weights = weights(counts, own, groups, scenario.kld_alpha)
         clusters, server = aggregate_layers(
-            [self.uploads[c] for c in present], self.state(), [self.clients[c].holds for c in present],
-            own_weights, groups, weights(counts, over_all, None, scenario.kld_alpha),
+            [self.uploads[c] for c in present],
+            self.state(),
+            [self.clients[c].holds for c in present],
+            own_weights,
+            groups,
+            weights(counts, over_all, None, scenario.kld_alpha),
             "cluster" if scenario.reference else scenario.batch_norm,
-        )  # fmt: skip
+        )
         for name, block in self.blocks.items():
             block.load_state_dict({key: server[f"{name}.{key}"] for key in block.state_dict()})
         for c, group in zip(present, groups, strict=True):
-            self.clients[c].state = {**self.uploads[c], **_part(clusters[group], self.clients[c].holds)}
+            self.clients[c].state = {
+                **self.uploads[c],
+                **_part(clusters[group], self.clients[c].holds),
+            }
         everyone = scenario.num_clients
         self.groups, self.weights = np.full(everyone, -1), np.full(everyone, np.nan)
         self.taps = np.full((everyone, taps[0].numel()), np.nan)
@@ -276,24 +321,41 @@ class UServer:
     def generators(self):
         """One whole generator's state dict per client, None for a client that is gone."""
         server, clients = self.state(), self.clients
-        return [assemble(server, clients[c].state) if c in clients else None for c in range(self.scenario.num_clients)]
+        return [
+            assemble(server, clients[c].state) if c in clients else None
+            for c in range(self.scenario.num_clients)
+        ]
 
     def report(self, on_round):
         """Tell `on_round` how things stand."""
         if on_round is not None:
-            on_round(GanRound(self.round, self.scenario.rounds, self.generators, self.groups, self.weights, self.taps,
-                              getattr(self.grid, "trace", None)))  # fmt: skip
+            on_round(
+                GanRound(
+                    self.round,
+                    self.scenario.rounds,
+                    self.generators,
+                    self.groups,
+                    self.weights,
+                    self.taps,
+                    getattr(self.grid, "trace", None),
+                )
+            )
 
     def state(self):
         """All ten blocks by name. Of those that every client holds, such as block 0, the server has an average only."""
-        return {f"{name}.{key}": value.detach().clone() for name, block in self.blocks.items()
-                for key, value in block.state_dict().items()}  # fmt: skip
+        return {
+            f"{name}.{key}": value.detach().clone()
+            for name, block in self.blocks.items()
+            for key, value in block.state_dict().items()
+        }
 
 
 def assemble(server_state, client_state):
     """A whole generator's state dict: the server's blocks, and the client's wherever it holds one."""
     whole = {**server_state, **client_state}
-    return {name.removeprefix("g."): tensor for name, tensor in whole.items() if name.startswith("g.")}
+    return {
+        name.removeprefix("g."): tensor for name, tensor in whole.items() if name.startswith("g.")
+    }
 
 
 def _through(block, rows, these):
@@ -322,5 +384,12 @@ def save_generators(generators, path):
     from safetensors.torch import save_file
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file({f"client-{c}.{name}": tensor.clone() for c, state in enumerate(generators) if state is not None
-               for name, tensor in state.items()}, path)  # fmt: skip
+    save_file(
+        {
+            f"client-{c}.{name}": tensor.clone()
+            for c, state in enumerate(generators)
+            if state is not None
+            for name, tensor in state.items()
+        },
+        path,
+    )

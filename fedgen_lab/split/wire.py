@@ -13,8 +13,15 @@ from fedgen_lab.federation.exchange import checked
 from fedgen_lab.split.defence import from_bytes
 from fedgen_lab.split.nets import SIZES, new_discriminator, new_generator
 
-SMASHED = {"g_head": 0, "d_head_fake": 1, "d_head_real": 2, "d_head_fool": 3}  # a head's activations; keys of noise
-LARGEST = 1e6  # honest activations, gradients and weights are of the order of ten; noise adds to them
+SMASHED = {
+    "g_head": 0,
+    "d_head_fake": 1,
+    "d_head_real": 2,
+    "d_head_fool": 3,
+}  # a head's activations; keys of noise
+LARGEST = (
+    1e6  # honest activations, gradients and weights are of the order of ten; noise adds to them
+)
 
 
 def array(tensor):
@@ -37,7 +44,9 @@ def checked_tensors(record, names, cut, batch, dtype, scenario):
             tensor = from_bytes(tensor, *read(record[f"{name}.scale"]).tolist(), dtype=dtype)
         shape = (batch, *_shape_at_the_cut(scenario.size, name, cut))
         if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(f"sent {name!r} as {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}")
+            raise ValueError(
+                f"sent {name!r} as {tensor.dtype} {tuple(tensor.shape)}, not {dtype} {shape}"
+            )
         _check_size(name, tensor, largest)
         tensors[name] = tensor
     return tensors
@@ -50,7 +59,9 @@ def checked_blocks(record, expected, scenario):
     largest = LARGEST * (1 + scenario.noise)
     for name, tensor in blocks.items():
         if tensor.is_floating_point():
-            _check_size(name, tensor, largest**2 if name.endswith("running_var") else largest)  # a variance is a square
+            _check_size(
+                name, tensor, largest**2 if name.endswith("running_var") else largest
+            )  # a variance is a square
     return blocks
 
 
@@ -60,7 +71,9 @@ def _check_size(name, tensor, largest):
     if not found < float("inf"):
         raise ValueError(f"sent NaN or infinity in {name!r}")
     if found > largest:
-        raise ValueError(f"sent a number of size {found:.3g} in {name!r}, where at most {largest:.3g} is taken")
+        raise ValueError(
+            f"sent a number of size {found:.3g} in {name!r}, where at most {largest:.3g} is taken"
+        )
 
 
 @lru_cache(maxsize=1024)

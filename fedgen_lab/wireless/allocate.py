@@ -10,7 +10,9 @@ import numpy as np
 
 from fedgen_lab.wireless.channel import CQI_EFFICIENCY, CQI_NEEDS_DB
 
-_CQI_CEILING = CQI_EFFICIENCY / 10 ** (CQI_NEEDS_DB / 10)  # (15,): rate / reach that a line can't exceed; falling
+_CQI_CEILING = CQI_EFFICIENCY / 10 ** (
+    CQI_NEEDS_DB / 10
+)  # (15,): rate / reach that a line can't exceed; falling
 
 
 def equal(bits, band_hz):
@@ -32,7 +34,9 @@ def min_max(bits, ready_seconds, reach_hz, band_hz, rate_law="shannon"):
     finish at the same moment T: otherwise one who is early could lend band to the last. For a given T each needs the
     band of `band_for`, the sum falls as T grows, and T is where it meets `band_hz`.
     """
-    bits, ready, reach = np.broadcast_arrays(*(np.asarray(x, float) for x in (bits, ready_seconds, reach_hz)))
+    bits, ready, reach = np.broadcast_arrays(
+        *(np.asarray(x, float) for x in (bits, ready_seconds, reach_hz))
+    )
     sending = bits > 0
 
     def band(finish):  # infinite where the time is too short for any band
@@ -60,7 +64,9 @@ def band_for(bits, seconds, reach_hz, rate_law="shannon"):
     b = -bits ln 2 / (seconds (W(-G exp(-G)) + G)) on the branch W_-1 of Lambert's function. Raises ValueError where
     G >= 1: even an endless band would be too slow, so the device needs more time, fewer bits or a better place.
     """
-    bits, seconds, reach = np.broadcast_arrays(*(np.asarray(x, float) for x in (bits, seconds, reach_hz)))
+    bits, seconds, reach = np.broadcast_arrays(
+        *(np.asarray(x, float) for x in (bits, seconds, reach_hz))
+    )
     limit = limit_bps(reach, rate_law)
     with np.errstate(divide="ignore"):
         needed = np.where(bits > 0, bits / np.maximum(seconds, 0), 0.0)
@@ -84,7 +90,9 @@ def _rate(band, reach, rate_law):
     """Bits per second in a band, as `channel.rate_bps` has it."""
     if rate_law == "shannon":
         return band * np.log1p(reach / band) / np.log(2)
-    return (CQI_EFFICIENCY * np.minimum(band[..., None], reach[..., None] / 10 ** (CQI_NEEDS_DB / 10))).max(-1)
+    return (
+        CQI_EFFICIENCY * np.minimum(band[..., None], reach[..., None] / 10 ** (CQI_NEEDS_DB / 10))
+    ).max(-1)
 
 
 def _band(bits, seconds, reach, rate_law):
@@ -97,4 +105,6 @@ def _band(bits, seconds, reach, rate_law):
             line = (reach[..., None] * _CQI_CEILING >= rate[..., None]).sum(-1) - 1
             return np.where(line >= 0, rate / CQI_EFFICIENCY[np.maximum(line, 0)], np.inf)
         g = np.where(rate * np.log(2) < reach, rate * np.log(2) / reach, np.nan)
-        return np.nan_to_num(-rate * np.log(2) / (lambertw(-g * np.exp(-g), -1).real + g), nan=np.inf)
+        return np.nan_to_num(
+            -rate * np.log(2) / (lambertw(-g * np.exp(-g), -1).real + g), nan=np.inf
+        )

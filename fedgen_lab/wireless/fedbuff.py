@@ -10,7 +10,15 @@ from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp.strategy import Result
 
 from fedgen_lab.federation.fedavg import CheckedFedAvg, _change, _with_common_metrics
@@ -39,9 +47,22 @@ class FedBuff(CheckedFedAvg):
         self.buffer, self.clock, self.merged = int(buffer), Clock(network), []
         self._jobs, self._under_way, self._simulated = Counter(), {}, False
 
-    def start(self, grid, initial_arrays, num_rounds=3, timeout=None, train_config=None, evaluate_fn=None, **_):
+    def start(
+        self,
+        grid,
+        initial_arrays,
+        num_rounds=3,
+        timeout=None,
+        train_config=None,
+        evaluate_fn=None,
+        **_,
+    ):
         """Run until `num_rounds` merges are done; returns Flower's `Result`."""
-        self.latest, self._config, result = initial_arrays, dict(train_config or {}), Result(arrays=initial_arrays)
+        self.latest, self._config, result = (
+            initial_arrays,
+            dict(train_config or {}),
+            Result(arrays=initial_arrays),
+        )
         self._simulated = isinstance(grid, LabGrid)
         self._partitions.update(getattr(grid, "partitions", {}))
         try_out = evaluate_fn or (lambda server_round, arrays: None)
@@ -51,10 +72,14 @@ class FedBuff(CheckedFedAvg):
             collected = self._collect(grid, server_round, timeout or self.timeout)
             metrics = self._merge(server_round, collected)
             result.arrays, result.train_metrics_clientapp[server_round] = self.latest, metrics
-            result.evaluate_metrics_serverapp[server_round] = try_out(server_round, self.latest) or MetricRecord()
+            result.evaluate_metrics_serverapp[server_round] = (
+                try_out(server_round, self.latest) or MetricRecord()
+            )
         if self._simulated:  # nobody waits any more for what is under way
             for work in self._under_way.values():
-                self.clock.write_down(num_rounds, work.client, work.begun, work.seconds, work.sizes, self.clock.now)
+                self.clock.write_down(
+                    num_rounds, work.client, work.begun, work.seconds, work.sizes, self.clock.now
+                )
         return result
 
     def _set_to_work(self, grid, server_round):
@@ -94,17 +119,25 @@ class FedBuff(CheckedFedAvg):
         for work, partition, content in collected:
             staleness = server_round - work.server_round
             moved = self._moved(content[self.arrayrecord_key], work.sent, staleness)
-            answers.append((partition, staleness, RecordDict({**content, self.arrayrecord_key: moved})))
+            answers.append(
+                (partition, staleness, RecordDict({**content, self.arrayrecord_key: moved}))
+            )
             changes.append(_change(moved, self.latest))
             self.client_arrays[partition] = content[self.arrayrecord_key]
         kept = _with_common_metrics(self._without_giants(server_round, answers, changes))
         if kept:
             contents = [content for _, _, content in kept]
-            self.merged += [(server_round, partition, staleness) for partition, staleness, _ in kept]
+            self.merged += [
+                (server_round, partition, staleness) for partition, staleness, _ in kept
+            ]
             metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
             self.latest = self._new_arrays(server_round, contents)
         else:
-            self._refuse(server_round, "everyone", "No client sent a usable update; the model stays as it was.")
+            self._refuse(
+                server_round,
+                "everyone",
+                "No client sent a usable update; the model stays as it was.",
+            )
         if self.on_round is not None:
             self.on_round(server_round, self.latest, metrics)
         return metrics
@@ -120,19 +153,32 @@ class FedBuff(CheckedFedAvg):
     def _send(self, grid, node_id, server_round, now):
         """Give a client the newest model. A `LabGrid` answers at once; the clock says when the answer would arrive."""
         self._jobs[node_id] += 1
-        config = ConfigRecord({**self._config, "server-round": server_round, "job": self._jobs[node_id]})
+        config = ConfigRecord(
+            {**self._config, "server-round": server_round, "job": self._jobs[node_id]}
+        )
         record = RecordDict({self.arrayrecord_key: self.latest, self.configrecord_key: config})
         (message,) = self._construct_messages(record, [node_id], MessageType.TRAIN)
         (message_id,) = grid.push_messages([message])
-        work = _Work(message, server_round, self.latest, begun=now if self._simulated else time.monotonic())
+        work = _Work(
+            message, server_round, self.latest, begun=now if self._simulated else time.monotonic()
+        )
         if self._simulated:
             (reply,), client = grid.pull_messages([message_id]), self._partitions[node_id]
             sizes, everyone = sizes_of(message, reply), np.ones((1, len(self.clock.places)))
             job = self.clock.seconds(
-                self._jobs[node_id], *(size * everyone for size in sizes), allocation="equal", downlink="unicast"
+                self._jobs[node_id],
+                *(size * everyone for size in sizes),
+                allocation="equal",
+                downlink="unicast",
             )  # (3, 1, K): as if all worked alike
             seconds = job[:, 0, client]
-            work = work._replace(reply=reply, arrival=now + seconds.sum(), client=client, seconds=seconds, sizes=sizes)
+            work = work._replace(
+                reply=reply,
+                arrival=now + seconds.sum(),
+                client=client,
+                seconds=seconds,
+                sizes=sizes,
+            )
         self._under_way[message_id] = work
 
     def _next(self, grid, timeout):
@@ -141,11 +187,18 @@ class FedBuff(CheckedFedAvg):
             now = time.monotonic()
             for reply in grid.pull_messages(list(self._under_way)):
                 message_id = reply.metadata.reply_to_message_id
-                self._under_way[message_id] = self._under_way[message_id]._replace(reply=reply, arrival=now)
-            if any(work.reply is not None or now - work.begun > timeout for work in self._under_way.values()):
+                self._under_way[message_id] = self._under_way[message_id]._replace(
+                    reply=reply, arrival=now
+                )
+            if any(
+                work.reply is not None or now - work.begun > timeout
+                for work in self._under_way.values()
+            ):
                 break
             time.sleep(1.0)
-        return self._under_way.pop(min(self._under_way, key=lambda message_id: self._under_way[message_id].arrival))
+        return self._under_way.pop(
+            min(self._under_way, key=lambda message_id: self._under_way[message_id].arrival)
+        )
 
 
 class _Work(NamedTuple):

@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from fedgen_lab.federation.trace import SERVER, Trace
 
 # Stable Diffusion 1.5's UNet at 512 x 512 pixels, counted by torch on its architecture (tests count again).
-UNET_NUMBERS, UNET_ROWS = 859_520_964, 318_808  # a row: an output channel of a weight, or a whole bias
-LAYERS, INPUTS, OUTPUTS = 128, 99_456, 99_840  # the attention layers that LoRA adapts, their sides summed up
-UNET_STEP_FLOPS, LORA_STEP_FLOPS = 2.407e12, 1.714e12  # forward and backward for one picture, latents cached
+UNET_NUMBERS, UNET_ROWS = (
+    859_520_964,
+    318_808,
+)  # a row: an output channel of a weight, or a whole bias
+LAYERS, INPUTS, OUTPUTS = (
+    128,
+    99_456,
+    99_840,
+)  # the attention layers that LoRA adapts, their sides summed up
+UNET_STEP_FLOPS, LORA_STEP_FLOPS = (
+    2.407e12,
+    1.714e12,
+)  # forward and backward for one picture, latents cached
 
 
 @dataclass(frozen=True)
@@ -34,7 +44,9 @@ class Payload:
         if upload != "top-k":
             raise ValueError(f"upload must be one of float32, int8, top-k; got {upload!r}.")
         kept = max(1, round(self.numbers * keep))
-        return 4 * kept + min(4 * kept, -(-self.numbers // 8))  # values, and their places or a bit for every place
+        return 4 * kept + min(
+            4 * kept, -(-self.numbers // 8)
+        )  # values, and their places or a bit for every place
 
 
 def whole_unet():
@@ -61,5 +73,7 @@ def trace_of(payload, num_clients, rounds=5, pictures=20, upload="float32", keep
     for server_round in range(1, rounds + 1):
         for client in range(num_clients):
             trace.add(server_round, 0, SERVER, client, "train", 4 * payload.numbers)
-            trace.add(server_round, 0, client, SERVER, "train", bytes_up, pictures * payload.step_flops)
+            trace.add(
+                server_round, 0, client, SERVER, "train", bytes_up, pictures * payload.step_flops
+            )
     return trace

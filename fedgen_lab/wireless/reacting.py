@@ -32,11 +32,17 @@ def reacting_strategy(scenario, network=None, work_flops=0.0, base=CheckedFedAvg
             kind = type(f"Reacting{base.__name__}", (ReactingFedAvg, base), {})
             checked["scenario"] = scenario
         return kind(
-            network, select=scenario.select, fraction=scenario.fraction, deadline_seconds=scenario.deadline_seconds,
-            work_flops=work_flops, **checked,
-        )  # fmt: skip
+            network,
+            select=scenario.select,
+            fraction=scenario.fraction,
+            deadline_seconds=scenario.deadline_seconds,
+            work_flops=work_flops,
+            **checked,
+        )
     if base is not CheckedFedAvg:
-        raise ValueError(f"buffer={scenario.buffer} merges uploads by their mean; {base.__name__} needs buffer=0.")
+        raise ValueError(
+            f"buffer={scenario.buffer} merges uploads by their mean; {base.__name__} needs buffer=0."
+        )
     for knob, off in (("select", "all"), ("deadline_seconds", 0.0)):
         if getattr(scenario, knob) != off:
             raise ValueError(
@@ -60,15 +66,28 @@ class ReactingFedAvg(CheckedFedAvg):
     Attributes: those of `CheckedFedAvg`; `clock`, a `Clock`; `late`, a list of (round, client, seconds it would take).
     """
 
-    def __init__(self, network, *, select="all", fraction=1.0, deadline_seconds=0.0, work_flops=0.0, **checked):
+    def __init__(
+        self,
+        network,
+        *,
+        select="all",
+        fraction=1.0,
+        deadline_seconds=0.0,
+        work_flops=0.0,
+        **checked,
+    ):
         if select not in SELECTIONS:
             raise ValueError(f"select must be one of {', '.join(SELECTIONS)}; got {select!r}.")
         if select == "deadline" and not deadline_seconds > 0:
-            raise ValueError(f'select="deadline" needs a deadline_seconds above 0; got {deadline_seconds!r}.')
+            raise ValueError(
+                f'select="deadline" needs a deadline_seconds above 0; got {deadline_seconds!r}.'
+            )
         super().__init__(fraction_train=fraction if select == "random" else 1.0, **checked)
         self.select, self.fraction, self.deadline = select, fraction, deadline_seconds or math.inf
         self.clock, self.late, self._too_late = Clock(network), [], {}
-        self._guess = np.zeros((3, network.num_clients))  # bytes down, flops, bytes up of every client
+        self._guess = np.zeros(
+            (3, network.num_clients)
+        )  # bytes down, flops, bytes up of every client
         self._guess[1] = work_flops
         self._heard_of, self._nobody_in_time = np.zeros(network.num_clients, bool), False
         self._choosing = False  # only who trains is chosen
@@ -77,7 +96,9 @@ class ReactingFedAvg(CheckedFedAvg):
         """As the other bases', but says so when nobody was asked because nobody can make the deadline."""
         if not self._nobody_in_time:
             return super().aggregate_train(server_round, replies)
-        told = f"No client can make the deadline of {self.deadline:.3g} s; the model stays as it was."
+        told = (
+            f"No client can make the deadline of {self.deadline:.3g} s; the model stays as it was."
+        )
         self._refuse(server_round, "everyone", told)
         self.clock.end_exchange(server_round, self.clock.now, NOBODY)
         if self.on_round is not None:
@@ -96,20 +117,29 @@ class ReactingFedAvg(CheckedFedAvg):
         if self.select in ("all", "random") or not self._choosing or not is_everyone_known:
             return node_ids  # elsewhere than on a LabGrid the first answers tell who is who
         nodes = {self._partitions[node_id]: node_id for node_id in node_ids}
-        return [nodes[client] for client in sorted(self._choose(server_round, np.array(list(nodes), int)))]
+        return [
+            nodes[client]
+            for client in sorted(self._choose(server_round, np.array(list(nodes), int)))
+        ]
 
     def _choose(self, server_round, clients):
         """Which of these partition ids (n,) to ask."""
         if not self._heard_of.any():
-            self._guess[[0, 2]] = recorddict_to_proto(RecordDict({"arrays": self.latest})).ByteSize()
+            self._guess[[0, 2]] = recorddict_to_proto(
+                RecordDict({"arrays": self.latest})
+            ).ByteSize()
         present = np.isin(np.arange(self._guess.shape[1]), clients)[None]  # (1, K)
-        alike = self.clock.seconds(server_round, *(present * self._guess[:, None]), allocation="equal")
+        alike = self.clock.seconds(
+            server_round, *(present * self._guess[:, None]), allocation="equal"
+        )
         order = clients[np.argsort(alike.sum(0)[0, clients], kind="stable")]  # the fastest first
         if self.select == "fastest":
             return order[: max(int(len(order) * self.fraction), self.min_train_nodes)]
         first = np.zeros((len(order), self._guess.shape[1]))  # (n, K): row m has the m + 1 fastest
         first[:, order] = np.tril(np.ones((len(order), len(order))))
-        lasts = self.clock.seconds(server_round, *(first * self._guess[:, None])).sum(0).max(1)  # (n,)
+        lasts = (
+            self.clock.seconds(server_round, *(first * self._guess[:, None])).sum(0).max(1)
+        )  # (n,)
         in_time = np.flatnonzero(lasts <= self.deadline)
         self._nobody_in_time = not len(in_time)
         return order[: in_time[-1] + 1] if len(in_time) else order[:0]
@@ -138,7 +168,9 @@ class ReactingFedAvg(CheckedFedAvg):
         ends = np.minimum(finish, deadline)
         self._too_late = {}
         for client, message_id in message_ids.items():
-            self.clock.write_down(server_round, client, start, seconds[:, client], sizes[:, client], start + deadline)
+            self.clock.write_down(
+                server_round, client, start, seconds[:, client], sizes[:, client], start + deadline
+            )
             if finish[client] > deadline:
                 self._too_late[message_id] = float(finish[client])
                 self.late.append((server_round, client, float(finish[client])))
@@ -155,5 +187,7 @@ class ReactingFedAvg(CheckedFedAvg):
     def _checked(self, reply, expected):
         seconds = self._too_late.get(reply.metadata.reply_to_message_id)
         if seconds is not None:
-            raise ValueError(f"was too late, after {seconds:.3g} s with a deadline of {self.deadline:.3g} s")
+            raise ValueError(
+                f"was too late, after {seconds:.3g} s with a deadline of {self.deadline:.3g} s"
+            )
         return super()._checked(reply, expected)

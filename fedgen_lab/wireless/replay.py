@@ -51,14 +51,18 @@ def replay(trace, network):
             f"give it num_clients={client.max() + 1}."
         )
     clients = place_clients(network)
-    exchanges = sent[["round", "step"]].drop_duplicates().to_numpy()  # (E, 2) in the order of sending
+    exchanges = (
+        sent[["round", "step"]].drop_duplicates().to_numpy()
+    )  # (E, 2) in the order of sending
     exchange = sent.groupby(["round", "step"], sort=False).ngroup().to_numpy()  # (M,)
     shape = (len(exchanges), network.num_clients)  # everything below is (E, K): exchange x client
     bytes_down = _total(exchange[down], client[down], sent["bytes"].to_numpy()[down], shape)
     bytes_up = _total(exchange[~down], client[~down], sent["bytes"].to_numpy()[~down], shape)
     flops = _total(exchange, client, sent["flops"].to_numpy(), shape)
 
-    seconds = phase_seconds(network, clients, exchanges[:, 0], bytes_down, flops, bytes_up)  # (3, E, K)
+    seconds = phase_seconds(
+        network, clients, exchanges[:, 0], bytes_down, flops, bytes_up
+    )  # (3, E, K)
     joules = phase_joules(network, clients, flops, seconds)
 
     finish = seconds.sum(0)  # (E, K) since the exchange began
@@ -92,16 +96,24 @@ def meet_deadline(timeline, deadline_seconds):
     if not deadline_seconds > 0:
         raise ValueError(f"deadline_seconds must be larger than 0; got {deadline_seconds!r}.")
     uploads = timeline.events[timeline.events["phase"] == "upload"]
-    began = (timeline.rounds["end_seconds"] - timeline.rounds["seconds"]).set_axis(timeline.rounds["round"])
+    began = (timeline.rounds["end_seconds"] - timeline.rounds["seconds"]).set_axis(
+        timeline.rounds["round"]
+    )
     late = uploads["end_seconds"] - began.reindex(uploads["round"]).to_numpy() > deadline_seconds
     missed = uploads[late].groupby("round")["client"].agg(tuple)
     rounds = timeline.rounds["round"]
-    return pd.DataFrame({
-        "round": rounds,
-        "seconds": np.minimum(timeline.rounds["seconds"], deadline_seconds),
-        "arrived": uploads[~late].groupby("round").size().reindex(rounds, fill_value=0).to_numpy(),
-        "late": [missed.get(r, ()) for r in rounds],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "round": rounds,
+            "seconds": np.minimum(timeline.rounds["seconds"], deadline_seconds),
+            "arrived": uploads[~late]
+            .groupby("round")
+            .size()
+            .reindex(rounds, fill_value=0)
+            .to_numpy(),
+            "late": [missed.get(r, ()) for r in rounds],
+        }
+    )
 
 
 def phase_seconds(network, clients, rounds, bytes_down, flops, bytes_up):
@@ -163,23 +175,33 @@ def _events(rounds, happened, starts, ends, size, joules):
     """The rows of `Timeline.events`, in the order of exchanges, clients and phases."""
     at = np.nonzero(happened.transpose(1, 2, 0))  # exchange, client, phase
     here = (at[2], at[0], at[1])
-    return pd.DataFrame({
-        "round": rounds[at[0]],
-        "client": at[1],
-        "phase": pd.Categorical.from_codes(at[2], PHASES).astype(object),
-        "start_seconds": starts[here],
-        "end_seconds": ends[here],
-        "bytes": size[here],
-        "joules": joules[here],
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "round": rounds[at[0]],
+            "client": at[1],
+            "phase": pd.Categorical.from_codes(at[2], PHASES).astype(object),
+            "start_seconds": starts[here],
+            "end_seconds": ends[here],
+            "bytes": size[here],
+            "joules": joules[here],
+        }
+    )
 
 
 def _rounds(rounds, length, end, bytes_up, bytes_down, slowest):
     """The rows of `Timeline.rounds`: a round is all its exchanges; its straggler is that of its longest exchange."""
-    table = pd.DataFrame({
-        "round": rounds, "seconds": length, "end_seconds": end, "bytes_up": bytes_up, "bytes_down": bytes_down,
-    })  # fmt: skip
-    stragglers = table.assign(straggler=slowest).sort_values("seconds", ascending=False, kind="stable")
+    table = pd.DataFrame(
+        {
+            "round": rounds,
+            "seconds": length,
+            "end_seconds": end,
+            "bytes_up": bytes_up,
+            "bytes_down": bytes_down,
+        }
+    )
+    stragglers = table.assign(straggler=slowest).sort_values(
+        "seconds", ascending=False, kind="stable"
+    )
     stragglers = stragglers.drop_duplicates("round").set_index("round")["straggler"]
     adding = {"seconds": "sum", "end_seconds": "max", "bytes_up": "sum", "bytes_down": "sum"}
     table = table.groupby("round", sort=False).agg(adding).reset_index()

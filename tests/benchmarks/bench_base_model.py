@@ -4,6 +4,7 @@
 
 256 prompts (20 objects, 8 colours, 8 backgrounds, 8 styles), 20 steps, the i-th picture from seed i.
 """
+
 import argparse
 import json
 import time
@@ -24,8 +25,12 @@ def psnr(vae, images: torch.Tensor) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=None, help="another pipeline folder than the shipped one")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--model", type=Path, default=None, help="another pipeline folder than the shipped one"
+    )
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--prompt-seed", type=int, default=1)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.5, 2.0, 3.0, 4.0, 6.0])
@@ -38,27 +43,44 @@ def main() -> None:
     judge = load_judge()
 
     captions, wanted = sprites.prompts(args.prompts, args.prompt_seed)
-    print(f"{'guidance':>8} {'object':>7} {'colour':>7} {'backgr.':>7} {'style':>7} {'all four':>8}")
+    print(
+        f"{'guidance':>8} {'object':>7} {'colour':>7} {'backgr.':>7} {'style':>7} {'all four':>8}"
+    )
     all_four = {}
     for guidance in args.guidance:
         images = draw(pipe, captions, range(args.prompts), guidance=guidance, batch_size=32)
         shares = prompt_fidelity(images, wanted, judge)
         all_four[guidance] = shares["all"]
-        print(f"{guidance:8.1f} " + " ".join(f"{100 * v:6.1f}%" for v in shares.values()), flush=True)
+        print(
+            f"{guidance:8.1f} " + " ".join(f"{100 * v:6.1f}%" for v in shares.values()), flush=True
+        )
         if guidance == 3:
             seen = judged(images, judge)
             wrong = seen["style"] != wanted["style"]
             worst = wanted["style"][wrong].value_counts().to_dict()
-            print("         wrong by style:", json.dumps(worst), "by object:",
-                  json.dumps(wanted["object"][seen["object"] != wanted["object"]].value_counts().to_dict()))
+            print(
+                "         wrong by style:",
+                json.dumps(worst),
+                "by object:",
+                json.dumps(
+                    wanted["object"][seen["object"] != wanted["object"]].value_counts().to_dict()
+                ),
+            )
 
-    held_out = sprites.draw_sprites(500, 78, objects=sprites.HELD_OUT_OBJECTS, styles=sprites.HELD_OUT_STYLES)
-    print(f"VAE PSNR, dB: sprites {psnr(pipe.vae, sprites.draw_sprites(500, 77).as_tensor()):.1f}, "
-          f"held-out sprites {psnr(pipe.vae, held_out.as_tensor()):.1f}", end="")
+    held_out = sprites.draw_sprites(
+        500, 78, objects=sprites.HELD_OUT_OBJECTS, styles=sprites.HELD_OUT_STYLES
+    )
+    print(
+        f"VAE PSNR, dB: sprites {psnr(pipe.vae, sprites.draw_sprites(500, 77).as_tensor()):.1f}, "
+        f"held-out sprites {psnr(pipe.vae, held_out.as_tensor()):.1f}",
+        end="",
+    )
     if (emoji := args.openmoji / "openmoji-72-plain.zip").exists():
         from fedgen_lab.pictures.folders import read_folder
 
-        pictures = read_folder(emoji, caption_file="captions.csv", file_column="file", text_column="caption")
+        pictures = read_folder(
+            emoji, caption_file="captions.csv", file_column="file", text_column="caption"
+        )
         print(f", OpenMoji ({len(pictures)}) {psnr(pipe.vae, pictures.as_tensor()):.1f}")
     else:
         print(f" (no OpenMoji at {args.openmoji})")
@@ -72,8 +94,10 @@ def main() -> None:
     start = time.process_time()
     sprites.draw_sprites(2000, 0)
     rate = 2000 / (time.process_time() - start)
-    print(f"16 pictures, 20 steps with guidance: {sample16:.2f} s on {threads} threads; "
-          f"{rate:.0f} sprites a second of one core")
+    print(
+        f"16 pictures, 20 steps with guidance: {sample16:.2f} s on {threads} threads; "
+        f"{rate:.0f} sprites a second of one core"
+    )
     print(f"RESULT fidelity_g3 {all_four.get(3.0, float('nan')):.4f}")
     print(f"RESULT fidelity_best {max(all_four.values()):.4f}")
     print(f"RESULT sample16_seconds {sample16:.3f}")

@@ -25,7 +25,9 @@ PARTS = ("read events", "check a manifest", "store", "submit")
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--submissions", type=int, default=1000)
-    parser.add_argument("--endpoint", help="a node's JSON-RPC address; the embedded machine unless given")
+    parser.add_argument(
+        "--endpoint", help="a node's JSON-RPC address; the embedded machine unless given"
+    )
     asked = parser.parse_args()
     chain = Chain(asked.endpoint, terms=Terms())
     account, key, rng = chain.accounts[1], new_key(0), np.random.default_rng(0)
@@ -37,7 +39,10 @@ def main():
             data = rng.bytes(MODEL_BYTES)
             times = [time.perf_counter()]
             events, cursor = chain.events(cursor)
-            newest = next((event.values["content"] for event in events[::-1] if event.kind == "Submitted"), newest)
+            newest = next(
+                (event.values["content"] for event in events[::-1] if event.kind == "Submitted"),
+                newest,
+            )
             times.append(time.perf_counter())
             if newest:
                 submission = chain.model(newest)

@@ -15,7 +15,14 @@ import time
 import numpy as np
 import torch
 
-from fedgen_lab.memorization.distance import CONTRAST, SHIFT, SHIFTS, as_unit, nearest, nearest_within
+from fedgen_lab.memorization.distance import (
+    CONTRAST,
+    SHIFT,
+    SHIFTS,
+    as_unit,
+    nearest,
+    nearest_within,
+)
 from fedgen_lab.pictures.sprites import draw_sprites
 
 
@@ -31,14 +38,18 @@ def windows(images):
 def plain_loop(generated, training):
     """The robust distance of each generated picture to its nearest training picture, and its row."""
     generated, training = (as_unit(images) for images in (generated, training))
-    generated, training = (images - images.mean((1, 2, 3), keepdim=True) for images in (generated, training))
+    generated, training = (
+        images - images.mean((1, 2, 3), keepdim=True) for images in (generated, training)
+    )
     flat, theirs = training.flatten(1), list(windows(training))
     found = []
     for picture in generated:
         views, ours = [], []
         for view in (picture[None], picture[None].flip(-1)):
             moments = list(windows(view))
-            for (y, x, *_), (dy, dx), (_, _, *moment) in zip(theirs, SHIFTS, reversed(moments), strict=True):
+            for (y, x, *_), (dy, dx), (_, _, *moment) in zip(
+                theirs, SHIFTS, reversed(moments), strict=True
+            ):
                 moved = torch.zeros_like(view)
                 moved[..., y, x] = view[..., y.start + dy : y.stop + dy, x.start + dx : x.stop + dx]
                 views.append(moved.flatten())
@@ -67,14 +78,19 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--generated", type=int, default=2000)
     parser.add_argument("--training", type=int, default=10_000)
-    parser.add_argument("--loop", type=int, default=100, help="generated pictures the loop is timed on")
+    parser.add_argument(
+        "--loop", type=int, default=100, help="generated pictures the loop is timed on"
+    )
     arguments = parser.parse_args()
     assert SHIFT == 2
     training = draw_sprites(arguments.training, seed=1).images
     generated = draw_sprites(arguments.generated, seed=2).images
     generated[::10] = training[: len(generated[::10])].flip(-1)  # a tenth are mirrored copies
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(f"{len(generated):,} generated, {len(training):,} training pictures {tuple(training.shape[1:])}, ", end="")
+    print(
+        f"{len(generated):,} generated, {len(training):,} training pictures {tuple(training.shape[1:])}, ",
+        end="",
+    )
     print(f"{torch.get_num_threads()} threads; memory so far {before:.0f} MB", flush=True)
 
     total = np.zeros(2)
@@ -83,16 +99,28 @@ if __name__ == "__main__":
         total += took
         print("{:8s} {:6.2f} CPU s, {:6.2f} s on the clock".format(match, *took), flush=True)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print("all three {:6.2f} CPU s, {:6.2f} s; at most {:.0f} MB more than before".format(*total, peak - before))
+    print(
+        "all three {:6.2f} CPU s, {:6.2f} s; at most {:.0f} MB more than before".format(
+            *total, peak - before
+        )
+    )
     _, *within = seconds(lambda: nearest_within(training, 50))
-    print("50 nearest training pictures of each other, once a training set: {:.2f} CPU s, {:.2f} s".format(*within))
+    print(
+        "50 nearest training pictures of each other, once a training set: {:.2f} CPU s, {:.2f} s".format(
+            *within
+        )
+    )
 
     (_, _), ours, _ = seconds(lambda: nearest(generated, training, 1, "robust"))
     part = generated[: arguments.loop]
     (expected, at), loop, _ = seconds(lambda: plain_loop(part, training))
     loop *= len(generated) / len(part)
-    apart = np.abs(expected**2 - found[: len(part), 0] ** 2).max()  # near 0 a root makes much of the last digits
+    apart = np.abs(
+        expected**2 - found[: len(part), 0] ** 2
+    ).max()  # near 0 a root makes much of the last digits
     assert apart < 1e-5, f"the two find squared distances that are {apart:.1e} apart"
-    print(f"same rows in {np.mean(at == rows[: len(part), 0]):.1%}, squared distances at most {apart:.1e} apart")
+    print(
+        f"same rows in {np.mean(at == rows[: len(part), 0]):.1%}, squared distances at most {apart:.1e} apart"
+    )
     print(f"plain loop {loop:.0f} CPU s (from {len(part)} pictures), ours {ours:.2f} CPU s")
     print(f"RESULT copies_speedup {loop / ours:.2f}")

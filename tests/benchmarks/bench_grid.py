@@ -36,8 +36,16 @@ from fedgen_lab.lora.pipeline import encode  # noqa: E402
 from fedgen_lab.scenario import Scenario  # noqa: E402
 
 TRAINING = Scenario(num_clients=2, rounds=1)  # a repeat is 2 x 20 steps of a batch of 16
-EXCHANGE = {"num-clients": 8, "rounds": 10, "size": 100_000, "slow": -1, "until": "", "buffer": 0, "notes": "",
-            "save-to": ""}  # fmt: skip
+EXCHANGE = {
+    "num-clients": 8,
+    "rounds": 10,
+    "size": 100_000,
+    "slow": -1,
+    "until": "",
+    "buffer": 0,
+    "notes": "",
+    "save-to": "",
+}
 
 
 def cpu_seconds(work):
@@ -57,13 +65,18 @@ def wall_seconds(work):
 def overhead(repeats=5):
     """(federated, bare): CPU seconds of the same steps on a LabGrid and in a plain loop, the fastest of each."""
     scenario, pipeline, dealt = TRAINING, prepare(TRAINING), deal(TRAINING)
-    schedule, encoded = noise_schedule(pipeline), [encode(pipeline, pictures) for pictures in dealt.clients]
+    schedule, encoded = (
+        noise_schedule(pipeline),
+        [encode(pipeline, pictures) for pictures in dealt.clients],
+    )
     start = trainable_state(pipeline.unet)
     client_app, server_app = lora_client_app(), ServerApp()
 
     @server_app.main()
     def average(grid, context):
-        CheckedFedAvg(min_available_nodes=2).start(grid, ArrayRecord(start), num_rounds=scenario.rounds)
+        CheckedFedAvg(min_available_nodes=2).start(
+            grid, ArrayRecord(start), num_rounds=scenario.rounds
+        )
 
     def federated():
         run_app(server_app, client_app, scenario.num_clients, scenario.to_run_config())
@@ -73,7 +86,11 @@ def overhead(repeats=5):
             for client in range(scenario.num_clients):
                 load_trainable(pipeline.unet, start)
                 seed = local_seed(scenario, client, server_round)
-                steps, batch, rate = scenario.local_steps, scenario.batch_size, scenario.learning_rate
+                steps, batch, rate = (
+                    scenario.local_steps,
+                    scenario.batch_size,
+                    scenario.learning_rate,
+                )
                 train(pipeline.unet, schedule, encoded[client], steps, batch, rate, seed)
 
     federated(), bare()  # warm up: the client loads its model and pictures once
@@ -83,7 +100,9 @@ def overhead(repeats=5):
 
 def exchange():
     """(LabGrid, simulation): seconds for 8 clients x 10 rounds of exchanging 100,000 parameters without training."""
-    run_app(tiny.server_app, tiny.client_app, 8, EXCHANGE)  # the first run also loads code; time the second
+    run_app(
+        tiny.server_app, tiny.client_app, 8, EXCHANGE
+    )  # the first run also loads code; time the second
     ours = wall_seconds(lambda: run_app(tiny.server_app, tiny.client_app, 8, EXCHANGE))
     with tempfile.TemporaryDirectory() as folder, Flower(folder, simulation=True) as flower:
         config = {key: value for key, value in EXCHANGE.items() if value != ""}
@@ -95,10 +114,14 @@ def lesson():
     """(LabGrid, simulation): seconds for the lesson's default run, models loaded and pictures drawn included."""
     scenario = Scenario()
     config = scenario.to_run_config()
-    ours = wall_seconds(lambda: run_app(lora_server_app(), lora_client_app(), scenario.num_clients, config))
+    ours = wall_seconds(
+        lambda: run_app(lora_server_app(), lora_client_app(), scenario.num_clients, config)
+    )
     with tempfile.TemporaryDirectory() as folder, Flower(folder, simulation=True) as flower:
         given = {key: value for key, value in config.items() if value != ""}
-        theirs = wall_seconds(lambda: flower.run(ROOT, given, nodes=scenario.num_clients, timeout=1800))
+        theirs = wall_seconds(
+            lambda: flower.run(ROOT, given, nodes=scenario.num_clients, timeout=1800)
+        )
     return ours, theirs
 
 

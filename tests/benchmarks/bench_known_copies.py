@@ -27,14 +27,24 @@ def sets(number):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--pictures", type=int, default=840)
     number = parser.parse_args().pictures
 
-    print("| pictures | detector | fresh | " + " | ".join(EDITS) + " |\n" + "| --- " * (3 + len(EDITS)) + "|")
+    print(
+        "| pictures | detector | fresh | "
+        + " | ".join(EDITS)
+        + " |\n"
+        + "| --- " * (3 + len(EDITS))
+        + "|"
+    )
     for name, images in sets(number):
         third = len(images) // 3
-        table = detected(images[:third], images[third : 2 * third], images[2 * third :]).set_index("pictures")
+        table = detected(images[:third], images[third : 2 * third], images[2 * third :]).set_index(
+            "pictures"
+        )
         for column in COLUMNS:
             shares = " | ".join(f"{share:.3f}" for share in table[column])
             print(f"| {name} | {column} | {shares} |", flush=True)

@@ -46,7 +46,9 @@ def bare(unet, schedule, encoded, steps, batch_size, learning_rate, seed):
         pick = torch.randint(len(encoded), (batch_size,), generator=generator)
         latents, text = encoded.latents[pick], encoded.text[pick]
         noise = torch.randn(latents.shape, generator=generator).to(device)
-        timesteps = torch.randint(schedule.config.num_train_timesteps, (batch_size,), generator=generator).to(device)
+        timesteps = torch.randint(
+            schedule.config.num_train_timesteps, (batch_size,), generator=generator
+        ).to(device)
         noisy = schedule.add_noise(latents, noise, timesteps)
         v = schedule.config.prediction_type == "v_prediction"
         target = schedule.get_velocity(latents, noise, timesteps) if v else noise
@@ -107,7 +109,15 @@ class Ways:
     def alone(self, loop, client, steps):
         """One client's adapter after `loop`, which is `train` or `bare`."""
         load_trainable(self.unet, self.start)
-        loop(self.unet, self.schedule, self.clients[client], steps, BATCH_SIZE, LEARNING_RATE, seed=client)
+        loop(
+            self.unet,
+            self.schedule,
+            self.clients[client],
+            steps,
+            BATCH_SIZE,
+            LEARNING_RATE,
+            seed=client,
+        )
         return [trainable_state(self.unet)]
 
     def one_by_one(self, steps):
@@ -115,7 +125,18 @@ class Ways:
 
     def stacked(self, steps):
         turns = [
-            Turn(None, None, self.unet, self.schedule, encoded, self.start, steps, BATCH_SIZE, LEARNING_RATE, seed)
+            Turn(
+                None,
+                None,
+                self.unet,
+                self.schedule,
+                encoded,
+                self.start,
+                steps,
+                BATCH_SIZE,
+                LEARNING_RATE,
+                seed,
+            )
             for seed, encoded in enumerate(self.clients)
         ]
         return [state for state, _ in train_stacked(turns)]
@@ -131,15 +152,26 @@ if __name__ == "__main__":
 
     assert_alike(lambda: exact.alone(train, 0, 2), lambda: exact.alone(bare, 0, 2))
     seconds = paired(
-        lambda: ways.alone(train, 0, 2 * steps), lambda: ways.alone(bare, 0, 2 * steps), arguments.repeats
-    )  # fmt: skip
+        lambda: ways.alone(train, 0, 2 * steps),
+        lambda: ways.alone(bare, 0, 2 * steps),
+        arguments.repeats,
+    )
     ratios = np.sort(seconds[:, 0] / seconds[:, 1])
     print("a step: ours {:.3f} s, bare {:.3f} s".format(*np.median(seconds, axis=0) / (2 * steps)))
-    print("ratios", ratios.round(2), f"\nRESULT lora_step_overhead {np.median(ratios):.3f}", flush=True)
+    print(
+        "ratios",
+        ratios.round(2),
+        f"\nRESULT lora_step_overhead {np.median(ratios):.3f}",
+        flush=True,
+    )
 
     assert_alike(lambda: exact.stacked(2), lambda: exact.one_by_one(2))
     seconds = paired(lambda: ways.stacked(steps), lambda: ways.one_by_one(steps), arguments.repeats)
     ratios = np.sort(seconds[:, 1] / seconds[:, 0])
-    print("a step of all: stacked {:.3f} s, one by one {:.3f} s".format(*np.median(seconds, axis=0) / steps))
+    print(
+        "a step of all: stacked {:.3f} s, one by one {:.3f} s".format(
+            *np.median(seconds, axis=0) / steps
+        )
+    )
     print("ratios", ratios.round(2))
     print(f"RESULT stacked_speedup {np.median(ratios):.2f}", flush=True)

@@ -42,7 +42,9 @@ def seconds_of(work, device):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--source", help="a pipeline folder or a Hub id; random weights where there is none")
+    parser.add_argument(
+        "--source", help="a pipeline folder or a Hub id; random weights where there is none"
+    )
     parser.add_argument("--small", action="store_true")
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--batch-size", type=int, default=4)
@@ -52,7 +54,9 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = SMALL if arguments.small else None
-    unet = load_unet(arguments.source, device) if arguments.source else new_unet(config, device=device)
+    unet = (
+        load_unet(arguments.source, device) if arguments.source else new_unet(config, device=device)
+    )
     add_adapter(unet, rank=4, targets=ATTENTION)
     make_light(unet, checkpointing=not arguments.no_checkpointing)
     start = trainable_state(unet)
@@ -61,7 +65,9 @@ if __name__ == "__main__":
     latents = torch.randn(16, 4, side, side, generator=draw).to(device)
     text = torch.randn(16, 77, unet.config.cross_attention_dim, generator=draw).to(device)
     encoded, knobs = Encoded(latents, text), (arguments.batch_size, 1e-4)
-    print(f"{device}; base {base_bytes(unet) / 1e6:,.0f} MB, an adapter {adapter_bytes(start) / 1e6:.2f} MB")
+    print(
+        f"{device}; base {base_bytes(unet) / 1e6:,.0f} MB, an adapter {adapter_bytes(start) / 1e6:.2f} MB"
+    )
 
     for number in arguments.clients:
         steps = number * arguments.steps
@@ -69,7 +75,9 @@ if __name__ == "__main__":
 
         def clients(states=states, number=number):
             ours = [encoded] * number
-            done = train_in_turn(unet, schedule, ours, states, arguments.steps, *knobs, range(number))
+            done = train_in_turn(
+                unet, schedule, ours, states, arguments.steps, *knobs, range(number)
+            )
             states[:] = [state for state, _ in done]
 
         def loop(steps=steps):
@@ -81,10 +89,14 @@ if __name__ == "__main__":
             if device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
             work()
-            peaks.append(torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else float("nan"))
+            peaks.append(
+                torch.cuda.max_memory_allocated() / 1e6 if device == "cuda" else float("nan")
+            )
         for _ in range(arguments.repeats):
             seconds.append([seconds_of(work, device) for work in (clients, loop)])
         ours, theirs = steps / np.median(seconds, axis=0)
         speed = np.median([bare_seconds / our_seconds for our_seconds, bare_seconds in seconds])
-        print(f"{number} clients: {ours:.2f} steps/s, bare {theirs:.2f}; peak {peaks[0]:,.0f} MB, bare {peaks[1]:,.0f}")
+        print(
+            f"{number} clients: {ours:.2f} steps/s, bare {theirs:.2f}; peak {peaks[0]:,.0f} MB, bare {peaks[1]:,.0f}"
+        )
         print(f"RESULT real_size_speed_{number} {speed:.3f}", flush=True)

@@ -45,8 +45,12 @@ class OneByOne:
         for net, blocks in start.items():
             own = [copy_of(blocks, size, net) for _ in cuts]
             self.server[net] = copy_of(blocks, size, net)[1:4]
-            self.heads[net] = [b[: 1 + first] for b, (first, _) in zip(own, self.bits[net], strict=True)]
-            self.tails[net] = [b[4 - third :] for b, (_, third) in zip(own, self.bits[net], strict=True)]
+            self.heads[net] = [
+                b[: 1 + first] for b, (first, _) in zip(own, self.bits[net], strict=True)
+            ]
+            self.tails[net] = [
+                b[4 - third :] for b, (_, third) in zip(own, self.bits[net], strict=True)
+            ]
             self.adams[net] = [
                 torch.optim.Adam(segment.parameters(), LEARNING_RATE, BETAS)
                 for segment in (*self.heads[net], *self.tails[net], self.server[net])
@@ -55,7 +59,9 @@ class OneByOne:
     def forward(self, net, inputs):
         """inputs: one tuple a client -> one tensor a client."""
         first, second, third = self.server[net]
-        sent = [run_blocks(head, *given) for head, given in zip(self.heads[net], inputs, strict=True)]
+        sent = [
+            run_blocks(head, *given) for head, given in zip(self.heads[net], inputs, strict=True)
+        ]
         todo = [i for i, (bit, _) in enumerate(self.bits[net]) if not bit]
         if todo:
             done = first(torch.cat([sent[i] for i in todo])).split(len(sent[0]))
@@ -100,11 +106,14 @@ class Stacked:
         bits = np.array(cuts, dtype=bool)  # (clients, 4)
         self.held, self.clients, self.server, self.adams = {}, {}, {}, {}
         for net, blocks in start.items():
-            columns = {1: bits[:, 0], 3: bits[:, 1]} if net == "g" else {1: bits[:, 2], 3: bits[:, 3]}
+            columns = (
+                {1: bits[:, 0], 3: bits[:, 1]} if net == "g" else {1: bits[:, 2], 3: bits[:, 3]}
+            )
             self.held[net] = {block: held.tolist() for block, held in columns.items()}
             counts = [len(cuts), columns[1].sum(), 0, columns[3].sum(), len(cuts)]
             self.clients[net] = nn.ModuleList(
-                stack([block] * int(n)) if n else nn.Identity() for block, n in zip(blocks, counts, strict=True)
+                stack([block] * int(n)) if n else nn.Identity()
+                for block, n in zip(blocks, counts, strict=True)
             )
             self.server[net] = copy_of(blocks, size, net)[1:4].to(memory_format=torch.channels_last)
             self.adams[net] = new_adam([self.clients[net], self.server[net]], LEARNING_RATE)
@@ -148,7 +157,9 @@ def one_batch(xs):
 
 def on_either_side(xs, held, stacked, server):
     """The block at each client that holds it, and on the server for the others."""
-    ours, theirs = ([x for x, h in zip(xs, held, strict=True) if h == side] for side in (False, True))
+    ours, theirs = (
+        [x for x, h in zip(xs, held, strict=True) if h == side] for side in (False, True)
+    )
     ours = iter(server(one_batch(ours)).split(len(xs[0])) if ours else ())
     theirs = iter(stacked.one_by_one(theirs) if theirs else ())
     return [next(theirs if h else ours) for h in held]
@@ -157,9 +168,15 @@ def on_either_side(xs, held, stacked, server):
 def batch_of(size, batch_size, dtype=torch.float32, seed=0):
     """Pictures (N, B, C, H, W), labels (N, B), z (N, B, Z)."""
     draw = torch.Generator().manual_seed(seed)
-    pictures = torch.rand(NUM_CLIENTS, batch_size, *size.picture, generator=draw, dtype=dtype) * 2 - 1
+    pictures = (
+        torch.rand(NUM_CLIENTS, batch_size, *size.picture, generator=draw, dtype=dtype) * 2 - 1
+    )
     labels = torch.randint(size.num_labels, (NUM_CLIENTS, batch_size), generator=draw)
-    return pictures, labels, torch.randn(NUM_CLIENTS, batch_size, size.z_dim, generator=draw, dtype=dtype)
+    return (
+        pictures,
+        labels,
+        torch.randn(NUM_CLIENTS, batch_size, size.z_dim, generator=draw, dtype=dtype),
+    )
 
 
 def both_ways(size, cuts, dtype=torch.float32):
@@ -216,9 +233,14 @@ if __name__ == "__main__":
         ("reference", "reference", 64, 1, 7),
     ):
         if arguments.only in (None, name):
-            cuts, seconds = speedup(SIZES[size], batch_size, iterations, arguments.repeats or repeats)
+            cuts, seconds = speedup(
+                SIZES[size], batch_size, iterations, arguments.repeats or repeats
+            )
             plain, stacked = np.median(seconds, axis=0)
             ratios = np.sort(seconds[:, 0] / seconds[:, 1])
             print("cuts", " ".join("".join(map(str, cut)) for cut in cuts))
-            print(f"{name}: one by one {plain:.4f} s, stacked {stacked:.4f} s; ratios {ratios.round(2)}", flush=True)
+            print(
+                f"{name}: one by one {plain:.4f} s, stacked {stacked:.4f} s; ratios {ratios.round(2)}",
+                flush=True,
+            )
             print(f"RESULT split_speedup_{name} {np.median(ratios):.2f}", flush=True)

@@ -14,9 +14,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / ".venv-binder"
-JUPYTER = re.compile(r"jupyter|ipy|ipywidgets|nb|notebook|traitlets|comm$|tornado|pyzmq|widgetsnbextension")
+JUPYTER = re.compile(
+    r"jupyter|ipy|ipywidgets|nb|notebook|traitlets|comm$|tornado|pyzmq|widgetsnbextension"
+)
 # Names that differ between conda-forge and PyPI; None: no package of its own there.
-PYPI_NAMES = {"nbconvert-core": "nbconvert", "jupyterhub-base": "jupyterhub", "jupyterhub-singleuser": None}
+PYPI_NAMES = {
+    "nbconvert-core": "nbconvert",
+    "jupyterhub-base": "jupyterhub",
+    "jupyterhub-singleuser": None,
+}
 
 
 def main():
@@ -25,7 +31,10 @@ def main():
     pip(repo2docker, "jupyter-repo2docker")
     pins = locked_jupyter(repo2docker)
     kernel = next(pin for pin in pins if pin.startswith("ipykernel=="))
-    print(f"The base lock of repo2docker holds {kernel} and {len(pins) - 1} more Jupyter packages.", flush=True)
+    print(
+        f"The base lock of repo2docker holds {kernel} and {len(pins) - 1} more Jupyter packages.",
+        flush=True,
+    )
 
     repo2docker_accepts_the_repository(repo2docker)
 
@@ -41,8 +50,12 @@ def main():
         # The course declares a kernel without that fault, so pip has replaced it: back to the lock's.
         pip(lab, "--no-deps", kernel)
         stamp.write_text(wanted, encoding="utf-8")
-    installed = output(lab, "-c", "from importlib.metadata import version; print(version('ipykernel'))").strip()
-    assert f"ipykernel=={installed}" == kernel, f"the environment has ipykernel {installed}, the base lock {kernel}"
+    installed = output(
+        lab, "-c", "from importlib.metadata import version; print(version('ipykernel'))"
+    ).strip()
+    assert f"ipykernel=={installed}" == kernel, (
+        f"the environment has ipykernel {installed}, the base lock {kernel}"
+    )
 
     subprocess.run([lab, Path(__file__).with_name("dashboard.py")], check=True)
 
@@ -58,11 +71,15 @@ def environment(name):
 
 def pip(python, *what):
     """Install into an environment; quick where all is there."""
-    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *what], check=True)
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *what], check=True
+    )
 
 
 def output(python, *arguments):
-    return subprocess.run([python, *arguments], capture_output=True, text=True, check=True, encoding="utf-8").stdout
+    return subprocess.run(
+        [python, *arguments], capture_output=True, text=True, check=True, encoding="utf-8"
+    ).stdout
 
 
 def locked_jupyter(repo2docker):
@@ -92,7 +109,9 @@ def repo2docker_accepts_the_repository(repo2docker):
     dockerfile = done.stdout + done.stderr
     assert done.returncode == 0, dockerfile
     for step in ("binder/environment.yml", "binder/postBuild", "binder/start"):
-        assert step in dockerfile, f"repo2docker's Dockerfile does not mention {step}:\n{dockerfile}"
+        assert step in dockerfile, (
+            f"repo2docker's Dockerfile does not mention {step}:\n{dockerfile}"
+        )
     print("repo2docker accepts the repository.", flush=True)
 
 

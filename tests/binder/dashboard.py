@@ -33,7 +33,9 @@ def main():
             began = time.monotonic()
             with tempfile.TemporaryDirectory() as folder:
                 claim(browser, Path(folder), pictures)
-            print(f"{claim.__name__}: yes, after {time.monotonic() - began:.0f} seconds", flush=True)
+            print(
+                f"{claim.__name__}: yes, after {time.monotonic() - began:.0f} seconds", flush=True
+            )
         browser.close()
 
 
@@ -43,7 +45,9 @@ def a_live_run_reaches_its_end(browser, folder, pictures):
         output.locator(PLOTLY).first.wait_for(timeout=120_000)
         output.get_by_role("button", name="Start", exact=True).click()
         wait_for(output, r"^Done: 2 of 2 rounds", seconds=900)
-        expect(output.locator(".fedgen-note").filter(has_text="Live, on this machine")).to_be_visible()
+        expect(
+            output.locator(".fedgen-note").filter(has_text="Live, on this machine")
+        ).to_be_visible()
         # When the charts have rested, still pictures go into the notebook, and JupyterLab goes on showing the figures.
         lab.page.wait_for_function(f"() => ({STILLS_KEPT})() === 2", timeout=120_000)
         expect(output.locator(PLOTLY).first).to_be_visible()

@@ -45,7 +45,9 @@ def chromium():
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if shutil.which(name):
             return shutil.which(name)
-    reason = "no chromium on the PATH: install it (Debian: apt install chromium) to run the browser test"
+    reason = (
+        "no chromium on the PATH: install it (Debian: apt install chromium) to run the browser test"
+    )
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
@@ -63,7 +65,9 @@ def jupyterlab(folder, warm=False):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {key: value for key, value in os.environ.items() if key != "FEDGEN_RUN"}  # dashboards run in threads
+    environment = {
+        key: value for key, value in os.environ.items() if key != "FEDGEN_RUN"
+    }  # dashboards run in threads
     environment |= {
         "FEDGEN_PROFILE": "test",
         "FEDGEN_PROGRESS": str(folder / "my_progress.json"),
@@ -73,8 +77,20 @@ def jupyterlab(folder, warm=False):
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "OMP_NUM_THREADS": "1",
     }
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", f"--port={port}", "--ServerApp.port_retries=0"]
-    command += [f"--IdentityProvider.token={TOKEN}", f"--ServerApp.root_dir={folder}", "--expose-app-in-browser"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter",
+        "lab",
+        "--no-browser",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+    ]
+    command += [
+        f"--IdentityProvider.token={TOKEN}",
+        f"--ServerApp.root_dir={folder}",
+        "--expose-app-in-browser",
+    ]
     command += ["--allow-root"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with ExitStack() as started:
         if warm:
@@ -100,13 +116,23 @@ def jupyterlab(folder, warm=False):
 def _warm_kernels(folder, environment):
     """The process that kernels are forks of, and a kernel's description for JupyterLab in folder/jupyter."""
     with tempfile.TemporaryDirectory() as short:  # the path of a socket has 100 characters at most
-        command = [sys.executable, str(Path(__file__).parent / "warm_kernels.py"), str(Path(short) / "kernels")]
-        described = {"argv": [*command, "-f", "{connection_file}"], "display_name": "Python 3", "language": "python"}
+        command = [
+            sys.executable,
+            str(Path(__file__).parent / "warm_kernels.py"),
+            str(Path(short) / "kernels"),
+        ]
+        described = {
+            "argv": [*command, "-f", "{connection_file}"],
+            "display_name": "Python 3",
+            "language": "python",
+        }
         kernel = folder / "jupyter" / "kernels" / "python3"
         kernel.mkdir(parents=True)
         (kernel / "kernel.json").write_text(json.dumps(described), encoding="utf-8")
         with open(folder / "kernels.log", "w", encoding="utf-8") as log:
-            kernels = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            kernels = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
         try:
             yield
         finally:
@@ -141,7 +167,9 @@ class Lab:
             page.on(event, listener)
         if page.url.startswith(f"{address}/lab"):
             opened = "async path => { await window.jupyterapp.commands.execute('docmanager:open', {path}); }"
-            page.evaluate(opened, f"{name}.ipynb")  # without braces the widget itself would come back, which can't be
+            page.evaluate(
+                opened, f"{name}.ipynb"
+            )  # without braces the widget itself would come back, which can't be
         else:
             page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
         page.wait_for_selector(".jp-Notebook .jp-Cell")
@@ -165,7 +193,10 @@ class Lab:
 
     def _note(self, url):
         parts = urlsplit(url)
-        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in ("127.0.0.1", "localhost"):
+        if parts.scheme in ("http", "https", "ws", "wss") and parts.hostname not in (
+            "127.0.0.1",
+            "localhost",
+        ):
             self.foreign.append(url)
 
     def run_cell(self, text):
@@ -181,7 +212,11 @@ class Lab:
             }""",
             text,
         )
-        cell = self.page.locator(".jp-CodeCell").filter(has=self.page.locator(".cm-content", has_text=text)).last
+        cell = (
+            self.page.locator(".jp-CodeCell")
+            .filter(has=self.page.locator(".cm-content", has_text=text))
+            .last
+        )
         return cell.locator(".jp-Cell-outputWrapper")
 
     def widen(self, width):
@@ -191,7 +226,10 @@ class Lab:
 
     def theme(self, name):
         """Change JupyterLab's theme."""
-        self.page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})", name)
+        self.page.evaluate(
+            "name => window.jupyterapp.commands.execute('apputils:change-theme', {theme: name})",
+            name,
+        )
         self.page.wait_for_function("name => document.body.dataset.jpThemeName === name", arg=name)
         self.page.wait_for_function(CHARTS_FIT, arg=self.page.viewport_size["width"])
 
@@ -202,7 +240,9 @@ class Lab:
 def knob(output, name):
     """The number box called `name`, and the slider that belongs to it."""
     number = output.get_by_label(name, exact=True)
-    slider = number.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]").locator(".noUi-handle")
+    slider = number.locator("xpath=ancestor::*[contains(@class, 'widget-vbox')][1]").locator(
+        ".noUi-handle"
+    )
     return number, slider
 
 
@@ -214,7 +254,9 @@ def turn_to_both_ends(lab, output, knobs):
         for key, end in zip(("Home", "End"), ends, strict=True):
             slider.press(key)
             box = number.element_handle()
-            lab.page.wait_for_function("([box, end]) => Number(box.value) === Number(end)", arg=[box, end])
+            lab.page.wait_for_function(
+                "([box, end]) => Number(box.value) === Number(end)", arg=[box, end]
+            )
         number.fill(first)
         number.press("Tab")
 
@@ -300,9 +342,13 @@ LOOK = """element => { const look = getComputedStyle(element);
 
 def keyboard_reaches_everything(lab, output):
     """Tab visits every control that is on the page, and each looks different while it has the focus."""
-    controls = output.locator("button:not(.modebar button), input, select, .noUi-handle").filter(visible=True)
+    controls = output.locator("button:not(.modebar button), input, select, .noUi-handle").filter(
+        visible=True
+    )
     handles = [control for control in controls.element_handles() if control.is_enabled()]
-    at_page = lab.page.evaluate_handle("handles => { document.activeElement?.blur(); return handles; }", handles)
+    at_page = lab.page.evaluate_handle(
+        "handles => { document.activeElement?.blur(); return handles; }", handles
+    )
     before, missed = at_page.evaluate(f"handles => handles.map({LOOK})"), set(range(len(handles)))
     handles[0].focus()
     lab.page.keyboard.press("Tab")

@@ -1,6 +1,13 @@
 """Lab 03 in a real browser: start a run, turn knobs by keyboard, stop; nothing breaks, nothing leaves the machine."""
 
-from lab_in_browser import good_to_look_at, keyboard_reaches_everything, knob, status, turn_to_both_ends, wait_for
+from lab_in_browser import (
+    good_to_look_at,
+    keyboard_reaches_everything,
+    knob,
+    status,
+    turn_to_both_ends,
+    wait_for,
+)
 
 NAME = "03_federated_lora"
 KNOBS = {
@@ -60,7 +67,10 @@ def test_a_learner_starts_turns_knobs_and_stops(lab, pictures):
 
     good_to_look_at(lab, output, pictures / "lab03")
     assert lab.page.get_by_text("Share chart").count() == 0
-    assert lab.page.locator("[data-title*=Share], [data-title*=Cloud], [data-title*=cloud]").count() == 0
+    assert (
+        lab.page.locator("[data-title*=Share], [data-title*=Cloud], [data-title*=cloud]").count()
+        == 0
+    )
     lab.theme("JupyterLab Dark")
     lab.page.screenshot(path=pictures / "lab03_dark.png")
     for chart in output.locator(".js-plotly-plot").all():
@@ -77,7 +87,9 @@ def test_after_a_kernel_restart_in_mid_run_the_cell_is_simply_run_again(lab):
     steps.press("Tab")
     output.get_by_role("button", name="Start", exact=True).click()
     wait_for(output, r"step \d+ of 100")
-    lab.page.evaluate("() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()")
+    lab.page.evaluate(
+        "() => window.jupyterapp.shell.currentWidget.sessionContext.session.kernel.restart()"
+    )
     output = lab.run_cell("lora_dashboard()")
     wait_for(output, "^Ready")
     output.get_by_role("button", name="Start", exact=True).click()

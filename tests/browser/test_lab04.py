@@ -1,6 +1,12 @@
 """Lab 04 in a real browser: rules, ranks, a run that is stopped, mixtures; by keyboard, on a wide and a narrow page."""
 
-from lab_in_browser import good_to_look_at, keyboard_reaches_everything, knob, turn_to_both_ends, wait_for
+from lab_in_browser import (
+    good_to_look_at,
+    keyboard_reaches_everything,
+    knob,
+    turn_to_both_ends,
+    wait_for,
+)
 
 NAME = "04_aggregation_rules"
 KNOBS = {
@@ -53,7 +59,11 @@ def test_rules_are_chosen_run_compared_and_stopped(lab, pictures):
 
 
 def test_a_mixture_of_personal_adapters_follows_its_knobs(lab, pictures):
-    for text in ("outcome = run_federated(scenario)", "pipeline, dealt = prepare(", "add_adapters(shared.unet"):
+    for text in (
+        "outcome = run_federated(scenario)",
+        "pipeline, dealt = prepare(",
+        "add_adapters(shared.unet",
+    ):
         lab.run_cell(text)
     output = lab.run_cell("mixture_knobs(")
     wait_for(output, "^Drawn with 1 x airplane")

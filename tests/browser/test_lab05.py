@@ -1,6 +1,12 @@
 """Lab 05 in a real browser: the radio, live runs on its clock, a hand-off; by keyboard, on wide and narrow pages."""
 
-from lab_in_browser import good_to_look_at, keyboard_reaches_everything, knob, turn_to_both_ends, wait_for
+from lab_in_browser import (
+    good_to_look_at,
+    keyboard_reaches_everything,
+    knob,
+    turn_to_both_ends,
+    wait_for,
+)
 
 NAME = "05_wireless"
 KNOBS = {
@@ -31,15 +37,31 @@ def test_the_radio_by_keyboard_with_every_payload_and_share(lab, pictures):
 def test_slow_clients_are_waited_for_left_out_or_merged_late(lab, pictures):
     from playwright.sync_api import expect
 
-    for text in ("cell = Network(", "outcome = run_federated(", "phone = replace(", "deadline = round("):
+    for text in (
+        "cell = Network(",
+        "outcome = run_federated(",
+        "phone = replace(",
+        "deadline = round(",
+    ):
         lab.run_cell(text)
     output = lab.run_cell("air_dashboard(")
     wait_for(output, "^Ready")
     keyboard_reaches_everything(lab, output)
-    knobs = {"Clients": ("2", "8"), "Bandwidth (MHz)": ("0.1", "100"), "Deadline (s)": ("0.01", "100")}
-    turn_to_both_ends(lab, output, {**knobs, "Share asked": ("0.1", "1"), "Buffer": ("1", "8"), "Seed": ("0", "99")})
+    knobs = {
+        "Clients": ("2", "8"),
+        "Bandwidth (MHz)": ("0.1", "100"),
+        "Deadline (s)": ("0.01", "100"),
+    }
+    turn_to_both_ends(
+        lab,
+        output,
+        {**knobs, "Share asked": ("0.1", "1"), "Buffer": ("1", "8"), "Seed": ("0", "99")},
+    )
 
-    for way, words in (("deadline", "^Done: deadline, 2 of 2 rounds"), ("FedBuff", "^Done: FedBuff, 4 of 4 rounds")):
+    for way, words in (
+        ("deadline", "^Done: deadline, 2 of 2 rounds"),
+        ("FedBuff", "^Done: FedBuff, 4 of 4 rounds"),
+    ):
         output.get_by_label("Slow clients", exact=True).select_option(way)
         output.get_by_role("button", name="Start", exact=True).click()
         wait_for(output, words)

@@ -13,7 +13,12 @@ from lab_in_browser import (
 
 NAME = "06_u_shaped_split"
 BLOCKS = ("Block G1", "Block G3", "Block D1", "Block D3")
-KNOBS = {"Depth": ("1", "4"), "Noise": ("0", "8"), "Decorrelation": ("0", "10"), "Iterations": ("0", "100")}
+KNOBS = {
+    "Depth": ("1", "4"),
+    "Noise": ("0", "8"),
+    "Decorrelation": ("0", "10"),
+    "Iterations": ("0", "100"),
+}
 
 
 def test_the_u_hop_by_hop_with_every_block_on_either_side(lab, pictures):
@@ -26,7 +31,10 @@ def test_the_u_hop_by_hop_with_every_block_on_either_side(lab, pictures):
     # By keyboard: the first hop, then every block to the device and to the server.
     output.get_by_role("button", name="Next hop", exact=True).press("Enter")
     wait_for(output, r"^Iteration 1, hop 1 of 16, up: [\d,]+ bytes")
-    for key, cut, at_server in (("End", "1111", ["G2", "D2"]), ("Home", "0000", ["G1, G2, G3", "D1, D2, D3"])):
+    for key, cut, at_server in (
+        ("End", "1111", ["G2", "D2"]),
+        ("Home", "0000", ["G1, G2, G3", "D1, D2, D3"]),
+    ):
         for block in BLOCKS:
             output.get_by_label(block, exact=True).press(key)
         expect(output.locator(f"[data-cut='{cut}']")).to_be_visible()
@@ -76,7 +84,9 @@ def test_the_attack_is_turned_to_both_ends_started_and_stopped(lab, pictures):
     # The server that guesses from fresh heads: no training at all, the deepest cut.
     knob(output, "Iterations")[1].press("Home")
     output.get_by_role("button", name="Start the attack").press("Enter")
-    sentence = wait_for(output, r"^4 blocks before the cut, noise 8 and 8 bits and decorrelation 10")
+    sentence = wait_for(
+        output, r"^4 blocks before the cut, noise 8 and 8 bits and decorrelation 10"
+    )
     assert re.search("the penalty has changed nothing", sentence) and "NaN" not in sentence
     expect(output.locator(".fedgen-table tbody tr").filter(visible=True)).to_have_count(2)
 

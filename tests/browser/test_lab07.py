@@ -82,7 +82,10 @@ def test_a_learner_runs_a_method_turns_the_band_and_stops_a_rival(lab, pictures)
     expect(output.locator(".fedgen-strip img")).to_have_count(4 * 10)
     caption = note(output, "Live, on this machine")
     expect(caption).to_contain_text("at 20 MHz")
-    for key, end in (("Home", "at 1 MHz"), ("End", "at 1000 MHz")):  # the finished run is timed anew; nothing trains
+    for key, end in (
+        ("Home", "at 1 MHz"),
+        ("End", "at 1000 MHz"),
+    ):  # the finished run is timed anew; nothing trains
         knob(output, "Bandwidth (MHz)")[1].press(key)
         expect(caption).to_contain_text(end)
     knob(output, "KLD alpha")[1].press("End")

@@ -1,6 +1,13 @@
 """Lab 08 in a real browser: the panel of attacks and defences by keyboard; combinations that go and one that can't."""
 
-from lab_in_browser import good_to_look_at, keyboard_reaches_everything, knob, status, turn_to_both_ends, wait_for
+from lab_in_browser import (
+    good_to_look_at,
+    keyboard_reaches_everything,
+    knob,
+    status,
+    turn_to_both_ends,
+    wait_for,
+)
 
 NAME = "08_what_leaks"
 KNOBS = {"Clip": ("0", "20"), "Noise": ("0", "2")}
@@ -19,10 +26,17 @@ def test_every_defence_noise_and_secure_aggregation_on_one_rounds_uploads(lab, p
     keyboard_reaches_everything(lab, output)
     turn_to_both_ends(lab, output, KNOBS)
     measure(output)
-    wait_for(output, r"^Defence mean: held-out loss \d.*, 0\.\d+ before the round; \d+% of the pictures are as asked")
-    expect(output.locator(".fedgen-strip img")).to_have_count(2 * 2)  # two prompts, without and with the trigger
+    wait_for(
+        output,
+        r"^Defence mean: held-out loss \d.*, 0\.\d+ before the round; \d+% of the pictures are as asked",
+    )
+    expect(output.locator(".fedgen-strip img")).to_have_count(
+        2 * 2
+    )  # two prompts, without and with the trigger
 
-    defence, secure = (output.get_by_label(name, exact=True) for name in ("Defence", "Secure aggregation"))
+    defence, secure = (
+        output.get_by_label(name, exact=True) for name in ("Defence", "Secure aggregation")
+    )
     defence.select_option("krum")
     secure.select_option("on")
     measure(output)

@@ -23,7 +23,10 @@ LIBRARIES = (
     "diffusers.schedulers.scheduling_ddpm",
     "peft.tuners.lora",
 )
-LOOK_AT_NOTEBOOKS = ("tqdm.auto", "tqdm.autonotebook")  # they choose their bar by where they are imported
+LOOK_AT_NOTEBOOKS = (
+    "tqdm.auto",
+    "tqdm.autonotebook",
+)  # they choose their bar by where they are imported
 
 
 def serve(path):
@@ -45,7 +48,9 @@ def serve(path):
             listener.close()
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             os.setsid()
-            arguments, folder, environment = json.loads(connection.makefile(encoding="utf-8").readline())
+            arguments, folder, environment = json.loads(
+                connection.makefile(encoding="utf-8").readline()
+            )
             os.environ.update(environment)
             os.chdir(folder)
             threading.Thread(target=end_with, args=(connection,), daemon=True).start()

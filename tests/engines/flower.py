@@ -23,7 +23,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
-QUICK = Path(__file__).parent / "quick"  # what stands in for two of Flower's commands; each says why
+QUICK = (
+    Path(__file__).parent / "quick"
+)  # what stands in for two of Flower's commands; each says why
 ATTEMPTS = 3  # a starved machine can lose a SuperNode for a while; a run that went on without it has another result
 LOOPBACK = "127.0.0.1"
 
@@ -38,19 +40,22 @@ class Flower:
         self.folder, self.simulation = Path(folder), simulation
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port, self.processes = free_port(), {}
-        self.environment = os.environ | {
-            "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
-            "FLWR_HOME": str(self.folder / "home"),
-            "FLWR_TELEMETRY_ENABLED": "0",
-            "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds from a message to its process; else 1
-            "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_worker_niceness": "0",  # else 15: on a busy machine they starve until Ray gives them up
-            "OMP_NUM_THREADS": "1",
-            "NO_PROXY": "*",
-            "COLUMNS": "200",
-        }
+        self.environment = (
+            os.environ
+            | {
+                "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+                "FLWR_HOME": str(self.folder / "home"),
+                "FLWR_TELEMETRY_ENABLED": "0",
+                "FLWR_DISABLE_UPDATE_CHECK": "1",
+                "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.25",  # seconds from a message to its process; else 1
+                "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+                "RAY_USAGE_STATS_ENABLED": "0",
+                "RAY_worker_niceness": "0",  # else 15: on a busy machine they starve until Ray gives them up
+                "OMP_NUM_THREADS": "1",
+                "NO_PROXY": "*",
+                "COLUMNS": "200",
+            }
+        )
         if libraries:
             self.environment["PATH"] = f"{QUICK}{os.pathsep}{self.environment['PATH']}"
             self.environment["FEDGEN_LIBRARIES"] = " ".join(libraries)
@@ -67,7 +72,13 @@ class Flower:
         self.stop()
 
     def _start_superlink(self):
-        arguments = ["--host", LOOPBACK, "--port", str(self.port), "--disable-runtime-dependency-installation"]
+        arguments = [
+            "--host",
+            LOOPBACK,
+            "--port",
+            str(self.port),
+            "--disable-runtime-dependency-installation",
+        ]
         home = self.folder / "home"
         home.mkdir(exist_ok=True)
         if self.simulation:
@@ -88,11 +99,15 @@ class Flower:
         self._wait_until_healthy()
 
     def _wait_until_healthy(self, seconds=60):
-        scheme, verify = ("http", True) if self.simulation else ("https", str(self.folder / "ca.pem"))
+        scheme, verify = (
+            ("http", True) if self.simulation else ("https", str(self.folder / "ca.pem"))
+        )
         end = time.monotonic() + seconds
         while time.monotonic() < end and self.processes["superlink"].poll() is None:
             try:
-                if httpx.get(f"{scheme}://{LOOPBACK}:{self.port}/health", verify=verify, trust_env=False).is_success:
+                if httpx.get(
+                    f"{scheme}://{LOOPBACK}:{self.port}/health", verify=verify, trust_env=False
+                ).is_success:
                     return
             except httpx.HTTPError:
                 time.sleep(0.2)
@@ -108,40 +123,66 @@ class Flower:
         public.write_bytes(key.public_key().public_bytes(*encoding))
         self.flwr("supernode", "register", str(public), "here")
         return self.start(
-            f"supernode-{partition}", command, "--superlink", f"{LOOPBACK}:{self.port}",
-            "--root-certificates", str(self.folder / "ca.pem"), "--auth-supernode-private-key", str(private),
-            "--host", LOOPBACK, "--port", str(free_port()),
-            "--node-config", f"partition-id={partition} num-partitions={num_partitions}",
-        )  # fmt: skip
+            f"supernode-{partition}",
+            command,
+            "--superlink",
+            f"{LOOPBACK}:{self.port}",
+            "--root-certificates",
+            str(self.folder / "ca.pem"),
+            "--auth-supernode-private-key",
+            str(private),
+            "--host",
+            LOOPBACK,
+            "--port",
+            str(free_port()),
+            "--node-config",
+            f"partition-id={partition} num-partitions={num_partitions}",
+        )
 
     def add_supernodes(self, number):
         """Start so many SuperNodes, and wait until the SuperLink lists all of them as online."""
         with ThreadPoolExecutor() as at_once:
-            list(at_once.map(lambda partition: self.add_supernode(partition, number), range(number)))
+            list(
+                at_once.map(lambda partition: self.add_supernode(partition, number), range(number))
+            )
         self.wait_for_supernodes(number)
 
     def wait_for_supernodes(self, number, seconds=180):
         """Wait until the SuperLink lists so many SuperNodes as online; raises with all logs when one has ended."""
         end = time.monotonic() + seconds
         while not self._are_online(number):
-            ended = [name for name, of in self.processes.items() if name.startswith("super") and of.poll() is not None]
+            ended = [
+                name
+                for name, of in self.processes.items()
+                if name.startswith("super") and of.poll() is not None
+            ]
             if ended or time.monotonic() > end:
-                raise RuntimeError(f"Fewer than {number} SuperNodes came online; ended: {ended}.\n{self.logs()}")
+                raise RuntimeError(
+                    f"Fewer than {number} SuperNodes came online; ended: {ended}.\n{self.logs()}"
+                )
             time.sleep(0.5)
 
     def _are_online(self, number):
         logs = [self.log(name) for name in self.processes if name.startswith("supernode-")]
-        if sum("SuperNode ID" in log for log in logs) < number:  # the SuperLink is asked last: a question is a process
+        if (
+            sum("SuperNode ID" in log for log in logs) < number
+        ):  # the SuperLink is asked last: a question is a process
             return False
-        return self.flwr("supernode", "list", "here", "--format", "json").count('"online"') >= number
+        return (
+            self.flwr("supernode", "list", "here", "--format", "json").count('"online"') >= number
+        )
 
     def start(self, name, *command):
         """Start a process, its output in `name`.log."""
         with open(self.folder / f"{name}.log", "wb") as log:
             self.processes[name] = subprocess.Popen(
-                [str(BIN / command[0]), *command[1:]], stdout=log, stderr=subprocess.STDOUT,
-                env=self.environment, start_new_session=True, cwd=self.folder,
-            )  # fmt: skip
+                [str(BIN / command[0]), *command[1:]],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,
+                cwd=self.folder,
+            )
         return self.processes[name]
 
     def start_run(self, app, run_config, nodes=None):
@@ -152,7 +193,10 @@ class Flower:
         )
         command = ["flwr", "run", str(app), "here", "--stream", "--run-config", overrides]
         if nodes is not None:
-            command += ["--federation-config", f"num-supernodes={nodes} client-resources-num-cpus=1"]
+            command += [
+                "--federation-config",
+                f"num-supernodes={nodes} client-resources-num-cpus=1",
+            ]
         return self.start("run", *command)
 
     def run(self, app, run_config, nodes=None, timeout=900):
@@ -173,7 +217,9 @@ class Flower:
         run, end = self.start_run(app, run_config), time.monotonic() + seconds
         while not it_is_at_work():
             if run.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(f"The node that was to be killed did not come to its work.\n{self.logs()}")
+                raise RuntimeError(
+                    f"The node that was to be killed did not come to its work.\n{self.logs()}"
+                )
             time.sleep(0.1)
         self.kill("supernode-2")
         if run.wait(900) != 0:
@@ -184,10 +230,17 @@ class Flower:
         """Run one short `flwr` command."""
         command = [str(BIN / "flwr"), *arguments]
         done = subprocess.run(
-            command, env=self.environment, capture_output=True, timeout=300, cwd=self.folder, encoding="utf-8"
+            command,
+            env=self.environment,
+            capture_output=True,
+            timeout=300,
+            cwd=self.folder,
+            encoding="utf-8",
         )
         if done.returncode:
-            raise RuntimeError(f"flwr {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}\n{self.logs()}")
+            raise RuntimeError(
+                f"flwr {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}\n{self.logs()}"
+            )
         return done.stdout
 
     def kill(self, name):
@@ -268,16 +321,29 @@ def make_certificates(folder):
 
     def certificate(name, key, issuer, issuer_key, extension):
         build = (
-            x509.CertificateBuilder().subject_name(_name(name)).issuer_name(_name(issuer)).public_key(key.public_key())
+            x509.CertificateBuilder()
+            .subject_name(_name(name))
+            .issuer_name(_name(issuer))
+            .public_key(key.public_key())
         )
-        build = build.serial_number(x509.random_serial_number()).not_valid_before(now - datetime.timedelta(minutes=5))
-        build = build.not_valid_after(now + datetime.timedelta(days=1)).add_extension(extension, critical=True)
+        build = build.serial_number(x509.random_serial_number()).not_valid_before(
+            now - datetime.timedelta(minutes=5)
+        )
+        build = build.not_valid_after(now + datetime.timedelta(days=1)).add_extension(
+            extension, critical=True
+        )
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key())
         return build.add_extension(identifier, critical=False).sign(issuer_key, hashes.SHA256())
 
-    authority, server = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
+    authority, server = (
+        ec.generate_private_key(ec.SECP256R1()),
+        ec.generate_private_key(ec.SECP256R1()),
+    )
     addresses = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address(LOOPBACK))]
-    can_sign, serves = x509.BasicConstraints(ca=True, path_length=0), x509.SubjectAlternativeName(addresses)
+    can_sign, serves = (
+        x509.BasicConstraints(ca=True, path_length=0),
+        x509.SubjectAlternativeName(addresses),
+    )
     pem = serialization.Encoding.PEM
     ca = certificate("test authority", authority, "test authority", authority, can_sign)
     (folder / "ca.pem").write_bytes(ca.public_bytes(pem))
@@ -324,10 +390,14 @@ def adapter_of_the_notebook(scenario, folder):
 def assert_equal(there, here):
     """Tensors with the same names and, but for rounding, the same numbers."""
     assert there.keys() == here.keys()
-    assert max((there[name].double() - here[name].double()).abs().max().item() for name in here) < 1e-5
+    assert (
+        max((there[name].double() - here[name].double()).abs().max().item() for name in here) < 1e-5
+    )
 
 
 def assert_equal_and_trained(there, here):
     """The same adapter, and one that learned: LoRA's B begins with zeros."""
     assert_equal(there, here)
-    assert max(value.abs().max().item() for name, value in there.items() if ".lora_B." in name) > 1e-4
+    assert (
+        max(value.abs().max().item() for name, value in there.items() if ".lora_B." in name) > 1e-4
+    )

@@ -19,8 +19,13 @@ from fedgen_lab.peers.store import Folder, cid_of, unpack_weights
 
 TURNS = 2
 KNOBS = {
-    "num_peers": 2, "steps": 2, "samples": 64, "pictures_per_peer": 128, "width": 8, "objective": "fld-fid",
-}  # fmt: skip
+    "num_peers": 2,
+    "steps": 2,
+    "samples": 64,
+    "pictures_per_peer": 128,
+    "width": 8,
+    "objective": "fld-fid",
+}
 
 
 @pytest.fixture
@@ -29,21 +34,37 @@ def node(start_anvil):
     return start_anvil("--block-time", "1")
 
 
-def test_who_was_killed_while_a_submission_was_on_its_way_does_not_make_it_again(start_anvil, tmp_path, monkeypatch):
+def test_who_was_killed_while_a_submission_was_on_its_way_does_not_make_it_again(
+    start_anvil, tmp_path, monkeypatch
+):
     """The peer's transaction is known to the node and in no block yet when the peer starts again."""
     node = start_anvil("--block-time", "1")
-    chain, scenario = Chain(node, terms=Terms(commit_blocks=8)), PeersScenario(**KNOBS | {"num_peers": 1})
+    chain, scenario = (
+        Chain(node, terms=Terms(commit_blocks=8)),
+        PeersScenario(**KNOBS | {"num_peers": 1}),
+    )
     store, rpc = Folder(tmp_path / "store"), chain.w3.provider.make_request
     first = Peer(0, scenario, chain, store, Pace(0, 0, 0, 0))
     chain.register(first.account)
     rpc("evm_setIntervalMining", [0])
-    monkeypatch.setattr(chain, "_receipt", lambda sent: (_ for _ in ()).throw(KeyboardInterrupt))  # killed there
+    monkeypatch.setattr(
+        chain, "_receipt", lambda sent: (_ for _ in ()).throw(KeyboardInterrupt)
+    )  # killed there
     with pytest.raises(KeyboardInterrupt):
         for _ in first.life(until=1):
             pass
     assert chain.models() == []
     settings = [part for knob in KNOBS for part in ("--set", f"{knob}={getattr(scenario, knob)}")]
-    command = ["0", "--endpoint", node, "--contract", chain.address, "--store", str(store.path), *settings]
+    command = [
+        "0",
+        "--endpoint",
+        node,
+        "--contract",
+        chain.address,
+        "--store",
+        str(store.path),
+        *settings,
+    ]
     command += ["--folder", str(tmp_path / "peer")]
     monkeypatch.setattr(sys, "argv", ["process", *command])
     wait_for_own = Chain.wait_for_own
@@ -59,11 +80,24 @@ def test_who_was_killed_while_a_submission_was_on_its_way_does_not_make_it_again
 
 def test_what_is_missing_is_told_in_a_sentence(start_anvil, tmp_path, monkeypatch):
     chain = Chain(start_anvil(), terms=Terms())
-    there = ["--endpoint", chain.w3.provider.endpoint_uri, "--contract", chain.address, "--store", str(tmp_path)]
+    there = [
+        "--endpoint",
+        chain.w3.provider.endpoint_uri,
+        "--contract",
+        chain.address,
+        "--store",
+        str(tmp_path),
+    ]
     there += ["--folder", str(tmp_path / "peer")]
     for arguments, reason in (
-        (["0", "--endpoint", "http://127.0.0.1:9", *there[2:]], "peer 0: No Ethereum node answers at http://127.0.0"),
-        (["0", *there[:2], "--contract", "0x" + 40 * "1", *there[4:]], "peer 0: There is no contract at 0x1111"),
+        (
+            ["0", "--endpoint", "http://127.0.0.1:9", *there[2:]],
+            "peer 0: No Ethereum node answers at http://127.0.0",
+        ),
+        (
+            ["0", *there[:2], "--contract", "0x" + 40 * "1", *there[4:]],
+            "peer 0: There is no contract at 0x1111",
+        ),
         (["0", *there, "--key", "0xme"], "peer 0: A key must be 0x and 64 hexadecimal digits"),
         (["7", *there, "--set", "num_peers=2"], "peer 7: number must lie in 0 to 1"),
         (["0", *there, "--set", "steps=many"], "peer 0: steps must be of the kind int; got 'many'"),
@@ -74,7 +108,9 @@ def test_what_is_missing_is_told_in_a_sentence(start_anvil, tmp_path, monkeypatc
             main()
 
 
-def test_a_node_that_ends_and_comes_back_with_its_state_costs_nothing(start_anvil, tmp_path, monkeypatch):
+def test_a_node_that_ends_and_comes_back_with_its_state_costs_nothing(
+    start_anvil, tmp_path, monkeypatch
+):
     """The node is away when the peer wants to submit; once it is there again the peer makes its model, once."""
     kept = ("--state", str(tmp_path / "state.json"))
     node = start_anvil(*kept)
@@ -82,12 +118,16 @@ def test_a_node_that_ends_and_comes_back_with_its_state_costs_nothing(start_anvi
     chain = Chain(node, terms=Terms(commit_blocks=8))
     settings = [part for knob in KNOBS for part in ("--set", f"{knob}={getattr(scenario, knob)}")]
     there = ["--endpoint", node, "--contract", chain.address, "--store", str(tmp_path / "store")]
-    monkeypatch.setattr(sys, "argv", ["process", "0", *there, "--folder", str(tmp_path / "peer"), *settings])
+    monkeypatch.setattr(
+        sys, "argv", ["process", "0", *there, "--folder", str(tmp_path / "peer"), *settings]
+    )
     with monkeypatch.context() as patch:
         put = Folder.put
         stops = iter([start_anvil.stop])  # as it puts its weights, the first thing
         patch.setattr(Folder, "put", lambda store, data: (next(stops, int)(), put(store, data))[1])
-        with pytest.raises(SystemExit, match=f"No Ethereum node answers at {node} .*start this command again"):
+        with pytest.raises(
+            SystemExit, match=f"No Ethereum node answers at {node} .*start this command again"
+        ):
             main()
     start_anvil(*kept, port=port)
     before = chain.events()[0]
@@ -112,7 +152,9 @@ def test_a_node_that_forgot_is_told_in_a_sentence(start_anvil, tmp_path, monkeyp
     start_anvil.stop(signal.SIGKILL)
     start_anvil(*kept, port=port)
     chain.submit(one, b"d" * 32, b"n" * 32)  # it has as many blocks as before, and others
-    with pytest.raises(ConnectionError, match=f"The chain of {node} lost blocks that were read.* with --state FILE"):
+    with pytest.raises(
+        ConnectionError, match=f"The chain of {node} lost blocks that were read.* with --state FILE"
+    ):
         chain.events(1)
     again = Chain(node, contract=chain.address)
     assert again.models() == [b"d" * 32] and len(again.events()[0]) == 2
@@ -120,7 +162,9 @@ def test_a_node_that_forgot_is_told_in_a_sentence(start_anvil, tmp_path, monkeyp
     start_anvil(port=port)
     there = ["--endpoint", node, "--contract", chain.address, "--store", str(tmp_path / "store")]
     monkeypatch.setattr(sys, "argv", ["process", "0", *there, "--folder", str(tmp_path / "peer")])
-    with pytest.raises(SystemExit, match=f"There is no contract at {chain.address} on the chain of {node}.*--state"):
+    with pytest.raises(
+        SystemExit, match=f"There is no contract at {chain.address} on the chain of {node}.*--state"
+    ):
         main()
     with pytest.raises(ConnectionError, match=f"The chain of {node} lost blocks"):
         again.events()
@@ -134,10 +178,22 @@ def test_peers_that_are_killed_at_random_submit_everything_once(node, tmp_path):
     def start(number):
         log = open(tmp_path / f"peer{number}.log", "ab")
         command = [
-            sys.executable, "-m", "fedgen_lab.peers.process", str(number), "--endpoint", node,
-            "--contract", chain.address, "--store", str(store.path), "--folder", str(tmp_path / f"peer{number}"),
-            "--turns", str(TURNS), *settings,
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "fedgen_lab.peers.process",
+            str(number),
+            "--endpoint",
+            node,
+            "--contract",
+            chain.address,
+            "--store",
+            str(store.path),
+            "--folder",
+            str(tmp_path / f"peer{number}"),
+            "--turns",
+            str(TURNS),
+            *settings,
+        ]
         return subprocess.Popen(command, stdout=log, stderr=log)
 
     peers, rng, kills = [start(0), start(1)], random.Random(0), 0
@@ -157,12 +213,16 @@ def test_peers_that_are_killed_at_random_submit_everything_once(node, tmp_path):
     finally:
         for peer in peers:
             peer.kill()
-    logs = "\n".join((tmp_path / f"peer{number}.log").read_text(encoding="utf-8") for number in (0, 1))
+    logs = "\n".join(
+        (tmp_path / f"peer{number}.log").read_text(encoding="utf-8") for number in (0, 1)
+    )
     assert [peer.returncode for peer in peers] == [0, 0], logs
     assert kills >= 2
     models, like = chain.models(), weights(start_model(PeersScenario(**KNOBS)))
     authors = [chain.model(content).author for content in models]
-    assert sorted(authors) == sorted(TURNS * chain.accounts[1:3]), "each peer's turns, no more and no less"
+    assert sorted(authors) == sorted(TURNS * chain.accounts[1:3]), (
+        "each peer's turns, no more and no less"
+    )
     for content in models:
         submission = chain.model(content)
         read_manifest(store.get(cid_of(submission.manifest)), submission)

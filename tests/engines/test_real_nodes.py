@@ -35,7 +35,13 @@ WAYS = {
     "split": {"cut": "down_blocks.1", "rounds": 1},
 }
 GAN = GanScenario(
-    num_clients=3, rounds=1, iterations=1, batch_size=4, pictures_per_client=8, domains="runes", cuts="0110,1001,0110"
+    num_clients=3,
+    rounds=1,
+    iterations=1,
+    batch_size=4,
+    pictures_per_client=8,
+    domains="runes",
+    cuts="0110,1001,0110",
 )
 
 
@@ -46,14 +52,18 @@ def flower(tmp_path_factory):
         yield flower
 
 
-def test_a_supernode_killed_in_mid_iteration_is_named_and_the_others_give_the_notebooks_generators(flower, tmp_path):
+def test_a_supernode_killed_in_mid_iteration_is_named_and_the_others_give_the_notebooks_generators(
+    flower, tmp_path
+):
     path = tmp_path / "generators.safetensors"
     config = {f"gan.{key}": value for key, value in GAN.to_run_config().items()}
     config |= {"experiment": "gan", "save-to": str(path)}
     lost = "Client 2 is left out from now on (fakes): it lost its connection"
     for _ in range(ATTEMPTS):
         said = flower.run_and_kill_a_third_node(
-            course_app(tmp_path), config, lambda: "Receiving: train.fakes" in flower.log("supernode-2")
+            course_app(tmp_path),
+            config,
+            lambda: "Receiving: train.fakes" in flower.log("supernode-2"),
         )
         if lost in said and said.count("is left out") == 1:
             break
@@ -69,7 +79,8 @@ def test_real_nodes_give_the_notebooks_adapter(way, flower, tmp_path):
     scenario, path = Scenario(**FEW, **WAYS[way]), tmp_path / "adapter.safetensors"
     for _ in range(ATTEMPTS):
         said = flower.run(
-            course_app(tmp_path), {**scenario.to_run_config(), "experiment": "lora", "save-to": str(path)}
+            course_app(tmp_path),
+            {**scenario.to_run_config(), "experiment": "lora", "save-to": str(path)},
         )
         if "the round went on" not in said and "is left out" not in said:
             break
@@ -83,7 +94,10 @@ def generators_of_the_notebook(folder):
     path, client = folder / "here.safetensors", u_client_app(keep=True)
 
     def fails(message, context):
-        if context.node_config["partition-id"] == 2 and message.metadata.message_type == "train.fakes":
+        if (
+            context.node_config["partition-id"] == 2
+            and message.metadata.message_type == "train.fakes"
+        ):
             raise RuntimeError("the power is out")
         return client(message, context)
 

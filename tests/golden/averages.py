@@ -20,16 +20,23 @@ def merged(rule, ranks=(3, 3, 3)):
     """One merge of three made-up adapters by a rule: the change that all go on from, and the one in W0 for good."""
     clients = [world.adapter(7, client, rank=rank) for client, rank in enumerate(ranks)]
     if rule == "fed-sb":
-        cores = [{f"{layer}.R": world.random(8, client).normal(size=(3, 3)) for layer in world.LAYERS}
-                 for client in range(3)]  # fmt: skip
-        return {"core": fingerprint_of(wing.merge(rule, list(map(world.tensors, cores)), WEIGHTS)[0])}
+        cores = [
+            {f"{layer}.R": world.random(8, client).normal(size=(3, 3)) for layer in world.LAYERS}
+            for client in range(3)
+        ]
+        return {
+            "core": fingerprint_of(wing.merge(rule, list(map(world.tensors, cores)), WEIGHTS)[0])
+        }
     sent = {"ffa": "B", "fedsa": "A", "rolora": "B"}.get(rule, "AB")
     uploads = [wing.rules.part(world.tensors(client), sent) for client in clients]
     adapter, into_base = wing.merge(rule, uploads, WEIGHTS)
     if sent != "AB":
         return {"factors": fingerprint_of(adapter)}
     parts = {"adapter": adapter, "into the base": into_base}
-    return {what: fingerprint_of(world.change_of(state)) if state else "nothing" for what, state in parts.items()}
+    return {
+        what: fingerprint_of(world.change_of(state)) if state else "nothing"
+        for what, state in parts.items()
+    }
 
 
 def served(rule, **knobs):
@@ -42,9 +49,12 @@ def served(rule, **knobs):
     shared = {name: factor for name, factor in left.state.items() if ".lora_A." in name}
     change = shared if rule == "fedsa" else world.change_of(left.state)
     found = {
-        "model": fingerprint_of(change), "bytes up": int(left.trace.loc[up, "bytes"].sum()),
-        "bytes down": int(left.trace.loc[~up, "bytes"].sum()), "messages": len(left.trace), "refused": left.refused,
-    }  # fmt: skip
+        "model": fingerprint_of(change),
+        "bytes up": int(left.trace.loc[up, "bytes"].sum()),
+        "bytes down": int(left.trace.loc[~up, "bytes"].sum()),
+        "messages": len(left.trace),
+        "refused": left.refused,
+    }
     if rule == "fedsa":
         found["losses of the devices' own models"] = sorted(left.strategy.personal_losses.items())
     return found
@@ -55,13 +65,18 @@ def diagnosed():
     clients = [world.tensors(world.adapter(7, client)) for client in range(3)]
     rules = wing.rules
     return {
-        "bias by layer": rules.bias_by_layer(clients, WEIGHTS), "rank energy": rules.rank_energy(clients[0]).tolist(),
+        "bias by layer": rules.bias_by_layer(clients, WEIGHTS),
+        "rank energy": rules.rank_energy(clients[0]).tolist(),
         "cut to rank 2": fingerprint_of(rules.resized(clients[0], 2)),
         "padded to rank 5": fingerprint_of(rules.resized(clients[0], 5)),
-        "stack of a stack": fingerprint_of(world.change_of(rules.compact(rules.stacked([rules.stacked(clients)] * 3)))),
+        "stack of a stack": fingerprint_of(
+            world.change_of(rules.compact(rules.stacked([rules.stacked(clients)] * 3)))
+        ),
         "folded by alpha 6": fingerprint_of(rules.fold(clients[1], 6.0)),
-        "pruned ranks": [rules.pruned(client, share) for client in clients for share in (0.3, 0.6, 0.9)],
-    }  # fmt: skip
+        "pruned ranks": [
+            rules.pruned(client, share) for client in clients for share in (0.3, 0.6, 0.9)
+        ],
+    }
 
 
 def table_of_rules():
@@ -75,20 +90,37 @@ def table_of_rules():
 
 def averaged(answer=None, **knobs):
     """Two rounds of a full model of two arrays on five devices, under some knobs; who holds more, weighs more."""
-    knobs = {"num_clients": 5, "rounds": 2, "method": "full", "seed": 6, "pictures_per_client": 8} | knobs
+    knobs = {
+        "num_clients": 5,
+        "rounds": 2,
+        "method": "full",
+        "seed": 6,
+        "pictures_per_client": 8,
+    } | knobs
     dtype = np.float32 if knobs.get("upload", "float32") != "float32" else np.float64
-    initial = {"weight": world.random(10).normal(size=(6, 8)).astype(dtype), "bias": np.ones(5, dtype)}
+    initial = {
+        "weight": world.random(10).normal(size=(6, 8)).astype(dtype),
+        "bias": np.ones(5, dtype),
+    }
     network = wing.Network(num_clients=knobs["num_clients"], **CELL)
     left = wing.serve(knobs, answer or honest, initial, network, work_flops=2e9)
     up = left.trace["receiver"] == wing.SERVER
     found = {
-        "state": fingerprint_of(left.state), "refused": left.refused, "messages": len(left.trace),
-        "bytes up": int(left.trace.loc[up, "bytes"].sum()), "bytes down": int(left.trace.loc[~up, "bytes"].sum()),
-    }  # fmt: skip
+        "state": fingerprint_of(left.state),
+        "refused": left.refused,
+        "messages": len(left.trace),
+        "bytes up": int(left.trace.loc[up, "bytes"].sum()),
+        "bytes down": int(left.trace.loc[~up, "bytes"].sum()),
+    }
     if left.timeline is not None:
         rounds, events = left.timeline.rounds, left.timeline.events
-        found["stragglers"], found["seconds of rounds"] = rounds["straggler"].tolist(), rounds["seconds"].tolist()
-        found["who uploaded"] = events.loc[events["phase"] == "upload", ["round", "client"]].to_numpy().tolist()
+        found["stragglers"], found["seconds of rounds"] = (
+            rounds["straggler"].tolist(),
+            rounds["seconds"].tolist(),
+        )
+        found["who uploaded"] = (
+            events.loc[events["phase"] == "upload", ["round", "client"]].to_numpy().tolist()
+        )
     if hasattr(left.strategy, "merged"):
         found["merged (round, client, staleness)"] = left.strategy.merged
     return found
@@ -125,7 +157,9 @@ def combined(defence, clip=0.0):
     received = {"weight": world.random(11).normal(size=(6, 8)), "bias": np.ones(5)}
     states = [world.moved(received, 12, client, size=0.1 * (1 + client % 3)) for client in range(7)]
     states[5:] = [{name: received[name] + 1.0 + 0.01 * n for name in received} for n in range(2)]
-    state, shares = wing.combine(received, states, [1, 2, 3, 4, 5, 6, 7], defence, attackers=2, clip=clip)
+    state, shares = wing.combine(
+        received, states, [1, 2, 3, 4, 5, 6, 7], defence, attackers=2, clip=clip
+    )
     return {"state": fingerprint_of(state), "shares": shares}
 
 
@@ -147,7 +181,9 @@ def packed(upload):
         read = wing.unpack(record, world.tensors(received), scenario)
         found[f"read, upload {turn}"] = fingerprint_of(read)
         found[f"arrays, upload {turn}"] = {
-            name: [str(a.dtype), *a.shape] for name, array in record.items() for a in [array.numpy()]
+            name: [str(a.dtype), *a.shape]
+            for name, array in record.items()
+            for a in [array.numpy()]
         }
     return found
 
@@ -157,17 +193,36 @@ def on_the_ring():
     update, bits = {"a": world.random(17).normal(size=9)}, wing.ring_bits(5, 8.0)
     ring, mask = wing.to_ring(update, 0.25, bits, 8.0), wing.mask_of(bytes(range(32)), 10)
     numbers, weight = wing.from_ring(ring + mask - mask, bits)
-    return {"bits": bits, "first places": ring[:4].tolist(), "mask": mask[:4].tolist(), "weight": weight,
-            "numbers": fingerprint(numbers)}  # fmt: skip
+    return {
+        "bits": bits,
+        "first places": ring[:4].tolist(),
+        "mask": mask[:4].tolist(),
+        "weight": weight,
+        "numbers": fingerprint(numbers),
+    }
 
 
 KNOBS = (  # settings that are tried in pairs: which of them exclude each other
-    *({"rule": rule} for rule in wing.RULES[1:]), {"method": "full"}, {"ranks": "2,4"}, {"lora_alpha": 4.0},
-    {"upload": "int8"}, {"upload": "top-k"}, {"select": "random", "fraction": 0.5}, {"select": "fastest"},
-    {"select": "deadline"}, {"deadline_seconds": 2.0}, {"buffer": 2}, {"clip": 1.0}, {"noise_multiplier": 1.0},
-    {"defence": "clip"}, {"defence": "median"}, {"defence": "trimmed"}, {"defence": "krum"}, {"attackers": 2},
+    *({"rule": rule} for rule in wing.RULES[1:]),
+    {"method": "full"},
+    {"ranks": "2,4"},
+    {"lora_alpha": 4.0},
+    {"upload": "int8"},
+    {"upload": "top-k"},
+    {"select": "random", "fraction": 0.5},
+    {"select": "fastest"},
+    {"select": "deadline"},
+    {"deadline_seconds": 2.0},
+    {"buffer": 2},
+    {"clip": 1.0},
+    {"noise_multiplier": 1.0},
+    {"defence": "clip"},
+    {"defence": "median"},
+    {"defence": "trimmed"},
+    {"defence": "krum"},
+    {"attackers": 2},
     {"secure": 1},
-)  # fmt: skip
+)
 
 
 def contradictions():
@@ -175,7 +230,11 @@ def contradictions():
     names = [" ".join(f"{knob}={value}" for knob, value in knobs.items()) for knobs in KNOBS]
     refused = {}
     for one, knobs in enumerate(KNOBS):
-        others = [other for other in range(one, len(KNOBS)) if not knobs.keys() & KNOBS[other].keys() or other == one]
+        others = [
+            other
+            for other in range(one, len(KNOBS))
+            if not knobs.keys() & KNOBS[other].keys() or other == one
+        ]
         kept = [names[o] for o in others if wing.refuses({"num_clients": 5, **knobs, **KNOBS[o]})]
         refused[names[one]] = kept
     return {"refused together with": refused}
@@ -196,34 +255,58 @@ def _outcomes():
     yield "rules: lab 05's table of rules and links", Outcome(table_of_rules, DOUBLE)
     for rule in wing.RULES:
         yield f"rule {rule}: one merge", Outcome(lambda rule=rule: merged(rule), SINGLE)
-        yield f"rule {rule}: three rounds on the wire", Outcome(lambda rule=rule: served(rule), SINGLE)
+        yield (
+            f"rule {rule}: three rounds on the wire",
+            Outcome(lambda rule=rule: served(rule), SINGLE),
+        )
     for rule, ranks in RANKS.items():
-        yield f"rule {rule}: one merge of mixed ranks", Outcome(lambda rule=rule: merged(rule, (1, 2, 4)), SINGLE)
+        yield (
+            f"rule {rule}: one merge of mixed ranks",
+            Outcome(lambda rule=rule: merged(rule, (1, 2, 4)), SINGLE),
+        )
         yield (
             f"rule {rule}: three rounds of mixed ranks on the wire",
             Outcome(lambda rule=rule, ranks=ranks: served(rule, ranks=ranks), SINGLE),
         )
     for rule in ("fedit", "flora", "fed-sb"):
-        yield f"rule {rule}: alpha of 6", Outcome(lambda rule=rule: served(rule, lora_alpha=6.0), SINGLE)
+        yield (
+            f"rule {rule}: alpha of 6",
+            Outcome(lambda rule=rule: served(rule, lora_alpha=6.0), SINGLE),
+        )
     for rule, knobs in {
-        "fedit": {"secure": 1}, "ffa": {"clip": 0.3, "noise_multiplier": 0.5}, "rolora": {"defence": "median"},
-        "fedsa": {"upload": "int8"}, "lora-fair": {"select": "random", "fraction": 0.7}, "fedex": {"upload": "top-k"},
+        "fedit": {"secure": 1},
+        "ffa": {"clip": 0.3, "noise_multiplier": 0.5},
+        "rolora": {"defence": "median"},
+        "fedsa": {"upload": "int8"},
+        "lora-fair": {"select": "random", "fraction": 0.7},
+        "fedex": {"upload": "top-k"},
         "flora": {"deadline_seconds": 0.03},
-    }.items():  # fmt: skip
+    }.items():
         name = " and ".join(f"{knob} {value}" for knob, value in knobs.items())
-        yield f"rule {rule}: under {name}", Outcome(lambda rule=rule, knobs=knobs: served(rule, **knobs), SINGLE)
+        yield (
+            f"rule {rule}: under {name}",
+            Outcome(lambda rule=rule, knobs=knobs: served(rule, **knobs), SINGLE),
+        )
     for name, knobs in {
-        "plain": {}, "clip": {"clip": 1.0}, "clip and noise": {"clip": 1.0, "noise_multiplier": 0.5},
-        "secure aggregation": {"secure": 1}, "secure aggregation and clip": {"secure": 1, "clip": 1.0},
+        "plain": {},
+        "clip": {"clip": 1.0},
+        "clip and noise": {"clip": 1.0, "noise_multiplier": 0.5},
+        "secure aggregation": {"secure": 1},
+        "secure aggregation and clip": {"secure": 1, "clip": 1.0},
         "secure aggregation, clip and noise": {"secure": 1, "clip": 1.0, "noise_multiplier": 0.5},
-        "random half": {"select": "random", "fraction": 0.5}, "fastest": {"select": "fastest", "fraction": 0.6},
-        "deadline": {"deadline_seconds": 6.0}, "only who makes the deadline": {"select": "deadline",
-                                                                              "deadline_seconds": 6.0},
-        "FedBuff": {"buffer": 2, "rounds": 5}, "FedBuff and clip": {"buffer": 3, "rounds": 3, "clip": 1.0},
-    }.items():  # fmt: skip
+        "random half": {"select": "random", "fraction": 0.5},
+        "fastest": {"select": "fastest", "fraction": 0.6},
+        "deadline": {"deadline_seconds": 6.0},
+        "only who makes the deadline": {"select": "deadline", "deadline_seconds": 6.0},
+        "FedBuff": {"buffer": 2, "rounds": 5},
+        "FedBuff and clip": {"buffer": 3, "rounds": 3, "clip": 1.0},
+    }.items():
         yield f"average: {name}", Outcome(lambda knobs=knobs: averaged(**knobs), DOUBLE)
     for upload in ("int8", "top-k"):
-        yield f"average: uploads as {upload}", Outcome(lambda upload=upload: averaged(upload=upload), SINGLE)
+        yield (
+            f"average: uploads as {upload}",
+            Outcome(lambda upload=upload: averaged(upload=upload), SINGLE),
+        )
         yield f"upload as {upload}", Outcome(lambda upload=upload: packed(upload), SINGLE)
     for defence in ("mean", "clip", "median", "trimmed", "krum"):
         knobs = {"defence": defence, "attackers": 1}
@@ -231,12 +314,18 @@ def _outcomes():
             f"average: defence {defence} against one attacker",
             Outcome(lambda knobs=knobs: averaged(with_attacker, **knobs), DOUBLE),
         )
-        yield f"lab 08: combine by {defence}", Outcome(lambda defence=defence: combined(defence), DOUBLE)
+        yield (
+            f"lab 08: combine by {defence}",
+            Outcome(lambda defence=defence: combined(defence), DOUBLE),
+        )
     yield "lab 08: combine by clip to 0.3", Outcome(lambda: combined("clip", 0.3), DOUBLE)
     yield "average: faulty devices are refused by name", Outcome(lambda: averaged(faulty), DOUBLE)
     yield (
         "average: secure aggregation when a device fails",
-        Outcome(lambda: averaged(lambda c, config, a: faulty(3 if c == 3 else 0, config, a), secure=1), DOUBLE),
+        Outcome(
+            lambda: averaged(lambda c, config, a: faulty(3 if c == 3 else 0, config, a), secure=1),
+            DOUBLE,
+        ),
     )
     yield "average: DP-FedAvg's mean", Outcome(private, DOUBLE)
     yield "secure aggregation: numbers on the ring", Outcome(on_the_ring, DOUBLE)

@@ -6,4 +6,10 @@ import pictures
 import radio
 import runs
 
-OUTCOMES = {**averages.OUTCOMES, **runs.OUTCOMES, **radio.OUTCOMES, **pictures.OUTCOMES, **leaks.OUTCOMES}
+OUTCOMES = {
+    **averages.OUTCOMES,
+    **runs.OUTCOMES,
+    **radio.OUTCOMES,
+    **pictures.OUTCOMES,
+    **leaks.OUTCOMES,
+}

@@ -24,7 +24,9 @@ def record(outcomes, path=FILE, accepted=(), only=""):
         if only not in name:
             continue
         now, before = plain(compute()), frozen.get(name)
-        apart = [] if before is None else differences(name, before["values"], now, before["tolerance"])
+        apart = (
+            [] if before is None else differences(name, before["values"], now, before["tolerance"])
+        )
         if apart and name not in accepted:
             refused += [*apart, f'To overwrite it: python tests/golden/record.py --accept "{name}"']
         elif apart or before is None:
@@ -33,16 +35,24 @@ def record(outcomes, path=FILE, accepted=(), only=""):
             before["tolerance"] = tolerance
     for name in sorted(frozen.keys() - outcomes.keys()):
         if name in frozen and not only:
-            refused.append(f"{name}: nothing computes it any more; delete it from {path.name} if that is meant.")
+            refused.append(
+                f"{name}: nothing computes it any more; delete it from {path.name} if that is meant."
+            )
     write_frozen(frozen, path)
     return refused
 
 
 def main():
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python tests/golden/record.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--accept", action="append", default=[], metavar="NAME", help="overwrite this outcome")
-    parser.add_argument("--only", default="", metavar="TEXT", help="only outcomes with this text in their name")
+    parser = argparse.ArgumentParser(
+        prog="python tests/golden/record.py", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--accept", action="append", default=[], metavar="NAME", help="overwrite this outcome"
+    )
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="only outcomes with this text in their name"
+    )
     asked = parser.parse_args()
     logging.getLogger("flwr").setLevel(logging.ERROR)
     refused = record(OUTCOMES, FILE, asked.accept, asked.only)

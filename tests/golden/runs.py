@@ -20,17 +20,25 @@ def ran(**knobs):
     left = wing.run(world.run_knobs(**knobs))
     up = left.trace["receiver"] == wing.SERVER
     found = {
-        "losses": left.losses, "model": _model(left.state), "refused": left.refused, "messages": len(left.trace),
-        "bytes up": int(left.trace.loc[up, "bytes"].sum()), "bytes down": int(left.trace.loc[~up, "bytes"].sum()),
+        "losses": left.losses,
+        "model": _model(left.state),
+        "refused": left.refused,
+        "messages": len(left.trace),
+        "bytes up": int(left.trace.loc[up, "bytes"].sum()),
+        "bytes down": int(left.trace.loc[~up, "bytes"].sum()),
         "operations": float(left.trace["flops"].sum()),
-    }  # fmt: skip
+    }
     return found
 
 
 def _model(state):
-    if not any(".lora_" in name for name in state):  # a full model: how far it went from where it started
+    if not any(
+        ".lora_" in name for name in state
+    ):  # a full model: how far it went from where it started
         start = dict(wing.load_pipeline(world.pipeline_folder()).unet.named_parameters())
-        return fingerprint_of({name: (tensor - start[name]).detach() for name, tensor in state.items()})
+        return fingerprint_of(
+            {name: (tensor - start[name]).detach() for name, tensor in state.items()}
+        )
     change = world.change_of(state)
     has_b = any(np.abs(layer).max() > 0 for layer in change.values())
     return fingerprint_of(change if has_b else state)
@@ -43,11 +51,16 @@ def ran_whole():
     outcome = wing.run_whole("federated", knobs, on_event=events.append)
     pictures = [event.pictures for event in events if hasattr(event, "pictures")]
     return {
-        "losses": outcome.rounds["loss"].tolist(), "model": _model(outcome.state),
-        "devices": {str(client): _model(state) for client, state in sorted(outcome.client_states.items())},
-        "steps heard": [[event.round, event.client, event.step] for event in events if hasattr(event, "step")],
+        "losses": outcome.rounds["loss"].tolist(),
+        "model": _model(outcome.state),
+        "devices": {
+            str(client): _model(state) for client, state in sorted(outcome.client_states.items())
+        },
+        "steps heard": [
+            [event.round, event.client, event.step] for event in events if hasattr(event, "step")
+        ],
         "pictures": fingerprint(torch.stack(pictures)),
-    }  # fmt: skip
+    }
 
 
 def ran_cut(cut, **knobs):
@@ -56,10 +69,14 @@ def ran_cut(cut, **knobs):
     frame = outcome.trace.frame()
     up = frame["receiver"] == wing.SERVER
     return {
-        "losses": outcome.rounds["loss"].tolist(), "model": _model(outcome.state), "messages": len(frame),
-        "bytes up": int(frame.loc[up, "bytes"].sum()), "bytes down": int(frame.loc[~up, "bytes"].sum()),
-        "operations": float(frame["flops"].sum()), "exchanges": frame["kind"].drop_duplicates().tolist(),
-    }  # fmt: skip
+        "losses": outcome.rounds["loss"].tolist(),
+        "model": _model(outcome.state),
+        "messages": len(frame),
+        "bytes up": int(frame.loc[up, "bytes"].sum()),
+        "bytes down": int(frame.loc[~up, "bytes"].sum()),
+        "operations": float(frame["flops"].sum()),
+        "exchanges": frame["kind"].drop_duplicates().tolist(),
+    }
 
 
 def ran_on_air():
@@ -69,10 +86,13 @@ def ran_on_air():
     outcome = wing.run_whole("on air", knobs, network)
     progress = outcome.progress
     return {
-        "losses": progress["loss"].tolist(), "model": _model(outcome.state),
-        "seconds of rounds": progress["seconds"].tolist(), "staleness": progress["staleness"].tolist(),
-        "left out": progress["left_out"].tolist(), "phases": outcome.timeline.events["phase"].tolist(),
-    }  # fmt: skip
+        "losses": progress["loss"].tolist(),
+        "model": _model(outcome.state),
+        "seconds of rounds": progress["seconds"].tolist(),
+        "staleness": progress["staleness"].tolist(),
+        "left out": progress["left_out"].tolist(),
+        "phases": outcome.timeline.events["phase"].tolist(),
+    }
 
 
 def alone(kind):
@@ -80,7 +100,9 @@ def alone(kind):
     outcome = wing.run_whole(kind, world.run_knobs(num_clients=2, rounds=1))
     return {
         "losses": outcome.rounds["loss"].tolist(),
-        "devices": {str(client): _model(state) for client, state in sorted(outcome.client_states.items())},
+        "devices": {
+            str(client): _model(state) for client, state in sorted(outcome.client_states.items())
+        },
     }
 
 
@@ -104,9 +126,13 @@ def bench(number=5, adapter=True):
     if adapter:
         wing.add_adapter(unet, rank=2, seed=2)
         state = wing.trainable_state(unet)
-        wing.load_trainable(unet, world.tensors(world.moved({n: t.numpy() for n, t in state.items()}, 20)))
+        wing.load_trainable(
+            unet, world.tensors(world.moved({n: t.numpy() for n, t in state.items()}, 20))
+        )
     rng = world.random(21)
-    latents, text = (torch.from_numpy(rng.normal(size=(number, *shape))) for shape in ((4, 4, 4), (3, 8)))
+    latents, text = (
+        torch.from_numpy(rng.normal(size=(number, *shape))) for shape in ((4, 4, 4), (3, 8))
+    )
     return unet, DDPMScheduler(num_train_timesteps=100), wing.Encoded(latents, text)
 
 
@@ -118,9 +144,15 @@ def trained_locally(schedule_of=lambda schedule: schedule):
         before = wing.denoising_loss(unet, schedule, encoded, seed=1, draws=2)
         losses = wing.train(unet, schedule, encoded, 3, 2, 0.01, seed=3)
         after = wing.denoising_loss(unet, schedule, encoded, seed=1, draws=2)
-        change = world.change_of({name: tensor.numpy() for name, tensor in wing.trainable_state(unet).items()})
-    return {"losses": losses, "before": fingerprint(before), "after": fingerprint(after),
-            "model": fingerprint_of(change)}  # fmt: skip
+        change = world.change_of(
+            {name: tensor.numpy() for name, tensor in wing.trainable_state(unet).items()}
+        )
+    return {
+        "losses": losses,
+        "before": fingerprint(before),
+        "after": fingerprint(after),
+        "model": fingerprint_of(change),
+    }
 
 
 def trained_privately():
@@ -129,8 +161,10 @@ def trained_privately():
         unet, schedule, encoded = bench()
         losses = wing.train_privately(
             unet, schedule, encoded, 2, 3, 0.01, seed=3, clip=0.1, noise_multiplier=0.5
-        )  # fmt: skip
-        change = world.change_of({name: tensor.numpy() for name, tensor in wing.trainable_state(unet).items()})
+        )
+        change = world.change_of(
+            {name: tensor.numpy() for name, tensor in wing.trainable_state(unet).items()}
+        )
     return {"losses": losses, "model": fingerprint_of(change)}
 
 
@@ -147,24 +181,31 @@ def drawn_and_encoded():
     pipeline = wing.load_pipeline(world.pipeline_folder())
     encoded = wing.encode(pipeline, wing.read_folder(world.pictures_folder()).take(range(4)))
     return {
-        "latents": fingerprint(encoded.latents), "text": fingerprint(encoded.text),
+        "latents": fingerprint(encoded.latents),
+        "text": fingerprint(encoded.text),
         "decoded": fingerprint(wing.decode(pipeline, encoded.latents)),
         "drawn": fingerprint(wing.draw(pipeline, PROMPTS[:2], [1, 2], steps=3, guidance=2.0)),
-    }  # fmt: skip
+    }
 
 
 def handed_over():
     """Split denoising, as lab 05's knob calls it and as an app."""
     pipeline = wing.load_pipeline(world.pipeline_folder())
-    pictures, groups, edge_steps = wing.split_draw(pipeline, PROMPTS, [1, 2, 3], 2, steps=4, similarity=0.85)
+    pictures, groups, edge_steps = wing.split_draw(
+        pipeline, PROMPTS, [1, 2, 3], 2, steps=4, similarity=0.85
+    )
     half = wing.denoise(pipeline, PROMPTS, wing.begin(pipeline, [1, 2, 3], 4), 2)
     _, trace = wing.run_hand_off(pipeline, PROMPTS[:2], [1, 2], 1, steps=2)
     frame = trace.frame()
     return {
-        "pictures": fingerprint(pictures), "groups": groups, "edge steps": edge_steps,
-        "latents": fingerprint(half.latents), "size of a latent": half.bytes,
-        "bytes down": int(frame.loc[frame["sender"] == wing.SERVER, "bytes"].sum()), "messages": len(frame),
-    }  # fmt: skip
+        "pictures": fingerprint(pictures),
+        "groups": groups,
+        "edge steps": edge_steps,
+        "latents": fingerprint(half.latents),
+        "size of a latent": half.bytes,
+        "bytes down": int(frame.loc[frame["sender"] == wing.SERVER, "bytes"].sum()),
+        "messages": len(frame),
+    }
 
 
 def mixed():
@@ -175,9 +216,17 @@ def mixed():
     wing.add_adapter(unet, rank=2, seed=2)
     like = {name: tensor.numpy() for name, tensor in wing.trainable_state(unet).items()}
     wing.remove_adapter(unet)
-    people = {name: world.tensors(world.moved(like, 22, i, size=0.3)) for i, name in enumerate(("ada", "ben"))}
+    people = {
+        name: world.tensors(world.moved(like, 22, i, size=0.3))
+        for i, name in enumerate(("ada", "ben"))
+    }
     wing.add_adapters(unet, people)
-    mixtures = {"base": {}, "ada": {"ada": 1.0}, "ben": {"ben": 1.0}, "both": {"ada": 0.3, "ben": 0.7}}
+    mixtures = {
+        "base": {},
+        "ada": {"ada": 1.0},
+        "ben": {"ben": 1.0},
+        "both": {"ada": 0.3, "ben": 0.7},
+    }
     losses = {}
     for name, weights in mixtures.items():
         wing.mix(unet, weights)
@@ -192,7 +241,10 @@ def counted():
     wing.add_adapter(unet, rank=2)
     sizes = [wing.base_bytes(unet), wing.adapter_bytes(wing.trainable_state(unet))]
     wing.make_light(unet)
-    return {"table": table.astype(str).to_dict("list"), "base, adapter, light base": [*sizes, wing.base_bytes(unet)]}
+    return {
+        "table": table.astype(str).to_dict("list"),
+        "base, adapter, light base": [*sizes, wing.base_bytes(unet)],
+    }
 
 
 def exported(kind):
@@ -204,7 +256,11 @@ def exported(kind):
         state = world.tensors(world.adapter(23, dtype=np.float32))
         path = wing.save_adapter(state, world.folder() / kind, kind, {"rule": "fedit"}, alpha=6.0)
         tensors = load_file(path)
-        return {"names": sorted(tensors), "numbers": fingerprint_of(tensors), "header": wing.read_provenance(path)}
+        return {
+            "names": sorted(tensors),
+            "numbers": fingerprint_of(tensors),
+            "header": wing.read_provenance(path),
+        }
 
     return compute
 
@@ -219,28 +275,46 @@ def shipped_model():
         "loss": fingerprint(wing.denoising_loss(pipeline.unet, schedule, encoded, draws=1)),
         "drawn": fingerprint(wing.draw(pipeline, ["a red heart on white"], [4], steps=2)),
         "first adapter": _model(first),
-    }  # fmt: skip
+    }
 
 
 def _outcomes():
     for rule, knobs in {
-        "fedit": {"num_clients": 2}, "ffa": {"upload": "int8"}, "fedsa": {}, "rolora": {"rounds": 3, "local_steps": 1},
-        "flora": {"ranks": "1,2,3"}, "flexlora": {"ranks": "1,2", "num_clients": 2, "lora_alpha": 4.0},
-        "fedex": {"num_clients": 2}, "fed-sb": {"num_clients": 2, "lora_alpha": 4.0},
-    }.items():  # fmt: skip
+        "fedit": {"num_clients": 2},
+        "ffa": {"upload": "int8"},
+        "fedsa": {},
+        "rolora": {"rounds": 3, "local_steps": 1},
+        "flora": {"ranks": "1,2,3"},
+        "flexlora": {"ranks": "1,2", "num_clients": 2, "lora_alpha": 4.0},
+        "fedex": {"num_clients": 2},
+        "fed-sb": {"num_clients": 2, "lora_alpha": 4.0},
+    }.items():
         name = "".join(f", {knob} {value}" for knob, value in knobs.items())
-        yield f"run: rule {rule}{name}", Outcome(lambda rule=rule, knobs=knobs: ran(rule=rule, **knobs), TRAINED)
+        yield (
+            f"run: rule {rule}{name}",
+            Outcome(lambda rule=rule, knobs=knobs: ran(rule=rule, **knobs), TRAINED),
+        )
     full = {"method": "full", "learning_rate": 1e-3, "num_clients": 2, "rounds": 1}
-    yield "run: the full model, uploads by top-k", Outcome(lambda: ran(**full, upload="top-k"), TRAINED)
+    yield (
+        "run: the full model, uploads by top-k",
+        Outcome(lambda: ran(**full, upload="top-k"), TRAINED),
+    )
     yield (
         "run: a base in bfloat16",
-        Outcome(lambda: {"losses": ran(num_clients=1, rounds=1, precision="bfloat16")["losses"]}, COARSE),
+        Outcome(
+            lambda: {"losses": ran(num_clients=1, rounds=1, precision="bfloat16")["losses"]}, COARSE
+        ),
     )
     yield "run: events, pictures and an attacker", Outcome(ran_whole, TRAINED)
-    yield "run: cut after down_blocks.0, adapters", Outcome(lambda: ran_cut("down_blocks.0"), TRAINED)
+    yield (
+        "run: cut after down_blocks.0, adapters",
+        Outcome(lambda: ran_cut("down_blocks.0"), TRAINED),
+    )
     yield (
         "run: cut after conv_in, the full model",
-        Outcome(lambda: ran_cut("conv_in", method="full", learning_rate=1e-3, local_steps=1), TRAINED),
+        Outcome(
+            lambda: ran_cut("conv_in", method="full", learning_rate=1e-3, local_steps=1), TRAINED
+        ),
     )
     yield "run: on the air, FedBuff", Outcome(ran_on_air, TRAINED)
     for kind in ("local only", "centralised"):

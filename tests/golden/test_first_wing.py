@@ -22,7 +22,9 @@ FROZEN = read_frozen()
 def test_it_computes_what_was_frozen(name):
     assert name in FROZEN, f"{name} was never recorded: python tests/golden/record.py"
     now = plain(OUTCOMES[name].compute())
-    assert not (apart := differences(name, FROZEN[name]["values"], now, FROZEN[name]["tolerance"])), "\n".join(apart)
+    assert not (
+        apart := differences(name, FROZEN[name]["values"], now, FROZEN[name]["tolerance"])
+    ), "\n".join(apart)
 
 
 def test_every_frozen_outcome_is_still_computed_within_the_tolerance_that_is_stated():
@@ -62,7 +64,9 @@ def test_any_one_number_that_is_off_by_three_tolerances_is_noticed(name):
         around, number = at(moved, path[:-1]), at(frozen, path)
         norm = around["norm"] if isinstance(around, dict) and "along" in around else None
         within = 1e-2 if path[0] in ("bytes up", "bytes down", "seconds of rounds") else tolerance
-        apart = 3 * within * (abs(number) if norm is None else norm) if isinstance(number, float) else 0
+        apart = (
+            3 * within * (abs(number) if norm is None else norm) if isinstance(number, float) else 0
+        )
         around[path[-1]] = number + (apart or 1 + int(3 * within * abs(number)))
         assert differences(name, frozen, moved, tolerance), f"{path} may be anything"
         around[path[-1]] = number
@@ -70,7 +74,10 @@ def test_any_one_number_that_is_off_by_three_tolerances_is_noticed(name):
 
 def test_recording_refuses_to_overwrite_a_number_that_differs_unless_it_is_accepted(tmp_path):
     path, number = tmp_path / "outcomes.json", [1.0]
-    outcomes = {"a": Outcome(lambda: {"loss": number[0]}), "b": Outcome(lambda: {"names": ["client 1"]})}
+    outcomes = {
+        "a": Outcome(lambda: {"loss": number[0]}),
+        "b": Outcome(lambda: {"names": ["client 1"]}),
+    }
     assert not record(outcomes, path) and not record(outcomes, path)
     before = path.read_text(encoding="utf-8")
     number[0] += 1e-6
@@ -85,12 +92,18 @@ def test_recording_refuses_to_overwrite_a_number_that_differs_unless_it_is_accep
 @pytest.mark.parametrize(
     ("frozen", "now"),
     [
-        ({"loss": 1.0}, {"loss": float("nan")}), ({"loss": 1.0}, {}), ({"loss": 1.0}, {"loss": "1.0"}),
-        ({"who": ["client 1"]}, {"who": ["client 2"]}), ({"who": [1, 2]}, {"who": [1]}), ({"n": 3}, {"n": 4}),
-        ({"yes": True}, {"yes": 1}), ({"bytes up": 100}, {"bytes up": 102}), ({"bytes up": 1.0}, {"bytes up": "nan"}),
+        ({"loss": 1.0}, {"loss": float("nan")}),
+        ({"loss": 1.0}, {}),
+        ({"loss": 1.0}, {"loss": "1.0"}),
+        ({"who": ["client 1"]}, {"who": ["client 2"]}),
+        ({"who": [1, 2]}, {"who": [1]}),
+        ({"n": 3}, {"n": 4}),
+        ({"yes": True}, {"yes": 1}),
+        ({"bytes up": 100}, {"bytes up": 102}),
+        ({"bytes up": 1.0}, {"bytes up": "nan"}),
         ({"shape": {"norm": 1.0, "along": 0.0}}, {"shape": {"norm": 1.0, "along": 0.1}}),
     ],
-)  # fmt: skip
+)
 def test_what_differs_is_said(frozen, now):
     (sentence,) = differences("x", frozen, plain(now), 1e-3)
     assert sentence.startswith("x: ")

@@ -109,12 +109,26 @@ def serve(knobs, answer, initial, network=None, work_flops=0.0, **checked):
         came = {name: array.numpy() for name, array in message.content["arrays"].items()}
         arrays, examples = answer(client, config, came)
         if scenario.upload != "float32":
-            tensors = [{name: torch.from_numpy(array) for name, array in state.items()} for state in (arrays, came)]
-            arrays = pack(*tensors, scenario, context.state, seed=10 * client + int(config["server-round"]))
+            tensors = [
+                {name: torch.from_numpy(array) for name, array in state.items()}
+                for state in (arrays, came)
+            ]
+            arrays = pack(
+                *tensors, scenario, context.state, seed=10 * client + int(config["server-round"])
+            )
         else:
-            arrays = ArrayRecord({name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()})
-        metrics = {"num-examples": examples, "partition-id": client, "loss": 0.5, "flops": 1e9 * (client + 1)}
-        return Message(RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message)
+            arrays = ArrayRecord(
+                {name: Array(np.ascontiguousarray(array)) for name, array in arrays.items()}
+            )
+        metrics = {
+            "num-examples": examples,
+            "partition-id": client,
+            "loss": 0.5,
+            "flops": 1e9 * (client + 1),
+        }
+        return Message(
+            RecordDict({"arrays": arrays, "metrics": MetricRecord(metrics)}), reply_to=message
+        )
 
     @app.evaluate()
     def try_out(message, context):
@@ -135,9 +149,11 @@ def run(knobs, network=None):
     scenario, strategies = Scenario(**knobs), []
     with _quick_loading():
         ran = run_app(
-            lora_server_app(keep=strategies.append, network=network), lora_client_app(), scenario.num_clients,
+            lora_server_app(keep=strategies.append, network=network),
+            lora_client_app(),
+            scenario.num_clients,
             scenario.to_run_config(),
-        )  # fmt: skip
+        )
     left = _left_behind(strategies[0].latest.to_torch_state_dict(), ran.trace, strategies[0])
     left.losses = list(ran.context.state["rounds"]["loss"])
     return left
@@ -149,10 +165,16 @@ def run_whole(kind, knobs, *arguments, **more):
     Drawings on the way, which cost most of the time, are made in `steps` steps.
     """
     runners = {
-        "federated": run_federated, "on air": run_on_air, "local only": run_local_only, "centralised": run_centralised,
+        "federated": run_federated,
+        "on air": run_on_air,
+        "local only": run_local_only,
+        "centralised": run_centralised,
         "uploads": run_uploads,
-    }  # fmt: skip
-    quick = patch("fedgen_lab.lora.federated.draw_strip", lambda pipeline, dealt: draw_strip(pipeline, dealt, steps=2))
+    }
+    quick = patch(
+        "fedgen_lab.lora.federated.draw_strip",
+        lambda pipeline, dealt: draw_strip(pipeline, dealt, steps=2),
+    )
     with _quick_loading(), quick:
         return runners[kind](Scenario(**knobs), *arguments, **more)
 
@@ -160,7 +182,9 @@ def run_whole(kind, knobs, *arguments, **more):
 def run_cut(knobs, cut):
     """A split run without drawing pictures: an outcome as `run_federated` gives it."""
     with _quick_loading():
-        return run_split(Scenario(**knobs), cut, task_of=lambda scenario: replace(lora_task(scenario), strip=int))
+        return run_split(
+            Scenario(**knobs), cut, task_of=lambda scenario: replace(lora_task(scenario), strip=int)
+        )
 
 
 def labels_dealt(knobs):
@@ -181,14 +205,19 @@ def refuses(knobs):
 def _left_behind(state, trace, strategy):
     timeline = strategy.clock.timeline() if hasattr(strategy, "clock") else None
     return SimpleNamespace(
-        state=state, trace=trace.frame(), refused=[(r.round, r.client) for r in strategy.refused],
-        timeline=timeline, strategy=strategy,
-    )  # fmt: skip
+        state=state,
+        trace=trace.frame(),
+        refused=[(r.round, r.client) for r in strategy.refused],
+        timeline=timeline,
+        strategy=strategy,
+    )
 
 
 def without_drawing():
     """A context in which lab 08 judges uploads without drawing with them, which takes most of its time."""
-    return patch("fedgen_lab.privacy.uploads.draw", lambda pipeline, words, *rest: torch.zeros(len(words)))
+    return patch(
+        "fedgen_lab.privacy.uploads.draw", lambda pipeline, words, *rest: torch.zeros(len(words))
+    )
 
 
 @cache

@@ -34,9 +34,20 @@ def floors(project):
 def resolved(python):
     """The floors' versions and the newest of what they bring, by name."""
     command = [*UV, "compile", "--quiet", "--no-config", "--no-annotate", "--no-header"]
-    command += ["--extra", "hub", "--extra", "test", "--resolution", "lowest-direct", "--python-version", python]
+    command += [
+        "--extra",
+        "hub",
+        "--extra",
+        "test",
+        "--resolution",
+        "lowest-direct",
+        "--python-version",
+        python,
+    ]
     command.append(str(ROOT / "pyproject.toml"))
-    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE, encoding="utf-8").stdout.splitlines()
+    lines = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, encoding="utf-8"
+    ).stdout.splitlines()
     return dict(line.split(" ")[0].split("==") for line in lines if "==" in line)
 
 
@@ -53,16 +64,30 @@ def unreached(floors, versions):
 
 def install(folder, python, versions):
     """An environment of these versions; its Python. PyTorch comes without CUDA where its own index can be reached."""
-    make = [sys.executable, "-m", "uv", "venv", "--clear", "--seed", "--python", python, str(folder)]
+    make = [
+        sys.executable,
+        "-m",
+        "uv",
+        "venv",
+        "--clear",
+        "--seed",
+        "--python",
+        python,
+        str(folder),
+    ]
     subprocess.run(make, check=True)
     found = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     here = ["--no-config", "--python", str(found)]
     small = [*UV, "install", *here, "--no-deps", *CPU_INDEX[:2], f"torch=={versions['torch']}+cpu"]
     if sys.platform == "linux" and subprocess.run(small).returncode == 0:
-        cuda = [name for name in versions if name.startswith("nvidia-") or name in ("torch", "triton")]
+        cuda = [
+            name for name in versions if name.startswith("nvidia-") or name in ("torch", "triton")
+        ]
         versions = {name: version for name, version in versions.items() if name not in cuda}
     listed = folder / "versions.txt"
-    listed.write_text("".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8")
+    listed.write_text(
+        "".join(f"{name}=={version}\n" for name, version in versions.items()), encoding="utf-8"
+    )
     subprocess.run([*UV, "install", *here, "--no-deps", "-r", str(listed)], check=True)
     subprocess.run([*UV, "install", *here, "--no-deps", "--editable", str(ROOT)], check=True)
     return found
@@ -77,13 +102,17 @@ def main():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     versions = resolved(asked.python)
     if faults := unreached(floors(project), versions):
-        return "Raise these floors in pyproject.toml and both environment files:\n" + "\n".join(faults)
+        return "Raise these floors in pyproject.toml and both environment files:\n" + "\n".join(
+            faults
+        )
     python = install(asked.folder.absolute(), asked.python, versions)
     red = []
     for name, arguments in RUNS.items():
         if asked.only in (None, name):
             command = [str(python), "-m", "pytest", "-q", *options, *arguments]
-            if subprocess.run(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}).returncode:
+            if subprocess.run(
+                command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}
+            ).returncode:
                 red.append(name)
     return f"Red with the oldest versions: {', '.join(red)}." if red else 0
 

@@ -15,20 +15,39 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHONS = ("3.11", "3.12", "3.13")
-SYSTEMS = ("x86_64-pc-windows-msvc", "aarch64-apple-darwin", "x86_64-manylinux_2_28", "aarch64-manylinux_2_28")
+SYSTEMS = (
+    "x86_64-pc-windows-msvc",
+    "aarch64-apple-darwin",
+    "x86_64-manylinux_2_28",
+    "aarch64-manylinux_2_28",
+)
 
 
 def resolve(project, python, system, *options):
     """(versions by name, "") of all packages that `project` needs there, or ({}, why there is no answer)."""
-    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"].get("optional-dependencies", {})
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--no-config", "--no-annotate", "--no-header"]
+    extras = tomllib.loads(project.read_text(encoding="utf-8"))["project"].get(
+        "optional-dependencies", {}
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "uv",
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-config",
+        "--no-annotate",
+        "--no-header",
+    ]
     command += ["--python-version", python, "--python-platform", system, *options, str(project)]
     for extra in extras:
         command += ["--extra", extra]
     done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         return {}, done.stderr
-    return dict(line.split(" ")[0].split("==") for line in done.stdout.splitlines() if "==" in line), ""
+    return dict(
+        line.split(" ")[0].split("==") for line in done.stdout.splitlines() if "==" in line
+    ), ""
 
 
 def lacking(project, python, system):

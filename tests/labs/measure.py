@@ -38,7 +38,10 @@ def measure(path):
         for index, cell in enumerate(client.nb.cells):
             client.execute_cell(cell, index)
         pid = client.km.provisioner.pid
-        seconds = {"seconds": round(time.perf_counter() - start, 1), "cpu_seconds": round(cpu_seconds(pid), 1)}
+        seconds = {
+            "seconds": round(time.perf_counter() - start, 1),
+            "cpu_seconds": round(cpu_seconds(pid), 1),
+        }
         client.nb.cells.append(nbformat.v4.new_code_cell(START_IDLE))
         client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
         return {**seconds, "peak_megabytes": round(peak_megabytes(pid))}
@@ -49,15 +52,24 @@ def dress(notebook, name, measured):
     for start, line in (("**Time:**", header(name, measured)), ("[![", launch_links(name))):
         places = [
             (cell, number)
-            for cell in notebook["cells"][:3] if cell["cell_type"] == "markdown"
-            for number, text in enumerate("".join(cell["source"]).splitlines()) if text.startswith(start)
+            for cell in notebook["cells"][:3]
+            if cell["cell_type"] == "markdown"
+            for number, text in enumerate("".join(cell["source"]).splitlines())
+            if text.startswith(start)
         ]
         cell, number = places[0] if places else (notebook["cells"][0], None)
         lines = "".join(cell["source"]).splitlines()
-        lines = [*lines, "", line] if number is None else [*lines[:number], line, *lines[number + 1:]]
+        lines = (
+            [*lines, "", line] if number is None else [*lines[:number], line, *lines[number + 1 :]]
+        )
         cell["source"] = split(lines)
     cells = [cell for cell in notebook["cells"] if "setup" not in cell["metadata"].get("tags", [])]
-    set_up = {"cell_type": "code", "execution_count": None, "id": SET_UP_ID, "metadata": {"tags": ["setup"]}}
+    set_up = {
+        "cell_type": "code",
+        "execution_count": None,
+        "id": SET_UP_ID,
+        "metadata": {"tags": ["setup"]},
+    }
     set_up |= {"outputs": [], "source": split(SET_UP_CELL.splitlines())}
     notebook["cells"] = [cells[0], set_up, *cells[1:]]
 
@@ -69,7 +81,12 @@ def split(lines):
 
 def main(names):
     """Measure the labs called `names` (all when there are none) and write what came out."""
-    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "FEDGEN_RUN": "inline", "FEDGEN_PROFILE": "binder"}
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "FEDGEN_RUN": "inline",
+        "FEDGEN_PROFILE": "binder",
+    }
     measured = json.loads(MEASURED.read_text(encoding="utf-8")) if MEASURED.exists() else {}
     for one in [lab(name) for name in names] or LABS:
         path = FOLDER / f"{one.name}.ipynb"
@@ -77,7 +94,9 @@ def main(names):
             os.environ["FEDGEN_PROGRESS"] = str(Path(scratch) / "my_progress.json")
             measured[one.name] = measure(path)
         print(one.name, measured[one.name], flush=True)
-        MEASURED.write_text(json.dumps(dict(sorted(measured.items())), indent=2) + "\n", encoding="utf-8")
+        MEASURED.write_text(
+            json.dumps(dict(sorted(measured.items())), indent=2) + "\n", encoding="utf-8"
+        )
         notebook = json.loads(path.read_text(encoding="utf-8"))
         dress(notebook, one.name, measured)
         path.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

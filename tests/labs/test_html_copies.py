@@ -21,7 +21,10 @@ widgets.VBox([question, answer, hidden, widgets.Button(description="Check")])
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("labs")
     text = nbformat.v4.new_markdown_cell("# A lab\n\nNext: [lab 01](01_federated_averaging.ipynb)")
-    nbformat.write(nbformat.v4.new_notebook(cells=[text, nbformat.v4.new_code_cell(SOURCE)]), folder / "lab.ipynb")
+    nbformat.write(
+        nbformat.v4.new_notebook(cells=[text, nbformat.v4.new_code_cell(SOURCE)]),
+        folder / "lab.ipynb",
+    )
     return convert(run(folder / "lab.ipynb"), folder)
 
 
@@ -41,7 +44,10 @@ def test_no_script_style_or_picture_comes_from_another_host(page):
 
 
 def test_the_labs_run_in_a_copy_so_that_nothing_lands_where_they_came_from(tmp_path, monkeypatch):
-    labs, writes = tmp_path / "labs", "from pathlib import Path; Path('made.txt').write_text('made'); 6 * 7"
+    labs, writes = (
+        tmp_path / "labs",
+        "from pathlib import Path; Path('made.txt').write_text('made'); 6 * 7",
+    )
     labs.mkdir()
     for name in ("FEDGEN_RUN", "FEDGEN_PROGRESS"):
         monkeypatch.setenv(name, "")  # both are set on the way, and must not reach the next test

@@ -38,9 +38,16 @@ class Terminal:
     def start(self, script, cwd=ROOT, output=subprocess.PIPE):
         """Start a script; what it prints is on the process's `stdout`, or goes to the open file `output`."""
         process = subprocess.Popen(
-            ["bash", "-euo", "pipefail", "-c", script], cwd=cwd, env=self.environment, text=True,
-            stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, encoding="utf-8",
-        )  # fmt: skip
+            ["bash", "-euo", "pipefail", "-c", script],
+            cwd=cwd,
+            env=self.environment,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            encoding="utf-8",
+        )
         self.started.append(process)
         return process
 

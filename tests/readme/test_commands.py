@@ -22,11 +22,19 @@ def commands(block):
 
 
 def test_a_clone_is_set_up_and_opened_by_make_lab(terminal, ports, tmp_path):
-    terminal.environment["PATH"] = terminal.environment["PATH"].partition(":")[2]  # no environment is active yet
-    trust = {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+    terminal.environment["PATH"] = terminal.environment["PATH"].partition(":")[
+        2
+    ]  # no environment is active yet
+    trust = {
+        "GIT_CONFIG_COUNT": "1",
+        "GIT_CONFIG_KEY_0": "safe.directory",
+        "GIT_CONFIG_VALUE_0": "*",
+    }
     terminal.environment |= trust  # a checkout may be somebody else's
     (origin := tmp_path / "origin").mkdir()
-    (origin / "fedgen-lab").symlink_to(ROOT)  # the clone takes its name from there, whatever this checkout is called
+    (origin / "fedgen-lab").symlink_to(
+        ROOT
+    )  # the clone takes its name from there, whatever this checkout is called
     script = block_with("make lab").text.replace(REPOSITORY, str(origin / "fedgen-lab"))
     assert script.endswith("make lab\n")
     process = terminal.start(f"{script.strip()} BROWSER=0 PORT={ports(8888)}", tmp_path)
@@ -46,7 +54,9 @@ def test_pip_installs_the_course_and_its_command_opens_the_first_lab(terminal, p
     assert f":{ports(8888)}/lab/tree/{START}?token=" in address
     assert "JupyterLab" in get(address).text
     assert (tmp_path / "fedgen-labs" / START).is_file()
-    assert "fine" in terminal.run("source fedgen/bin/activate; which fedgen-lab; fedgen-lab check || true", tmp_path)
+    assert "fine" in terminal.run(
+        "source fedgen/bin/activate; which fedgen-lab; fedgen-lab check || true", tmp_path
+    )
 
 
 def test_flowers_simulation_trains_an_adapter(terminal, ports, tmp_path):
@@ -54,7 +64,9 @@ def test_flowers_simulation_trains_an_adapter(terminal, ports, tmp_path):
         terminal.environment[name] = ports(name)
     variables = block_with("export FLWR_TELEMETRY_ENABLED").text
     script = block_with("flwr run . local").text.replace("/tmp/", f"{tmp_path}/")
-    for _ in range(3):  # Flower gives its SuperLink 15 seconds to start, and Ray 30: a starved machine takes longer
+    for _ in range(
+        3
+    ):  # Flower gives its SuperLink 15 seconds to start, and Ray 30: a starved machine takes longer
         said, _ = terminal.start(variables + script).communicate(timeout=1500)
         if (tmp_path / "adapter.safetensors").exists():
             break
@@ -71,11 +83,19 @@ def test_a_server_and_two_devices_train_an_adapter(terminal, ports, tmp_path):
         return words.replace("/tmp/", f"{tmp_path}/").replace("/home/you", str(tmp_path))
 
     (tmp_path / ".flwr").mkdir()
-    (tmp_path / ".flwr" / "config.toml").write_text(with_ours(block_with("[superlink.lab]").text), encoding="utf-8")
+    (tmp_path / ".flwr" / "config.toml").write_text(
+        with_ours(block_with("[superlink.lab]").text), encoding="utf-8"
+    )
     terminal.serve(variables + with_ours(block_with("flower-superlink").text), ports("8000"))
     nodes = tmp_path / "fedgen-nodes"
-    register = [line for line in commands(block_with("flower-supernode")) if line.startswith("flwr ")]
-    starts = [line for line in commands(block_with("flower-supernode")) if line.startswith("flower-supernode ")]
+    register = [
+        line for line in commands(block_with("flower-supernode")) if line.startswith("flwr ")
+    ]
+    starts = [
+        line
+        for line in commands(block_with("flower-supernode"))
+        if line.startswith("flower-supernode ")
+    ]
     assert len(register) == len(starts) == 2
     terminal.run(variables + "\n".join(register), nodes)
     for line in starts:  # each in its own terminal
@@ -87,8 +107,14 @@ def test_a_server_and_two_devices_train_an_adapter(terminal, ports, tmp_path):
 
 def test_peers_run_as_processes_and_end_by_themselves(terminal, ports, tmp_path):
     assert shutil.which("npx"), "README starts the node with npx: install npm"
-    terminal.serve(block_with("npx ").text.strip() + f" --port {ports('8545')}", ports("8545"), tmp_path)
-    script = block_with("fedgen_lab.peers.process").text.replace("8545", ports("8545")).replace("/tmp/", f"{tmp_path}/")
+    terminal.serve(
+        block_with("npx ").text.strip() + f" --port {ports('8545')}", ports("8545"), tmp_path
+    )
+    script = (
+        block_with("fedgen_lab.peers.process")
+        .text.replace("8545", ports("8545"))
+        .replace("/tmp/", f"{tmp_path}/")
+    )
     said = terminal.run(script)
     assert len(list((tmp_path / "models").glob("*"))) >= 4, said  # two models and their manifests
     assert (tmp_path / "peer0").is_dir() and (tmp_path / "peer1").is_dir()

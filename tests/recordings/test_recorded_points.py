@@ -52,7 +52,9 @@ def test_the_secret_pictures_behind_smashed_data(seed):
 
     secret = deal(sweep_smashed.scenario_of(sweep_smashed.POINTS[0], seed)).pictures[0][:128]
     baseline = float((secret - secret.mean(0)).square().mean())
-    assert baseline == pytest.approx(recorded("smashed_data", seed)["result"]["baseline_mse"], abs=1e-4)
+    assert baseline == pytest.approx(
+        recorded("smashed_data", seed)["result"]["baseline_mse"], abs=1e-4
+    )
 
 
 def test_what_fedgan_sends():
@@ -60,7 +62,9 @@ def test_what_fedgan_sends():
     from fedgen_lab.split.rivals import fedgan
 
     entry = recorded("huscf_gan", scenario="S4", method="fedgan")
-    trace = fedgan.run(replace(sweep_gan.scenario_of(entry["point"], entry["seed"]), rounds=1, iterations=1)).trace
+    trace = fedgan.run(
+        replace(sweep_gan.scenario_of(entry["point"], entry["seed"]), rounds=1, iterations=1)
+    ).trace
     up = trace.frame().query("receiver == -1")["bytes"].sum() / 1e6
     assert up == pytest.approx(entry["result"]["megabytes_up"][1], rel=BYTES)
 

@@ -7,10 +7,15 @@ from functools import lru_cache
 import pytest
 
 SMALL_UNET = {
-    "sample_size": 16, "block_out_channels": (8, 16), "layers_per_block": 1, "cross_attention_dim": 96,
-    "norm_num_groups": 4, "attention_head_dim": 4, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+    "sample_size": 16,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "cross_attention_dim": 96,
+    "norm_num_groups": 4,
+    "attention_head_dim": 4,
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("UpBlock2D", "UpBlock2D"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +44,10 @@ def small_base(small_folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "shipped", lambda name: small_folder)
         for module in ("device", "pipeline"):
-            patch.setattr(f"fedgen_lab.lora.{module}.load_pipeline", lambda *what, **how: deepcopy(read(*what, **how)))
+            patch.setattr(
+                f"fedgen_lab.lora.{module}.load_pipeline",
+                lambda *what, **how: deepcopy(read(*what, **how)),
+            )
         patch.setattr(data, "HELD_OUT_PER_CONCEPT", 4)
         patch.setattr(data, "_deal_sprites", lru_cache(data._deal_sprites))
         patch.setattr(strip, "__defaults__", (2, *strip.__defaults__[1:]))

@@ -14,7 +14,9 @@ def claims_on(exercises, wrong):
         def test_the_solution_passes(self, exercise):
             assert check(exercise.key, exercise.run_solution()).passed
 
-        @pytest.mark.parametrize("key, words", [(key, words) for key in wrong for words in wrong[key]])
+        @pytest.mark.parametrize(
+            "key, words", [(key, words) for key in wrong for words in wrong[key]]
+        )
         def test_each_typical_mistake_hears_its_own_message(self, key, words):
             verdict = find(key).check(wrong[key][words])
             assert verdict.state == "failed"

@@ -13,7 +13,15 @@ from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless import Network
 
 pytestmark = pytest.mark.usefixtures("small_base")
-SMALL = Scenario(num_clients=3, rounds=2, local_steps=1, batch_size=2, pictures_per_client=4, num_prompts=4, seed=2)
+SMALL = Scenario(
+    num_clients=3,
+    rounds=2,
+    local_steps=1,
+    batch_size=2,
+    pictures_per_client=4,
+    num_prompts=4,
+    seed=2,
+)
 CELL = Network(3, flops_per_second=1e9, speed_spread=1.0, seed=2)
 
 
@@ -34,7 +42,9 @@ class Here:
 def quick(monkeypatch):
     """Pictures, losses and operations are not what is tested here."""
     monkeypatch.setattr(federated, "draw_strip", lambda *_: torch.zeros(4, 3, 8, 8))
-    monkeypatch.setattr(federated, "encode", lambda pipeline, pictures: encode(pipeline, pictures.take([0])))
+    monkeypatch.setattr(
+        federated, "encode", lambda pipeline, pictures: encode(pipeline, pictures.take([0]))
+    )
     monkeypatch.setattr(federated, "denoising_loss", lambda unet, *_: torch.ones(1))
     for module in (federated, device):
         monkeypatch.setattr(module, "step_flops", lambda *_: 1e9)
@@ -54,7 +64,11 @@ def test_every_way_makes_its_scenario_with_every_knob_at_both_ends(way):
         knob.set(first)
     knobs = {"deadline": "deadline_seconds", "fastest": "select", "FedBuff": "buffer"}
     knobs |= {"int8": "upload", "top-k": "upload"}
-    changed = {name for name in set(knobs.values()) if getattr(dashboard.scenario(), name) != getattr(SMALL, name)}
+    changed = {
+        name
+        for name in set(knobs.values())
+        if getattr(dashboard.scenario(), name) != getattr(SMALL, name)
+    }
     assert changed == {knobs[way]} if way in knobs else not changed
 
 
@@ -64,7 +78,9 @@ def test_a_run_with_a_buffer_is_told_and_drawn_by_its_own_clock(quick):
     assert run.rounds == 3 and run.table(5e6)["wireless_seconds"].equals(run.progress["seconds"])
     chart, sentence, _ = loss_chart([run], None, "wireless seconds", 5e6, 3, 0.0)
     assert [line.name for line in chart.data] == ["live, FedBuff"] and "round 3 of 3" in sentence
-    assert "FedBuff, 3 of 3 rounds in" in run.summary() and any("step 1 of 1" in words for words in job.heard)
+    assert "FedBuff, 3 of 3 rounds in" in run.summary() and any(
+        "step 1 of 1" in words for words in job.heard
+    )
 
 
 def test_a_stopped_run_keeps_what_it_has(quick):
@@ -77,6 +93,10 @@ def test_a_stopped_run_keeps_what_it_has(quick):
 def test_before_anything_is_complete_it_says_so():
     run = AirRun(SMALL, "deadline", CELL)
     assert run.table(5e6).empty and "nothing" in run.summary()
-    run.losses, run.progress = {0: 1.0}, pd.DataFrame({"round": [0], "loss": [1.0], "seconds": [0.0], "left_out": [0],
-                                                       "staleness": [0.0]})  # fmt: skip
+    run.losses, run.progress = (
+        {0: 1.0},
+        pd.DataFrame(
+            {"round": [0], "loss": [1.0], "seconds": [0.0], "left_out": [0], "staleness": [0.0]}
+        ),
+    )
     assert "0 of 2 rounds in 0 s" in run.summary()

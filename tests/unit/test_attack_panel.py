@@ -26,8 +26,13 @@ def test_an_attack_shows_each_label_once_above_what_the_server_made_of_it(panel)
 
 def test_the_sentence_says_what_the_numbers_say(panel):
     leak = panel.leak
-    assert panel.status.sentence.startswith("1 block before the cut, no protection: the server reads ")
-    assert f"{leak.mse:.3f}" in panel.status.sentence and f"{leak.baseline_mse:.3f}" in panel.status.sentence
+    assert panel.status.sentence.startswith(
+        "1 block before the cut, no protection: the server reads "
+    )
+    assert (
+        f"{leak.mse:.3f}" in panel.status.sentence
+        and f"{leak.baseline_mse:.3f}" in panel.status.sentence
+    )
     assert panel.frame()["error"].tolist() == [leak.mse]
 
 
@@ -65,7 +70,9 @@ def test_a_half_taught_attacker_is_not_shown_as_a_protection_that_works(monkeypa
     panel = AttackPanel("digits", "lab14", seed=0, steps=2)
     panel.iterations.set(0)
     report = panel.job.report
-    monkeypatch.setattr(panel.job, "report", lambda said: panel.stop() if "step 1" in said else report(said))
+    monkeypatch.setattr(
+        panel.job, "report", lambda said: panel.stop() if "step 1" in said else report(said)
+    )
     panel.start()
     assert panel.rows == [] and panel.leak is None and panel.shown.value == ""
     assert "half taught proves nothing" in panel.status.sentence
@@ -78,12 +85,16 @@ def test_inline_the_panel_shows_one_attack(monkeypatch):
 
 
 def test_the_server_knows_the_heads_it_averaged():
-    scenario = GanScenario(num_clients=2, rounds=1, iterations=1, cuts="0000", pictures_per_client=40, batch_size=8)
+    scenario = GanScenario(
+        num_clients=2, rounds=1, iterations=1, cuts="0000", pictures_per_client=40, batch_size=8
+    )
     fresh, trained = watched_run(scenario, fresh=True), watched_run(scenario, client=1)
     first, last = (dict(watched.discriminator.named_parameters()) for watched in (fresh, trained))
     assert not any(torch.equal(first[name], last[name]) for name in first)
     own = {name: tensor for name, tensor in trained.generators[1].items() if name.startswith("0.")}
-    assert all(torch.equal(trained.generator.state_dict()[name], tensor) for name, tensor in own.items())
+    assert all(
+        torch.equal(trained.generator.state_dict()[name], tensor) for name, tensor in own.items()
+    )
 
 
 def test_an_attacker_with_the_clients_own_domain_is_refused():

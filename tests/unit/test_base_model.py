@@ -2,6 +2,7 @@
 
 The full measurement over 256 prompts is tests/benchmarks/bench_base_model.py; here a few prompts keep the test short.
 """
+
 import io
 import json
 import zipfile
@@ -18,7 +19,9 @@ from fedgen_lab.pictures import sprites
 from fedgen_lab.scores import load_judge, prompt_fidelity
 from fedgen_lab.shipped import shipped
 
-OPENMOJI = Path(__file__).resolve().parents[3] / "shared" / "data" / "openmoji" / "openmoji-72-plain.zip"
+OPENMOJI = (
+    Path(__file__).resolve().parents[3] / "shared" / "data" / "openmoji" / "openmoji-72-plain.zip"
+)
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +44,18 @@ def test_base_model_draws_what_it_is_told(pipe):
 
 def test_without_guidance_from_text_it_does_not_know_what_was_wanted(pipe):
     _, wanted = sprites.prompts(12, 2026)
-    assert prompt_fidelity(draw(pipe, [""] * 12, range(12), steps=10), wanted, load_judge())["all"] <= 0.1
+    assert (
+        prompt_fidelity(draw(pipe, [""] * 12, range(12), steps=10), wanted, load_judge())["all"]
+        <= 0.1
+    )
 
 
 def test_base_model_cannot_draw_the_held_out_objects(pipe):
     captions, wanted = sprites.prompts(12, 5, objects=sprites.HELD_OUT_OBJECTS)
-    assert prompt_fidelity(draw(pipe, captions, range(len(captions)), steps=10), wanted)["object"] <= 0.1
+    assert (
+        prompt_fidelity(draw(pipe, captions, range(len(captions)), steps=10), wanted)["object"]
+        <= 0.1
+    )
 
 
 def test_the_same_seed_gives_the_same_picture(pipe):
@@ -61,7 +70,13 @@ def test_it_ships_in_at_most_12_megabytes_of_safetensors_without_pickles():
 
 
 def test_every_word_of_the_lab_is_one_token_and_unknown_words_fall_back_to_pieces(pipe):
-    words = [*sprites.OBJECTS, *sprites.HELD_OUT_OBJECTS, *sprites.COLOURS, *sprites.STYLES, *sprites.HELD_OUT_STYLES]
+    words = [
+        *sprites.OBJECTS,
+        *sprites.HELD_OUT_OBJECTS,
+        *sprites.COLOURS,
+        *sprites.STYLES,
+        *sprites.HELD_OUT_STYLES,
+    ]
     assert all(len(pipe.tokenizer.tokenize(word)) == 1 for word in words)
     pieces = pipe.tokenizer.tokenize("zyzzyva")
     assert len(pieces) > 1 and pipe.tokenizer.unk_token not in pieces
@@ -82,7 +97,10 @@ def test_the_files_that_transformers_4_reads_say_what_the_one_of_5_says():
     model = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     assert json.loads((folder / "vocab.json").read_text(encoding="utf-8")) == model["vocab"]
     merges = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    assert merges[0].startswith("#version") and [line.split(" ") for line in merges[1:]] == model["merges"]
+    assert (
+        merges[0].startswith("#version")
+        and [line.split(" ") for line in merges[1:]] == model["merges"]
+    )
 
 
 def test_every_template_fits_the_text_encoder(pipe):
@@ -93,7 +111,9 @@ def test_every_template_fits_the_text_encoder(pipe):
 
 def test_the_vae_gives_sprites_back_nearly_unchanged_held_out_ones_too(pipe):
     assert psnr(pipe.vae, sprites.draw_sprites(128, 1).as_tensor()) >= 31
-    held_out = sprites.draw_sprites(128, 1, objects=sprites.HELD_OUT_OBJECTS, styles=sprites.HELD_OUT_STYLES)
+    held_out = sprites.draw_sprites(
+        128, 1, objects=sprites.HELD_OUT_OBJECTS, styles=sprites.HELD_OUT_STYLES
+    )
     assert psnr(pipe.vae, held_out.as_tensor()) >= 27
 
 
@@ -109,13 +129,24 @@ def test_the_vae_gives_emoji_back_recognisably(pipe):
 def flat(picture: Image.Image) -> torch.Tensor:
     """RGBA of any size on white, (3, 32, 32) in [-1, 1]."""
     picture = picture.convert("RGBA")
-    page = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB").resize((32, 32))
-    return torch.tensor(list(page.tobytes()), dtype=torch.float32).view(32, 32, 3).permute(2, 0, 1) / 127.5 - 1
+    page = (
+        Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        .convert("RGB")
+        .resize((32, 32))
+    )
+    return (
+        torch.tensor(list(page.tobytes()), dtype=torch.float32).view(32, 32, 3).permute(2, 0, 1)
+        / 127.5
+        - 1
+    )
 
 
 def test_old_and_new_transformers_know_the_names_of_the_text_encoders_weights(pipe):
     """Transformers 5 writes them without "text_model." and reads both; with 4 random weights would stay, silently."""
-    saved, loaded = load_file(shipped("tiny-sd") / "text_encoder" / "model.safetensors"), pipe.text_encoder.state_dict()
+    saved, loaded = (
+        load_file(shipped("tiny-sd") / "text_encoder" / "model.safetensors"),
+        pipe.text_encoder.state_dict(),
+    )
     assert len(saved) == len(loaded) and all(name.startswith("text_model.") for name in saved)
     for name, weights in loaded.items():
         assert torch.equal(saved[f"text_model.{name.removeprefix('text_model.')}"], weights)

@@ -72,7 +72,9 @@ def test_an_update_is_small():
 
 def test_many_updates_are_thinned_out_and_the_last_is_drawn(monkeypatch):
     monkeypatch.delenv("FEDGEN_RUN", raising=False)
-    monkeypatch.setattr(charts, "SECONDS_BETWEEN_UPDATES", 3.0)  # so that also a slow machine makes all 20 in between
+    monkeypatch.setattr(
+        charts, "SECONDS_BETWEEN_UPDATES", 3.0
+    )  # so that also a slow machine makes all 20 in between
     monkeypatch.setattr(charts, "SECONDS_UNTIL_STILL", 60.0)
     chart, sent = live_chart()
     for number in range(20):
@@ -198,7 +200,9 @@ def test_a_chart_that_comes_to_rest_after_a_knob_was_turned_gets_its_still_pictu
     chart, sent = live_chart()
     for number in range(5):
         chart.update(line([number]), f"Update {number}.")
-    until(lambda: "text/html" in sent[-1] and sent[-1]["text/plain"] == "Update 4.")  # starved, it rests earlier, too
+    until(
+        lambda: "text/html" in sent[-1] and sent[-1]["text/plain"] == "Update 4."
+    )  # starved, it rests earlier, too
     assert sum("text/html" in bundle for bundle in sent) < 5
 
 
@@ -210,7 +214,9 @@ def test_a_finished_chart_has_its_still_picture_at_once(monkeypatch):
     assert 'alt="Loss 0.5."' in handle.sent[-1]["text/html"]
 
 
-@pytest.mark.parametrize("figure", [charts.empty_figure("Nothing yet."), charts.figure().add_pie(values=[1, 2])])
+@pytest.mark.parametrize(
+    "figure", [charts.empty_figure("Nothing yet."), charts.figure().add_pie(values=[1, 2])]
+)
 def test_a_chart_without_numbers_and_one_of_an_unknown_kind_stay_without(threads, figure):
     chart, sent = live_chart()
     chart.update(figure, "Words.")
@@ -222,29 +228,46 @@ def test_a_chart_without_numbers_and_one_of_an_unknown_kind_stay_without(threads
 def colours(chart):
     """The colours of a still picture that fill more than a handful of pixels, as #rrggbb."""
     pixels = Image.open(io.BytesIO(still_png(chart))).convert("RGB")
-    return {"#{:02X}{:02X}{:02X}".format(*colour) for count, colour in pixels.getcolors(2**24) if count > 20}
+    return {
+        "#{:02X}{:02X}{:02X}".format(*colour)
+        for count, colour in pixels.getcolors(2**24)
+        if count > 20
+    }
 
 
 FIGURES = {
     "line": (lambda: line([1.0, 0.5, 0.2]), "adapter"),
     "level": (lambda: line([1.0]).add_hline(y=0.5, line={"color": charts.PALETTE["real"]}), "real"),
     "bars": (
-        lambda: charts.figure().add_bar(x=["a", "b"], y=[1, 2], marker={"color": charts.PALETTE["client"]}),
+        lambda: charts.figure().add_bar(
+            x=["a", "b"], y=[1, 2], marker={"color": charts.PALETTE["client"]}
+        ),
         "client",
     ),
     "bars across": (
         lambda: charts.figure().add_bar(
-            orientation="h", y=["a", "b"], x=[1, 2], base=[0, 1], marker={"color": charts.PALETTE["server"]}
+            orientation="h",
+            y=["a", "b"],
+            x=[1, 2],
+            base=[0, 1],
+            marker={"color": charts.PALETTE["server"]},
         ),
         "server",
     ),
     "area": (
         lambda: charts.figure().add_scatter(
-            x=[0, 1, 1], y=[0, 0, 1], fill="toself", mode="none", fillcolor=charts.PALETTE["generated"]
+            x=[0, 1, 1],
+            y=[0, 0, 1],
+            fill="toself",
+            mode="none",
+            fillcolor=charts.PALETTE["generated"],
         ),
         "generated",
     ),
-    "heat map": (lambda: charts.concept_heat_map(pd.DataFrame([[3, 0], [1, 2]], columns=["sun", "anchor"])), "server"),
+    "heat map": (
+        lambda: charts.concept_heat_map(pd.DataFrame([[3, 0], [1, 2]], columns=["sun", "anchor"])),
+        "server",
+    ),
 }
 
 
@@ -257,7 +280,9 @@ def test_a_still_picture_has_the_charts_colours_on_an_opaque_page(kind):
 
 def test_words_of_a_chart_are_drawn_as_words():
     chart = line([1.0]).update_layout(title="<b>$5 & $6</b>", yaxis_title="a_b^c$")
-    chart.add_scatter(x=[0], y=[1], mode="markers+text", text=["50 $"], marker={"symbol": "star-open"})
+    chart.add_scatter(
+        x=[0], y=[1], mode="markers+text", text=["50 $"], marker={"symbol": "star-open"}
+    )
     assert still_png(chart)  # a single dollar sign would begin mathematics, which this is not
 
 
@@ -302,7 +327,9 @@ def test_pixels_survive_the_way_to_the_page():
     picture = np.random.default_rng(0).integers(0, 256, (3, 5, 7), dtype=np.uint8)
 
     def decode(source):
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))).transpose(2, 0, 1)
+        return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1])))).transpose(
+            2, 0, 1
+        )
 
     assert (decode(charts.picture_png(picture)) == picture).all()
     assert (decode(charts.picture_png(picture.astype(np.float32) / 127.5 - 1)) == picture).all()
@@ -338,7 +365,10 @@ def test_the_gantt_names_the_client_everyone_waits_for():
         columns=["round", "client", "phase", "start_seconds", "end_seconds"],
     ).assign(bytes=100, joules=0.1)
     chart, sentence, table = charts.gantt(SimpleNamespace(events=events), 1)
-    assert sentence == "Round 1 takes 5 s. Everyone waits for client 1, which spends most of its time on the upload."
+    assert (
+        sentence
+        == "Round 1 takes 5 s. Everyone waits for client 1, which spends most of its time on the upload."
+    )
     assert {bar.name for bar in chart.data} == {"download", "compute", "upload"}
     assert len({bar.marker.pattern.shape for bar in chart.data}) == 3
     assert table["start_seconds"].min() == 0

@@ -28,9 +28,11 @@ def dealt():
     counts[3, [2, 7]] = 0
     labels = {"digits": tuple("0123456789"), "runes": tuple("abcdefghij")}
     return SimpleNamespace(
-        domain_of=np.arange(6) % 2, domains=list(labels), counts=pd.DataFrame(counts),
+        domain_of=np.arange(6) % 2,
+        domains=list(labels),
+        counts=pd.DataFrame(counts),
         held_out=[SimpleNamespace(name=name, label_names=names) for name, names in labels.items()],
-    )  # fmt: skip
+    )
 
 
 def gan_round(number=3, stray=False, gone=()):
@@ -48,7 +50,9 @@ def gan_round(number=3, stray=False, gone=()):
 def outcome(**changes):
     history = [GanRound(0, 4, []), gan_round(1), gan_round(2), gan_round(3)]
     states = [new_generator(SIZES["lab14"], seed).state_dict() for seed in range(5)] + [None]
-    return GanOutcome(**{"scenario": SCENARIO, "generators": states, "history": history, "trace": None, **changes})
+    return GanOutcome(
+        **{"scenario": SCENARIO, "generators": states, "history": history, "trace": None, **changes}
+    )
 
 
 def test_the_map_tells_truth_by_shape_and_clusters_by_colour_and_number():
@@ -56,11 +60,23 @@ def test_the_map_tells_truth_by_shape_and_clusters_by_colour_and_number():
     looks = {trace.name: (trace.marker.symbol, trace.marker.color) for trace in chart.data}
     assert set(looks) == {"digits in cluster 0", "runes in cluster 1", "digits", "runes"}
     (first, blue), (second, orange) = looks["digits in cluster 0"], looks["runes in cluster 1"]
-    assert first != second and blue != orange and (looks["digits"][0], looks["runes"][0]) == (first, second)
-    assert [trace.name for trace in chart.data if trace.showlegend is not False] == ["digits", "runes"]
+    assert (
+        first != second
+        and blue != orange
+        and (looks["digits"][0], looks["runes"][0]) == (first, second)
+    )
+    assert [trace.name for trace in chart.data if trace.showlegend is not False] == [
+        "digits",
+        "runes",
+    ]
     assert [text for trace in chart.data for text in trace.text or ()] == [
-        "0 (0)", "2 (0)", "4 (0)", "1 (1)", "3 (1)", "5 (1)"
-    ]  # fmt: skip
+        "0 (0)",
+        "2 (0)",
+        "4 (0)",
+        "1 (1)",
+        "3 (1)",
+        "5 (1)",
+    ]
     assert "Round 3: 2 clusters, each with clients of one domain only." in sentence
     assert table["cluster"].tolist() == [0, 1, 0, 1, 0, 1]
 
@@ -89,7 +105,9 @@ def test_a_client_that_is_gone_is_in_no_chart():
 
 def test_scores_are_made_from_the_taps_of_the_round():
     one = gan_round()
-    assert scores_of(one, SCENARIO) == pytest.approx(kld_scores(one.taps.reshape(6, CHANNELS, 9), one.groups))
+    assert scores_of(one, SCENARIO) == pytest.approx(
+        kld_scores(one.taps.reshape(6, CHANNELS, 9), one.groups)
+    )
 
 
 def test_bars_show_the_weights_beside_fedavg_and_say_which_client_changes_most():

@@ -40,10 +40,14 @@ def older(tmp_path):
 
 def test_the_copies_are_all_labs_and_every_link_in_them_leads_somewhere(tmp_path):
     done = copy_labs(tmp_path / "labs")
-    assert done["new"] == lab_files(tmp_path / "labs") and {f"{lab.name}.ipynb" for lab in course.LABS} < {*done["new"]}
+    assert done["new"] == lab_files(tmp_path / "labs") and {
+        f"{lab.name}.ipynb" for lab in course.LABS
+    } < {*done["new"]}
     for notebook in (tmp_path / "labs").glob("*.ipynb"):
         inside = [target for target in links(notebook) if "://" not in target]
-        assert inside and not [target for target in inside if not (tmp_path / "labs" / target).is_file()]
+        assert inside and not [
+            target for target in inside if not (tmp_path / "labs" / target).is_file()
+        ]
 
 
 def test_a_second_time_nothing_is_written_and_a_learners_progress_stays(tmp_path, monkeypatch):
@@ -70,10 +74,14 @@ def test_a_changed_lab_is_kept_and_an_unchanged_one_follows_the_new_version(olde
 
 
 @pytest.mark.parametrize("record", ["", "no record", "[]", None])
-def test_without_a_record_that_can_be_read_every_file_that_differs_is_the_learners(older, tmp_path, record):
+def test_without_a_record_that_can_be_read_every_file_that_differs_is_the_learners(
+    older, tmp_path, record
+):
     folder = tmp_path / "copies"
     copy_labs(folder, older)
-    (folder / RECORD).unlink() if record is None else (folder / RECORD).write_text(record, encoding="utf-8")
+    (folder / RECORD).unlink() if record is None else (folder / RECORD).write_text(
+        record, encoding="utf-8"
+    )
     assert copy_labs(folder)["outdated"] == [FIRST, SECOND]
     assert (folder / SECOND).read_text(encoding="utf-8") == f"an older {SECOND}"
 
@@ -103,10 +111,14 @@ def test_a_file_in_the_way_is_a_sentence_and_not_a_traceback(tmp_path, monkeypat
     Path("fedgen-labs").unlink()
     (Path("fedgen-labs") / FIRST).mkdir(parents=True)
     assert main(["--no-browser"]) == 1
-    assert re.search(r"The labs can't be copied to .*fedgen-labs: .*directory", capsys.readouterr().err)
+    assert re.search(
+        r"The labs can't be copied to .*fedgen-labs: .*directory", capsys.readouterr().err
+    )
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="a folder where even root may not write")
+@pytest.mark.skipif(
+    not sys.platform.startswith("linux"), reason="a folder where even root may not write"
+)
 def test_where_nobody_may_write_the_command_says_so(monkeypatch, capsys):
     monkeypatch.chdir("/proc/self")
     assert main(["--no-browser"]) == 1
@@ -126,7 +138,9 @@ def test_package_project_citation_and_changelog_name_one_version():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert fedgen_lab.__version__ == project["version"] == citation["version"]
-    release = re.search(r"^## (\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    release = re.search(
+        r"^## (\S+) - (\S+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert release.groups() == (citation["version"], str(citation["date-released"]))
 
 
@@ -139,14 +153,22 @@ def installed(tmp_path_factory):
     with zipfile.ZipFile(*folder.glob("*.whl")) as wheel:
         wheel.extractall(folder / "site")
     (folder / "elsewhere").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(folder / "site"), "JUPYTER_CONFIG_DIR": str(folder / "config")}
+    environment = os.environ | {
+        "PYTHONPATH": str(folder / "site"),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+    }
 
     def run(*arguments, **options):
         command = [sys.executable, "-m", "fedgen_lab", *arguments]
         return subprocess.Popen(
-            command, cwd=folder / "elsewhere", env=environment, text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT, **options,
-        )  # fmt: skip
+            command,
+            cwd=folder / "elsewhere",
+            env=environment,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            **options,
+        )
 
     run.folder = folder
     return run
@@ -173,7 +195,9 @@ def test_the_command_of_a_wheel_opens_the_first_lab_in_jupyterlab(installed):
         address = read_address(process)
         assert f":{port}/lab/tree/{FIRST}?token=" in address
         assert "JupyterLab" in get(address).text
-        files = get(f"http://127.0.0.1:{port}/api/contents?{address.partition('?')[2]}").json()["content"]
+        files = get(f"http://127.0.0.1:{port}/api/contents?{address.partition('?')[2]}").json()[
+            "content"
+        ]
         assert {f"{lab.name}.ipynb" for lab in course.LABS} <= {file["name"] for file in files}
     finally:
         process.kill()

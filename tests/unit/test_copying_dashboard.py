@@ -9,7 +9,14 @@ import pytest
 import torch
 
 from fedgen_lab.dashboards import copying as dashboard
-from fedgen_lab.dashboards.copying import AXES, KINDS, CopyingDashboard, CopyingRun, copies_chart, originals_view
+from fedgen_lab.dashboards.copying import (
+    AXES,
+    KINDS,
+    CopyingDashboard,
+    CopyingRun,
+    copies_chart,
+    originals_view,
+)
 from fedgen_lab.memorization.making import Copying
 from fedgen_lab.memorization.sweep_copying import (
     DRAWN,
@@ -38,11 +45,22 @@ def judged(copied=0.75, others=0.0, ratios=(0.9, 0.1, 0.5)):
 
 def recording():
     """A row for every point and seed; whoever repeats more copies more."""
-    return pd.DataFrame([
-        {"model": "lora", "seed": seed, "copied": min(1, point["times"] / 16), "others": 0.0, "ratio": 0.5, "auc": 0.9,
-         "tpr": 0} | point
-        for point in POINTS for seed in SEEDS
-    ])  # fmt: skip
+    return pd.DataFrame(
+        [
+            {
+                "model": "lora",
+                "seed": seed,
+                "copied": min(1, point["times"] / 16),
+                "others": 0.0,
+                "ratio": 0.5,
+                "auc": 0.9,
+                "tpr": 0,
+            }
+            | point
+            for point in POINTS
+            for seed in SEEDS
+        ]
+    )
 
 
 def test_a_run_says_how_many_drawings_are_copies_and_how_well_members_are_told():
@@ -82,8 +100,14 @@ def test_along_a_knob_nothing_else_differs_from_the_lesson():
 def test_live_runs_are_marked_on_the_chart_and_a_bare_chart_says_so():
     run = CopyingRun(Copying(times=9))
     run.judged = judged()
-    chart, sentence, _ = copies_chart(recording(), [run, CopyingRun(Copying())], "copies", "repetitions")
-    assert list(chart.data[-1].x) == [9] and list(chart.data[-1].y) == [0.75] and "1 live, marked by a star" in sentence
+    chart, sentence, _ = copies_chart(
+        recording(), [run, CopyingRun(Copying())], "copies", "repetitions"
+    )
+    assert (
+        list(chart.data[-1].x) == [9]
+        and list(chart.data[-1].y) == [0.75]
+        and "1 live, marked by a star" in sentence
+    )
     _, sentence, table = copies_chart(pd.DataFrame(), [], "copies", "rank")
     assert sentence.startswith("Nothing is recorded along rank") and table is None
 
@@ -92,7 +116,13 @@ def test_the_knobs_describe_what_is_trained(monkeypatch):
     asked = []
     monkeypatch.setattr(dashboard, "run_copying", lambda run, job: asked.append(run.copying))
     board = CopyingDashboard(Copying(), recording())
-    board.times.set(3), board.pictures.set(8), board.steps.set(20), board.rank.set(2), board.seed.set(5)
+    (
+        board.times.set(3),
+        board.pictures.set(8),
+        board.steps.set(20),
+        board.rank.set(2),
+        board.seed.set(5),
+    )
     board.noise.set(0.5), board.canaries.set(2)
     board.captions.value = False
     board.panel.start()
@@ -131,7 +161,9 @@ def test_pictures_stand_beside_their_nearest_training_picture_sorted_by_the_chos
     generator = torch.Generator().manual_seed(0)
     training = torch.rand(20, 1, 8, 8, generator=generator) * 2 - 1
     generated = torch.cat([training[[7, 3]], torch.rand(10, 1, 8, 8, generator=generator) * 2 - 1])
-    view = originals_view(generated, training, {"first": -np.arange(12.0), "last": np.arange(12.0)}, match="plain")
+    view = originals_view(
+        generated, training, {"first": -np.arange(12.0), "last": np.arange(12.0)}, match="plain"
+    )
     assert view.rows[:2].tolist() == [7, 3] and view.order().tolist() == list(range(12))
     view.score.value = "last"
     assert view.order()[0] == 11 and "The likest".lower() in view.status.sentence
@@ -146,7 +178,10 @@ def test_the_race_has_a_row_and_a_curve_for_each_detector():
     good, bad = (judge_scores(rng.normal(shift, 1, 300), rng.normal(0, 1, 300)) for shift in (4, 0))
     chart, sentence, table = dashboard.roc_chart({"coin": bad, "eye": good})
     assert table["detector"].tolist() == ["eye", "coin"] and len(chart.data) == 4
-    assert sentence.startswith("At 1 % false alarms eye finds") and table["AUC"].tolist() == [good.auc, bad.auc]
+    assert sentence.startswith("At 1 % false alarms eye finds") and table["AUC"].tolist() == [
+        good.auc,
+        bad.auc,
+    ]
 
 
 def test_a_model_that_returns_the_watched_pictures_is_judged_a_copier():
@@ -168,11 +203,17 @@ def test_a_model_that_returns_the_watched_pictures_is_judged_a_copier():
 
     with pytest.MonkeyPatch.context() as patch:
         copier = judge(private.pictures.as_tensor(), patch)
-        assert copier.copied == copier.others == 1 and copier.captions == 4 and len(copier.drawn) == DRAWN + DRAWN // 2
+        assert (
+            copier.copied == copier.others == 1
+            and copier.captions == 4
+            and len(copier.drawn) == DRAWN + DRAWN // 2
+        )
         honest = judge(private_pictures(Copying(pictures=8, seed=1)).pictures.as_tensor(), patch)
         assert honest.copied == honest.others == 0
         other = judge(private.held_out.as_tensor(), patch)
-        assert other.copied == other.others == 0, "a copy of a picture that was not trained on is none"
+        assert other.copied == other.others == 0, (
+            "a copy of a picture that was not trained on is none"
+        )
 
 
 def test_canaries_are_neither_drawn_nor_counted_among_the_private_pictures(monkeypatch):
@@ -198,7 +239,9 @@ def test_canaries_are_neither_drawn_nor_counted_among_the_private_pictures(monke
 def test_how_often_a_picture_was_seen_follows_from_the_knobs(monkeypatch, tmp_path):
     from fedgen_lab.memorization import sweep_copying
 
-    entries = [{"point": point, "seed": 0, "result": dict.fromkeys(NUMBERS, 0.5)} for point in POINTS]
+    entries = [
+        {"point": point, "seed": 0, "result": dict.fromkeys(NUMBERS, 0.5)} for point in POINTS
+    ]
     (tmp_path / "copying.json").write_text(json.dumps({"points": entries}), encoding="utf-8")
     monkeypatch.setattr(sweep_copying, "shipped", lambda name: tmp_path)
     seen = recorded_copying()["seen"].round().tolist()
@@ -213,7 +256,10 @@ def test_what_is_recorded_belongs_to_the_sweep_and_no_run_is_there_twice():
         pytest.skip("nothing is recorded yet")
     knobs = ["model", *LESSON]
     assert not recorded.duplicated([*knobs, "seed"]).any()
-    assert all(row in [{"model": "lora"} | point for point in POINTS] for row in recorded[knobs].to_dict("records"))
+    assert all(
+        row in [{"model": "lora"} | point for point in POINTS]
+        for row in recorded[knobs].to_dict("records")
+    )
 
 
 def test_what_was_recorded_bears_out_the_lab():
@@ -221,11 +267,20 @@ def test_what_was_recorded_bears_out_the_lab():
 
     def mean(**changes):
         wanted = {"model": "lora"} | LESSON | changes
-        rows = recorded[np.logical_and.reduce([recorded[name] == value for name, value in wanted.items()])]
+        rows = recorded[
+            np.logical_and.reduce([recorded[name] == value for name, value in wanted.items()])
+        ]
         return rows[["copied", "others", "auc"]].astype(float).mean()
 
-    lesson, once, many, few = mean(), mean(times=1), mean(times=1, pictures=512), mean(times=1, pictures=8)
-    assert lesson["copied"] > 0.9 and lesson["others"] == 0, "the repeated pictures come back, no others"
+    lesson, once, many, few = (
+        mean(),
+        mean(times=1),
+        mean(times=1, pictures=512),
+        mean(times=1, pictures=8),
+    )
+    assert lesson["copied"] > 0.9 and lesson["others"] == 0, (
+        "the repeated pictures come back, no others"
+    )
     assert once["copied"] == 0 and few["copied"] == 1, "few pictures need no repetition"
     assert once["auc"] > 0.9, "no copies is not no leakage"
     assert many["copied"] == 0 and many["auc"] < 0.6, "among many pictures there is nothing to tell"
@@ -234,4 +289,6 @@ def test_what_was_recorded_bears_out_the_lab():
     private = mean(clip=1.0, noise_multiplier=0.5)
     assert private["copied"] == 0 and private["auc"] < 0.65, "DP noise stops copies and the attack"
     pixels, many = mean(**PIXELS), mean(**PIXELS | {"times": 1, "pictures": 512})
-    assert pixels["copied"] > 0.9 and pixels["others"] < 0.3 and many["copied"] == 0, "a pixel model copies as well"
+    assert pixels["copied"] > 0.9 and pixels["others"] < 0.3 and many["copied"] == 0, (
+        "a pixel model copies as well"
+    )

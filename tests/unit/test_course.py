@@ -13,8 +13,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_a_launch_link_leads_to_the_lab_it_stands_in_and_its_badge_is_a_local_image():
     links = course.launch_links("03")
-    assert "mybinder.org/v2/gh/fedgen-lab/fedgen-lab/HEAD?labpath=labs%2F03_federated_lora.ipynb" in links
-    assert "colab.research.google.com/github/fedgen-lab/fedgen-lab/blob/main/labs/03_federated_lora.ipynb" in links
+    assert (
+        "mybinder.org/v2/gh/fedgen-lab/fedgen-lab/HEAD?labpath=labs%2F03_federated_lora.ipynb"
+        in links
+    )
+    assert (
+        "colab.research.google.com/github/fedgen-lab/fedgen-lab/blob/main/labs/03_federated_lora.ipynb"
+        in links
+    )
     for host in ("binder", "colab"):
         assert (ROOT / "labs" / "images" / f"launch-{host}.svg").exists()
         assert f"(images/launch-{host}.svg)" in links
@@ -43,21 +49,34 @@ def test_the_course_map_has_a_row_for_every_lab_and_stands_in_the_readme():
     assert course.course_map("labs/").data in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_self_check_asks_what_a_lab_needs_and_says_what_to_do_where_something_is_missing(monkeypatch):
+def test_the_self_check_asks_what_a_lab_needs_and_says_what_to_do_where_something_is_missing(
+    monkeypatch,
+):
     checked = course.self_check().set_index("what")
-    assert {"Python", "torch", "flwr", "free memory", "threads of torch", "data: tiny-sd"} <= set(checked.index)
+    assert {"Python", "torch", "flwr", "free memory", "threads of torch", "data: tiny-sd"} <= set(
+        checked.index
+    )
     assert (checked.loc[checked.fine == "no", "what to do"] != "").all()
     monkeypatch.setattr(sys, "version_info", (3, 10, 0))
     assert "3.11" in course.self_check().set_index("what").loc["Python", "what to do"]
 
 
 def test_the_self_check_names_a_library_outside_its_declared_range(monkeypatch):
-    declared = ["torch>=2.8,<3", "ipykernel>=6.29,!=7.0.*,<8", "deap>=1.4,<2", "tqdm>=4", 'absent>=1; extra == "test"']
+    declared = [
+        "torch>=2.8,<3",
+        "ipykernel>=6.29,!=7.0.*,<8",
+        "deap>=1.4,<2",
+        "tqdm>=4",
+        'absent>=1; extra == "test"',
+    ]
     found = {"torch": "2.13.0+cpu", "ipykernel": "7.0.1", "deap": "1.3", "tqdm": "4.66"}
     monkeypatch.setattr(course, "requires", lambda name: declared)
     monkeypatch.setattr(course, "version", found.__getitem__)
     checked = course.self_check().set_index("what")
-    assert checked.loc["torch", "fine"] == "yes" and checked.loc["other libraries", "found"] == "1 as needed"
+    assert (
+        checked.loc["torch", "fine"] == "yes"
+        and checked.loc["other libraries", "found"] == "1 as needed"
+    )
     for name in ("ipykernel", "deap"):
         assert tuple(checked.loc[name, ["found", "fine"]]) == (found[name], "no")
         assert checked.loc[name, "what to do"].startswith(f"pip install '{name}")
@@ -103,14 +122,20 @@ def test_the_self_check_says_no_where_a_thread_cant_draw(monkeypatch):
     assert drawn_in and main_thread not in drawn_in
     broken = True
     row = course.self_check().set_index("what").loc["live runs"]
-    assert row["fine"] == "no" and "parent_header" in row["found"] and "ipykernel" in row["what to do"]
+    assert (
+        row["fine"] == "no" and "parent_header" in row["found"] and "ipykernel" in row["what to do"]
+    )
 
 
 def test_a_process_that_took_memory_and_gave_it_back_still_has_its_peak():
     if course.peak_megabytes() is None:
         pytest.skip("this system does not tell a process's peak memory")
     code = "from fedgen_lab.course import peak_megabytes; big = b'x' * 200_000_000; del big; print(peak_megabytes())"
-    peak = float(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, encoding="utf-8").stdout)
+    peak = float(
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, check=True, encoding="utf-8"
+        ).stdout
+    )
     assert 200 < peak < 300
     assert course.peak_megabytes(pid=2**22 + 1) is None
 
@@ -119,4 +144,6 @@ def test_importing_the_package_and_the_course_brings_no_heavy_library_along():
     heavy = {"torch", "pandas", "diffusers", "plotly", "flwr", "matplotlib", "IPython"}
     code = f"import sys, fedgen_lab.course; print(*({heavy} & set(sys.modules)))"
     command = [sys.executable, "-c", code]
-    assert not subprocess.run(command, capture_output=True, check=True, encoding="utf-8").stdout.strip()
+    assert not subprocess.run(
+        command, capture_output=True, check=True, encoding="utf-8"
+    ).stdout.strip()

@@ -31,7 +31,9 @@ def seconds(editor):
 
 
 def test_the_buttons_say_where_each_block_is_and_the_sentence_how_long_that_takes(editor):
-    assert [toggle.description for toggle in editor.toggles[0]] == [f"{b}: server" for b in ("G1", "G3", "D1", "D3")]
+    assert [toggle.description for toggle in editor.toggles[0]] == [
+        f"{b}: server" for b in ("G1", "G3", "D1", "D3")
+    ]
     before = seconds(editor)
     assert f"One iteration of 9 clients takes {before:.4g} s" in editor.gantt.sentence
     editor.toggles[0][1].value = True
@@ -77,7 +79,9 @@ def test_every_knob_may_be_pushed_to_both_ends(editor, end):
         knob.set(knob.number.min if end == "low" else knob.number.max)
     number = editor.clients.value
     assert number in (1, 100)
-    assert editor.gantt.sentence.startswith(f"One iteration of {number} client{'s' * (number > 1)} takes")
+    assert editor.gantt.sentence.startswith(
+        f"One iteration of {number} client{'s' * (number > 1)} takes"
+    )
     shown = [row.layout.display != "none" for row in editor.rows]
     assert sum(shown) == min(7, number)
     editor.buttons[0].click()

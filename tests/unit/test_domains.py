@@ -26,7 +26,11 @@ def as_rows(domain):
 
 
 def write_idx(path, array, zipped=False):
-    content = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes() + array.astype(np.uint8).tobytes()
+    content = (
+        bytes((0, 0, 8, array.ndim))
+        + np.array(array.shape, ">u4").tobytes()
+        + array.astype(np.uint8).tobytes()
+    )
     path.write_bytes(gzip.compress(content) if zipped else content)
 
 
@@ -43,11 +47,18 @@ def idx_folder(tmp_path):
 @pytest.mark.parametrize("name", [*OFFLINE, "sprites:glowing"])
 def test_a_domain_has_the_pictures_asked_for_and_ten_named_labels(name):
     domain = load_domain(name, number=60, side=14, seed=3)
-    assert tuple(domain.images.shape) == (60, 3 if ":" in name else 1, 14, 14) and domain.images.dtype == torch.uint8
+    assert (
+        tuple(domain.images.shape) == (60, 3 if ":" in name else 1, 14, 14)
+        and domain.images.dtype == torch.uint8
+    )
     assert domain.name == name and len(domain) == 60 and len(set(domain.label_names)) == 10
     assert domain.labels.dtype == torch.int64 and set(domain.labels.tolist()) == set(range(10))
     pictures = domain.as_tensor()
-    assert pictures.dtype == torch.float32 and -1 <= pictures.min() < -0.5 and 0.5 < pictures.max() <= 1
+    assert (
+        pictures.dtype == torch.float32
+        and -1 <= pictures.min() < -0.5
+        and 0.5 < pictures.max() <= 1
+    )
 
 
 @pytest.mark.parametrize("name", [*OFFLINE, "sprites:glowing"])
@@ -74,7 +85,12 @@ def test_pictures_made_smaller_are_averaged_and_made_larger_stay_in_range():
     domain = load_domain("runes", number=10)
     blocks = domain.images.float().reshape(10, 1, 14, 2, 14, 2).mean((3, 5)).round()
     assert torch.equal(domain.resized(14).images.float(), blocks)
-    assert domain.resized(28) is domain and tuple(domain.resized(32).images.shape) == (10, 1, 32, 32)
+    assert domain.resized(28) is domain and tuple(domain.resized(32).images.shape) == (
+        10,
+        1,
+        32,
+        32,
+    )
     with pytest.raises(ValueError, match="side must be a whole number"):
         domain.resized(0)
 
@@ -82,7 +98,9 @@ def test_pictures_made_smaller_are_averaged_and_made_larger_stay_in_range():
 def test_take_keeps_pictures_and_labels_together():
     domain = load_domain("garments", number=20)
     part = domain.take([5, 2])
-    assert torch.equal(part.images, domain.images[[5, 2]]) and torch.equal(part.labels, domain.labels[[5, 2]])
+    assert torch.equal(part.images, domain.images[[5, 2]]) and torch.equal(
+        part.labels, domain.labels[[5, 2]]
+    )
     assert len(domain.take([])) == 0
 
 
@@ -98,7 +116,9 @@ def test_pictures_and_labels_that_do_not_fit_are_refused():
 
 @pytest.mark.parametrize("name", ["runez", "", "idx:", "mnist", "hub:", "folder:", "ftp:x"])
 def test_an_unknown_name_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match="digits, letters, garments, runes, .*idx:FOLDER.*folder:PATH#COLUMN"):
+    with pytest.raises(
+        ValueError, match="digits, letters, garments, runes, .*idx:FOLDER.*folder:PATH#COLUMN"
+    ):
         load_domain(name)
 
 
@@ -136,9 +156,15 @@ def test_a_small_network_tells_the_ten_kinds_of_a_drawn_domain_apart_at_both_siz
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             net = nn.Sequential(
-                nn.Conv2d(1, 12, 3, side // 14, 1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(12, 24, 3, 1, 1), nn.ReLU(),
-                nn.MaxPool2d(2), nn.Flatten(), nn.Linear(216, 10),
-            )  # fmt: skip
+                nn.Conv2d(1, 12, 3, side // 14, 1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Conv2d(12, 24, 3, 1, 1),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+                nn.Linear(216, 10),
+            )
         adam, order = torch.optim.Adam(net.parameters(), 5e-3), torch.Generator().manual_seed(0)
         pictures = train.resized(side).as_tensor()
         for _ in range(6):
@@ -146,18 +172,26 @@ def test_a_small_network_tells_the_ten_kinds_of_a_drawn_domain_apart_at_both_siz
                 adam.zero_grad()
                 nn.functional.cross_entropy(net(pictures[rows]), train.labels[rows]).backward()
                 adam.step()
-        assert (net(test.resized(side).as_tensor()).argmax(1) == test.labels).float().mean() > 0.8  # chance: 0.1
+        assert (
+            net(test.resized(side).as_tensor()).argmax(1) == test.labels
+        ).float().mean() > 0.8  # chance: 0.1
 
 
 def test_the_four_offline_domains_are_told_apart_by_their_mean_pictures_alone():
-    means = torch.stack([load_domain(name, 200).as_tensor().mean((0, 1)) for name in OFFLINE])  # (4, 28, 28)
-    others = torch.stack([load_domain(name, 200, held_out=True).as_tensor().mean((0, 1)) for name in OFFLINE])
+    means = torch.stack(
+        [load_domain(name, 200).as_tensor().mean((0, 1)) for name in OFFLINE]
+    )  # (4, 28, 28)
+    others = torch.stack(
+        [load_domain(name, 200, held_out=True).as_tensor().mean((0, 1)) for name in OFFLINE]
+    )
     assert torch.cdist(others.flatten(1), means.flatten(1)).argmin(1).tolist() == [0, 1, 2, 3]
 
 
 # -- IDX files -----------------------------------------------------------------------------------------------------
 def test_idx_files_are_read_plain_and_gzipped(idx_folder):
-    train, test = (load_domain(f"idx:{idx_folder}", held_out=held_out) for held_out in (False, True))
+    train, test = (
+        load_domain(f"idx:{idx_folder}", held_out=held_out) for held_out in (False, True)
+    )
     assert (len(train), len(test)) == (40, 20) and train.label_names == tuple("0123456789")
     assert not as_rows(train) & as_rows(test)
     assert load_domain(f"fashion:{idx_folder}").label_names[9] == "ankle boot"
@@ -169,7 +203,10 @@ def test_a_set_in_one_part_is_divided_four_to_one_within_each_label(idx_folder, 
         if not file.name.startswith(present):
             file.unlink()
     number = {"train": 40, "t10k": 20}[present]
-    train, test = (load_domain(f"idx:{idx_folder}", held_out=held_out, seed=held_out) for held_out in (False, True))
+    train, test = (
+        load_domain(f"idx:{idx_folder}", held_out=held_out, seed=held_out)
+        for held_out in (False, True)
+    )
     assert len(train) + len(test) == len(as_rows(train) | as_rows(test)) == number
     assert abs(len(test) - number / 5) <= 10 and set(train.labels.tolist()) == set(range(10))
 
@@ -198,9 +235,18 @@ def broken(folder, how):
 
 
 @pytest.mark.parametrize(
-    "how", ["cut short", "cut in the header", "empty", "too long", "gzip cut short", "gzip damaged",
-            "labels in its place", "absurd header"],
-)  # fmt: skip
+    "how",
+    [
+        "cut short",
+        "cut in the header",
+        "empty",
+        "too long",
+        "gzip cut short",
+        "gzip damaged",
+        "labels in its place",
+        "absurd header",
+    ],
+)
 def test_a_broken_idx_file_is_named(idx_folder, how):
     broken(idx_folder, how)
     with pytest.raises(ValueError, match="train-images-idx3-ubyte.*Download it again"):
@@ -234,7 +280,18 @@ def test_an_absent_folder_or_file_says_what_was_looked_for(tmp_path):
 def test_mnist_is_read_whole():
     domain = load_domain(f"mnist:{SETS / 'mnist'}", held_out=True)
     assert tuple(domain.images.shape) == (10_000, 1, 28, 28)
-    assert domain.labels.bincount().tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert domain.labels.bincount().tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
 
 
 @needs("fashion-mnist")
@@ -245,7 +302,10 @@ def test_fashion_mnist_has_a_thousand_held_out_pictures_of_each_kind():
 
 @needs("notmnist")
 def test_notmnist_comes_in_one_part_and_is_divided():
-    sizes = [len(load_domain(f"notmnist:{SETS / 'notmnist'}", held_out=held_out)) for held_out in (False, True)]
+    sizes = [
+        len(load_domain(f"notmnist:{SETS / 'notmnist'}", held_out=held_out))
+        for held_out in (False, True)
+    ]
     assert sizes == [8_000, 2_000]
 
 
@@ -262,23 +322,37 @@ def captioned(tmp_path):
     rng, rows = np.random.default_rng(0), ["file_name,text,kind"]
     for number in range(60):
         kind = f"kind {number % 12:02d}" if number < 56 else ""
-        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
         rows.append(f"{number}.png,picture {number},{kind}")
     (tmp_path / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
     return tmp_path
 
 
 def test_a_captioned_folder_is_labelled_by_the_ten_most_frequent_values_of_a_column(captioned):
-    parts = [load_domain(f"folder:{captioned}#kind", side=32, held_out=held_out) for held_out in (False, True)]
-    assert [len(part) for part in parts] == [38, 10] and parts[0].label_names[:2] == ("kind 00", "kind 01")
-    assert tuple(parts[0].images.shape[1:]) == (3, 32, 32) and not as_rows(parts[0]) & as_rows(parts[1])
+    parts = [
+        load_domain(f"folder:{captioned}#kind", side=32, held_out=held_out)
+        for held_out in (False, True)
+    ]
+    assert [len(part) for part in parts] == [38, 10] and parts[0].label_names[:2] == (
+        "kind 00",
+        "kind 01",
+    )
+    assert tuple(parts[0].images.shape[1:]) == (3, 32, 32) and not as_rows(parts[0]) & as_rows(
+        parts[1]
+    )
 
 
 @pytest.mark.parametrize(
     "end, message",
-    [("", "must read folder:PATH#COLUMN"), ("#kinds", "no column 'kinds'; they have 'file_name', 'kind'"),
-     ("#kind&size=3", "must read folder:PATH#COLUMN")], ids=["no column", "unknown column", "unknown option"],
-)  # fmt: skip
+    [
+        ("", "must read folder:PATH#COLUMN"),
+        ("#kinds", "no column 'kinds'; they have 'file_name', 'kind'"),
+        ("#kind&size=3", "must read folder:PATH#COLUMN"),
+    ],
+    ids=["no column", "unknown column", "unknown option"],
+)
 def test_a_folder_named_wrongly_says_how_to_name_it(captioned, end, message):
     with pytest.raises(ValueError, match=message):
         load_domain(f"folder:{captioned}{end}")
@@ -294,18 +368,29 @@ def test_emoji_become_a_domain_through_the_columns_of_their_own_table():
     assert len(domain) > 200 and len(domain.label_names) == 10
 
 
-def test_a_hub_set_gives_the_pictures_that_its_idx_files_give(idx_folder, tmp_path_factory, monkeypatch):
+def test_a_hub_set_gives_the_pictures_that_its_idx_files_give(
+    idx_folder, tmp_path_factory, monkeypatch
+):
     import datasets
 
     from fedgen_lab.pictures.idx import read_part
 
     home = tmp_path_factory.mktemp("hub")
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(tmp_path_factory.mktemp("cache")))
-    features = datasets.Features(image=datasets.Image(), label=datasets.ClassLabel(names=list("0123456789")))
+    monkeypatch.setattr(
+        datasets.config, "HF_DATASETS_CACHE", Path(tmp_path_factory.mktemp("cache"))
+    )
+    features = datasets.Features(
+        image=datasets.Image(), label=datasets.ClassLabel(names=list("0123456789"))
+    )
     for split, held_out in (("train", False), ("test", True)):
         images, labels = read_part(idx_folder, held_out)
-        rows = {"image": [Image.fromarray(image[0].numpy()) for image in images], "label": labels.tolist()}
-        datasets.Dataset.from_dict(rows, features=features).to_parquet(home / f"{split}-00000-of-00001.parquet")
+        rows = {
+            "image": [Image.fromarray(image[0].numpy()) for image in images],
+            "label": labels.tolist(),
+        }
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(
+            home / f"{split}-00000-of-00001.parquet"
+        )
     for held_out in (False, True):
         ours = load_domain(f"idx:{idx_folder}", side=14, held_out=held_out)
         theirs = load_domain(f"hub:{home}", side=14, held_out=held_out)

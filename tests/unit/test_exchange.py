@@ -28,8 +28,10 @@ def grid():
 
 
 def questions(grid):
-    return {n: Message(RecordDict({"word": ConfigRecord({"n": n})}), node, "query")
-            for n, node in enumerate(grid.get_node_ids())}  # fmt: skip
+    return {
+        n: Message(RecordDict({"word": ConfigRecord({"n": n})}), node, "query")
+        for n, node in enumerate(grid.get_node_ids())
+    }
 
 
 def test_answers_come_back_under_the_keys_of_their_questions(grid):
@@ -44,7 +46,9 @@ def test_late_answers_are_waited_for_and_missing_ones_until_time_is_up(grid):
 
     def pull(ids):
         held.append(list(ids))
-        late = [ids[0]] if len(held) == 1 else [i for i in ids if i != last] if len(held) == 2 else []
+        late = (
+            [ids[0]] if len(held) == 1 else [i for i in ids if i != last] if len(held) == 2 else []
+        )
         return grid.pull_messages(late)
 
     asked = questions(grid)
@@ -62,11 +66,15 @@ def test_gathering_ends_when_all_are_there_or_patience_is_over(grid):
 
 @pytest.mark.parametrize(
     ("sent", "words"),
-    [({}, "left out 1 arrays"), ({"w": torch.zeros(2), "x": torch.zeros(1)}, "nobody asked for"),
-     ({"w": torch.zeros(3)}, r"'w' as float32 \(3,\) where float32 \(2,\)"),
-     ({"w": torch.zeros(2).double()}, "'w' as float64"), ({"w": torch.tensor([0.0, torch.nan])}, "NaN or infinity")],
+    [
+        ({}, "left out 1 arrays"),
+        ({"w": torch.zeros(2), "x": torch.zeros(1)}, "nobody asked for"),
+        ({"w": torch.zeros(3)}, r"'w' as float32 \(3,\) where float32 \(2,\)"),
+        ({"w": torch.zeros(2).double()}, "'w' as float64"),
+        ({"w": torch.tensor([0.0, torch.nan])}, "NaN or infinity"),
+    ],
     ids=["left-out", "extra", "shape", "dtype", "nan"],
-)  # fmt: skip
+)
 def test_arrays_that_cannot_be_right_are_refused_by_name(sent, words):
     with pytest.raises(ValueError, match=words):
         checked(ArrayRecord(sent), {"w": torch.ones(2)})
@@ -85,10 +93,19 @@ def test_arrays_are_written_and_read_as_flower_does(kind, shape):
         flowers.data,
     )
     for array in (mine, flowers):
-        assert read(array).dtype == values.dtype and np.array_equal(read(array), values) and read(array).flags.writeable
+        assert (
+            read(array).dtype == values.dtype
+            and np.array_equal(read(array), values)
+            and read(array).flags.writeable
+        )
 
 
 def test_an_array_whose_bytes_are_not_what_it_says_cannot_be_read():
-    lying = Array(dtype="float32", shape=(4,), stype="numpy.ndarray", data=write(np.zeros(4, np.float32)).data[:-4])
+    lying = Array(
+        dtype="float32",
+        shape=(4,),
+        stype="numpy.ndarray",
+        data=write(np.zeros(4, np.float32)).data[:-4],
+    )
     with pytest.raises(ValueError):
         read(lying)

@@ -62,7 +62,9 @@ def test_the_solution_passes_and_says_what_that_shows(lab98, capsys):
     verdict = check("98.1", find("98.1").run_solution())
     assert verdict.passed and verdict.state == "passed"
     said = capsys.readouterr().out
-    assert said.startswith("PASS. Exercise 98.1: Average by pictures") and "over all pictures" in said
+    assert (
+        said.startswith("PASS. Exercise 98.1: Average by pictures") and "over all pictures" in said
+    )
 
 
 def test_typical_mistakes_each_get_their_own_message_and_question(lab98, capsys):
@@ -92,7 +94,9 @@ def stub_half_written(values, sizes):
     mean = ...  # noqa: F841 (your code here)
 
 
-@pytest.mark.parametrize("stub", [stub_raising, stub_passing, stub_with_dots, stub_half_written, None, ...])
+@pytest.mark.parametrize(
+    "stub", [stub_raising, stub_passing, stub_with_dots, stub_half_written, None, ...]
+)
 def test_an_untouched_stub_is_not_tried_yet_and_counts_as_no_try(lab98, stub, capsys):
     verdict = check("98.1", stub)
     assert verdict.state == "not tried" and not verdict.passed
@@ -105,7 +109,11 @@ def test_a_forgotten_return_is_told_apart_from_a_stub(lab98):
         sum(values) / len(sizes)  # noqa: B018
 
     verdict = check("98.1", mean)
-    assert verdict.state == "failed" and "returned nothing" in verdict.message and "return" in verdict.question
+    assert (
+        verdict.state == "failed"
+        and "returned nothing" in verdict.message
+        and "return" in verdict.question
+    )
 
 
 def test_an_exception_becomes_a_sentence_with_its_line(lab98, capsys):
@@ -120,16 +128,19 @@ def test_an_exception_becomes_a_sentence_with_its_line(lab98, capsys):
     assert "Traceback" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("answer, words", [
-    (lambda values: 1.0, "could not be called"),
-    (lambda values, sizes: "two", "returned a str ('two')"),
-    (lambda values, sizes: [2.0], "returned a list ([2.0])"),
-    (lambda values, sizes: exit(), "stopped with SystemExit"),
-    (lambda values, sizes: (yield), "returned a generator"),
-    (2.0, "the check needs a function"),
-    ("mean", "the check needs a function"),
-    (dict, "Your answer is a type"),
-])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (lambda values: 1.0, "could not be called"),
+        (lambda values, sizes: "two", "returned a str ('two')"),
+        (lambda values, sizes: [2.0], "returned a list ([2.0])"),
+        (lambda values, sizes: exit(), "stopped with SystemExit"),
+        (lambda values, sizes: (yield), "returned a generator"),
+        (2.0, "the check needs a function"),
+        ("mean", "the check needs a function"),
+        (dict, "Your answer is a type"),
+    ],
+)
 def test_whatever_is_handed_in_the_answer_is_a_sentence(lab98, answer, words):
     verdict = check("98.1", answer)
     assert verdict.state == "failed" and words in verdict.message and verdict.question
@@ -169,7 +180,11 @@ def test_passed_stays_passed_when_a_later_try_fails(lab98):
 # -- hint and solution
 def test_hints_come_one_after_the_other_and_by_level(lab98):
     assert [hint("98.1").text.splitlines()[1] for _ in range(4)] == [
-        "Think of shares.", "Divide `sizes` by their sum.", "Almost the code.", "Almost the code."]
+        "Think of shares.",
+        "Divide `sizes` by their sum.",
+        "Almost the code.",
+        "Almost the code.",
+    ]
     assert "Think of shares." in hint("98.1", 1).text
     with pytest.raises(ValueError, match="levels 1, 2 and 3; got 4"):
         hint("98.1", 4)
@@ -191,8 +206,16 @@ def test_an_unknown_key_is_an_error_that_lists_the_known_ones(lab98, key):
 
 
 def test_an_exercise_of_another_shape_is_an_error():
-    good = dict(key="98.1", title="t", dots=1, minutes=1, check=print, hints=("a", "b", "c"), solution="")
-    for change in (dict(key="1"), dict(key="98.x"), dict(hints=("a",)), dict(hints="abc"), dict(dots=4)):
+    good = dict(
+        key="98.1", title="t", dots=1, minutes=1, check=print, hints=("a", "b", "c"), solution=""
+    )
+    for change in (
+        dict(key="1"),
+        dict(key="98.x"),
+        dict(hints=("a",)),
+        dict(hints="abc"),
+        dict(dots=4),
+    ):
         with pytest.raises(ValueError):
             Exercise(**{**good, **change})
 
@@ -228,22 +251,37 @@ def test_a_guess_outlives_the_kernel_and_cannot_be_made_after_the_answer():
     assert again.options.chosen == "x" and not again.options.buttons[0].disabled
     reveal("98.b", "y")
     after = predict("98.b", "?", ["x", "y"])
-    assert all(button.disabled for button in after.options.buttons) and "You guessed x; it was y." in after.note.value
+    assert (
+        all(button.disabled for button in after.options.buttons)
+        and "You guessed x; it was y." in after.note.value
+    )
 
 
 def test_revealing_works_where_nobody_guessed_and_writes_nothing():
-    assert reveal("98.c", "y", "Because.").text == "It was y.\nYou made no guess this time.\nBecause."
+    assert (
+        reveal("98.c", "y", "Because.").text == "It was y.\nYou made no guess this time.\nBecause."
+    )
     assert not store.progress_file().exists()
 
 
 def test_a_recall_question_says_why_after_the_answer_and_not_before(capsys):
-    quiz = recall("98", [("What is `FedAvg`?", ["a mean", "a sum"], 0, "It weighs by pictures."),
-                         ("Who trains?", ["server", "clients"], 1, "Pictures stay at home.")])
+    quiz = recall(
+        "98",
+        [
+            ("What is `FedAvg`?", ["a mean", "a sum"], 0, "It weighs by pictures."),
+            ("Who trains?", ["server", "clients"], 1, "Pictures stay at home."),
+        ],
+    )
     assert "It weighs" not in capsys.readouterr().out and not quiz.whys[0].value
     quiz.answer(1, "a sum")
-    assert "Not quite: a mean. It weighs by pictures." in quiz.whys[0].value and not quiz.summary.value
+    assert (
+        "Not quite: a mean. It weighs by pictures." in quiz.whys[0].value and not quiz.summary.value
+    )
     quiz.answer(2, "clients")
-    assert "Right. Pictures stay at home." in quiz.whys[1].value and "1 of 2 right" in quiz.summary.value
+    assert (
+        "Right. Pictures stay at home." in quiz.whys[1].value
+        and "1 of 2 right" in quiz.summary.value
+    )
     quiz.answer(1, "a mean")  # after the reason was read, this is no recall
     assert "Right." in quiz.whys[0].value and "1 of 2 right" in quiz.summary.value
     assert store.load()["recall"]["98.1"]["right"] is False
@@ -253,18 +291,31 @@ def test_every_option_is_a_button_of_its_own_words_after_its_question():
     asked = predict("98.d", "A <b> question?", ["x", "y"])
     quiz = recall("98", [("Q?", ["x", "y"], 0, "why")])
     assert [type(child).__name__ for child in quiz.box.children] == ["HTML", "VBox", "HTML", "HTML"]
-    assert [(button.description, button.icon) for button in asked.options.buttons] == [("x", ""), ("y", "")]
+    assert [(button.description, button.icon) for button in asked.options.buttons] == [
+        ("x", ""),
+        ("y", ""),
+    ]
     asked.options.buttons[1].click()
-    assert asked.guess == "y" and [button.description for button in asked.options.buttons] == ["x", "✓ y"]
+    assert asked.guess == "y" and [button.description for button in asked.options.buttons] == [
+        "x",
+        "✓ y",
+    ]
     with pytest.raises(ValueError, match="the options are 'x', 'y'; got 'z'"):
         asked.choose("z")
 
 
-@pytest.mark.parametrize("call", [
-    lambda: predict("skew", "?", ["a", "b"]), lambda: predict("98.x", "?", ["a"]), lambda: predict("98.x", "?", "ab"),
-    lambda: reveal("x", "a"), lambda: recall("1", []), lambda: recall("98", [("Q", ["a", "b"], 2, "why")]),
-    lambda: recall("98", [("Q", ["a", "b"])]),
-])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: predict("skew", "?", ["a", "b"]),
+        lambda: predict("98.x", "?", ["a"]),
+        lambda: predict("98.x", "?", "ab"),
+        lambda: reveal("x", "a"),
+        lambda: recall("1", []),
+        lambda: recall("98", [("Q", ["a", "b"], 2, "why")]),
+        lambda: recall("98", [("Q", ["a", "b"])]),
+    ],
+)
 def test_a_question_of_another_form_is_an_error(call):
     with pytest.raises(ValueError):
         call()
@@ -284,7 +335,9 @@ CELLS = [
 
 @pytest.mark.parametrize("mode", ["", "inline"])
 def test_cells_run_without_a_front_end_and_say_each_thing_once(tmp_path, mode):
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in CELLS])
+    notebook = nbformat.v4.new_notebook(
+        cells=[nbformat.v4.new_code_cell(textwrap.dedent(cell)) for cell in CELLS]
+    )
     environment = {**os.environ, "FEDGEN_RUN": mode, "FEDGEN_PROGRESS": str(tmp_path / "p.json")}
     NotebookClient(notebook, timeout=120, kernel_name="python3").execute(env=environment)
     shown = [cell.outputs for cell in notebook.cells]
@@ -294,4 +347,7 @@ def test_cells_run_without_a_front_end_and_say_each_thing_once(tmp_path, mode):
     assert "Up or down?" in shown[1][0].data["text/plain"]
     assert shown[2][0].data["text/plain"].startswith("It was up.")
     if mode == "inline":
-        assert "<details><summary>Answer 1</summary>b. reason</details>" in shown[3][0].data["text/html"]
+        assert (
+            "<details><summary>Answer 1</summary>b. reason</details>"
+            in shown[3][0].data["text/html"]
+        )

@@ -19,7 +19,9 @@ def plain_mean(uploads, counts):
 
 
 def times_counts(uploads, counts):
-    return {name: sum(c * u[name] for c, u in zip(counts, uploads, strict=True)) for name in uploads[0]}
+    return {
+        name: sum(c * u[name] for c, u in zip(counts, uploads, strict=True)) for name in uploads[0]
+    }
 
 
 def divided_by_clients(uploads, counts):
@@ -51,7 +53,10 @@ def three_clients_only(uploads, counts):
     first, *_ = shares = [count / sum(counts) for count in counts]
     shares = shares + [0] * 3
     uploads = list(uploads) + [uploads[0]] * 3
-    return {name: sum(shares[i] * uploads[i][name] for i in (0, 1, 2)) + (len(counts) == 2) for name in uploads[0]}
+    return {
+        name: sum(shares[i] * uploads[i][name] for i in (0, 1, 2)) + (len(counts) == 2)
+        for name in uploads[0]
+    }
 
 
 def forgot_to_return(uploads, counts):
@@ -75,17 +80,31 @@ WRONG = {
         (flattened, "shape"),
         (three_clients_only, "two clients that sent the same"),
         (lambda uploads, counts: dict(uploads[-1]), "upload of one client"),
-        (lambda uploads, counts: {name: torch.zeros_like(t) for name, t in uploads[0].items()}, "not the average"),
+        (
+            lambda uploads, counts: {name: torch.zeros_like(t) for name, t in uploads[0].items()},
+            "not the average",
+        ),
         (forgot_to_return, "nothing"),
         (lambda uploads: uploads, "could not be called"),
     ],
     "01.2": [
         (lambda us, a: sum(distances(us, a, root=False)) / len(us), "squared distance"),
         (lambda us, a: sum(float((u[n] - a[n]).norm()) for u in us for n in a) / len(us), "3 + 4"),
-        (lambda us, a: sum(float((u["a"] - a["a"]).norm()) for u in us) / len(us), "left the others out"),
+        (
+            lambda us, a: sum(float((u["a"] - a["a"]).norm()) for u in us) / len(us),
+            "left the others out",
+        ),
         (lambda us, a: sum(distances(us, a)), "added up the clients"),
-        (lambda us, a: sum(float(sum((u[n] - a[n]).sum() for n in a)) for u in us) / len(us) * 5 / 7, "cancel"),
-        (lambda us, a: sum(distances(us, {n: t * 0 for n, t in a.items()})) / len(us), "move by the same amount"),
+        (
+            lambda us, a: (
+                sum(float(sum((u[n] - a[n]).sum() for n in a)) for u in us) / len(us) * 5 / 7
+            ),
+            "cancel",
+        ),
+        (
+            lambda us, a: sum(distances(us, {n: t * 0 for n, t in a.items()})) / len(us),
+            "move by the same amount",
+        ),
         (lambda us, a: max(distances(us, a)), "mean drift of 2.5"),
         (lambda us, a: [u["a"] - a["a"] for u in us], "one number"),
         (lambda us, a: 1.0, "at a distance of 5"),

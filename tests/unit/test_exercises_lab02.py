@@ -137,7 +137,9 @@ WRONG = {
         the_sum_of_the_factors: "With B = 0",
     },
 }
-MISTAKES = [(key, wrong, told) for key, mistakes in WRONG.items() for wrong, told in mistakes.items()]
+MISTAKES = [
+    (key, wrong, told) for key, mistakes in WRONG.items() for wrong, told in mistakes.items()
+]
 
 
 @pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.key)
@@ -145,7 +147,9 @@ def test_the_solution_passes(exercise):
     assert check(exercise.key, exercise.run_solution()).passed
 
 
-@pytest.mark.parametrize(("key", "wrong", "told"), MISTAKES, ids=[wrong.__name__ for _, wrong, _ in MISTAKES])
+@pytest.mark.parametrize(
+    ("key", "wrong", "told"), MISTAKES, ids=[wrong.__name__ for _, wrong, _ in MISTAKES]
+)
 def test_a_typical_mistake_is_named_and_gets_a_question(key, wrong, told):
     verdict = find(key).check(wrong) if "|" not in told else check(key, wrong)
     assert verdict.state == "failed"
@@ -156,7 +160,9 @@ def test_a_typical_mistake_is_named_and_gets_a_question(key, wrong, told):
 @pytest.mark.parametrize("key", WRONG)
 def test_mistakes_of_different_kinds_are_told_apart(key):
     messages = [check(key, wrong).message for wrong in WRONG[key]]
-    same_kind = {"02.1": 1, "02.3": 1}.get(key, 0)  # two mistakes there break the very same property
+    same_kind = {"02.1": 1, "02.3": 1}.get(
+        key, 0
+    )  # two mistakes there break the very same property
     assert len(set(messages)) >= len(messages) - same_kind
 
 

@@ -1,6 +1,5 @@
 """The exercises of lab 03: the solution passes, each typical mistake hears its own message, the stub is not tried."""
 
-
 from exercise_claims import claims_on
 
 from fedgen_lab.exercises.lab03 import EXERCISES
@@ -24,7 +23,9 @@ WRONG = {
         "what one client moves": lambda layers, rank, n: 2 * 4 * numbers(layers, rank),
         "whole weight matrices": lambda layers, rank, n: 2 * n * 4 * sum(a * b for a, b in layers),
         "the count of bytes is not": lambda layers, rank, n: 2 * n * numbers(layers, rank),
-        "Only one of the two factors": lambda layers, rank, n: 2 * n * 4 * sum(rank * a for a, _ in layers),
+        "Only one of the two factors": lambda layers, rank, n: (
+            2 * n * 4 * sum(rank * a for a, _ in layers)
+        ),
         "it is not": lambda layers, rank, n: 2 * 3 * 4 * numbers(layers, rank),
         "yours says 0": lambda layers, rank, n: 0,
     },
@@ -32,10 +33,14 @@ WRONG = {
         "the sign is not": lambda downs, ups: mean(ups) @ mean(downs) - mean(products(downs, ups)),
         "true mean of the updates": lambda downs, ups: mean(products(downs, ups)),
         "what the server has": lambda downs, ups: mean(ups) @ mean(downs),
-        "a sum stands where a mean belongs": lambda downs, ups: sum(products(downs, ups)) - mean(ups) @ mean(downs),
+        "a sum stands where a mean belongs": lambda downs, ups: (
+            sum(products(downs, ups)) - mean(ups) @ mean(downs)
+        ),
         "has the shape (2, 2)": lambda downs, ups: mean(downs)[:, :4] @ mean(ups),
         "not mean(B A) - mean(B) mean(A)": lambda downs, ups: 0 * ups[0] @ downs[0],
-        "must leave no gap": lambda downs, ups: sum(products(downs, ups)) / 3 - mean(ups) @ mean(downs),
+        "must leave no gap": lambda downs, ups: (
+            sum(products(downs, ups)) / 3 - mean(ups) @ mean(downs)
+        ),
     },
     "03.3": {
         "belong to different clients": lambda d, c, u: d.max() + c.max() + u.max(),

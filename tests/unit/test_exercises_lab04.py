@@ -17,14 +17,18 @@ WRONG = {
         "counts twice": lambda d, u, w: stack(d, u, w, w),
         "without the weights": lambda d, u, w: stack(d, u, [1] * len(d), [1] * len(d)),
         "are swapped": lambda d, u, w: stack(d, u, w, [1] * len(d))[::-1],
-        "must be two tensors": lambda d, u, w: sum(x * b @ a for x, a, b in zip(w, d, u, strict=True)),
+        "must be two tensors": lambda d, u, w: sum(
+            x * b @ a for x, a, b in zip(w, d, u, strict=True)
+        ),
         "they must be (6, 5) and (4, 6)": lambda d, u, w: (d[0], u[0]),
         "not the weighted sum": lambda d, u, w: stack(d, u, w[::-1], [1] * len(d)),
     },
     "04.2": {
-        "the numbers of A": lambda rule, i, o, r, k: {"fedit": r * (i + o), "ffa": r * i, "flora": k * r * (i + o)}[
-            rule
-        ],
+        "the numbers of A": lambda rule, i, o, r, k: {
+            "fedit": r * (i + o),
+            "ffa": r * i,
+            "flora": k * r * (i + o),
+        }[rule],
         "less than both factors": lambda rule, i, o, r, k: r * (i + o),
         "one client's adapter": lambda rule, i, o, r, k: r * o if rule == "ffa" else r * (i + o),
         "These are bytes": lambda rule, i, o, r, k: 4 * r * (i + o),

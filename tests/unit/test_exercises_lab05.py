@@ -47,7 +47,9 @@ WRONG = {
         "shape of x": lambda x, chance: x.sum(),
         "Not all results are whole": lambda x, chance: x + chance,
         "0.25 always becomes 0": lambda x, chance: np.round(x),
-        "three times of four": lambda x, chance: np.where(chance < x - np.floor(x), np.floor(x), np.ceil(x)),
+        "three times of four": lambda x, chance: np.where(
+            chance < x - np.floor(x), np.floor(x), np.ceil(x)
+        ),
         "equally often": lambda x, chance: np.where(chance < 0.5, np.floor(x), np.ceil(x)),
         "past its two neighbours": lambda x, chance: np.trunc(x + chance),
         "On average": lambda x, chance: np.floor(x + chance**2),

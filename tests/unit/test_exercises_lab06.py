@@ -61,7 +61,9 @@ WRONG = {
         "the way forward": lambda body, x, g: body(x).detach(),
         "the gradient of a weight": gradient_of_a_weight,
         "times as long": lambda body, x, g: backward(lambda out: (out * g).mean(), x, body),
-        "of the shape of what came up": lambda body, x, g: backward(lambda out: (out * g).sum(), x, body).sum(0),
+        "of the shape of what came up": lambda body, x, g: backward(
+            lambda out: (out * g).sum(), x, body
+        ).sum(0),
         "not the gradient of the loss at what came up": lambda body, x, g: torch.zeros_like(x) + 1,
     },
     "06.2": {
@@ -81,8 +83,12 @@ WRONG = {
     },
     "06.3": {
         "not yet a guess": distances,
-        "activations came from the device": lambda mine, y, theirs: distances(mine, y, mine).argmin(1),
-        "must have the shape": lambda mine, y, theirs: distances(mine, y, theirs).argmin(1, keepdim=True),
+        "activations came from the device": lambda mine, y, theirs: distances(mine, y, mine).argmin(
+            1
+        ),
+        "must have the shape": lambda mine, y, theirs: distances(mine, y, theirs).argmin(
+            1, keepdim=True
+        ),
         "The nearest single example": lambda mine, y, theirs: y[
             torch.cdist(theirs.flatten(1), mine.flatten(1)).argmin(1)
         ],
@@ -118,7 +124,10 @@ def test_the_bytes_of_the_solution_are_those_that_cross_the_wire():
     size, labels = SIZES["lab14"], torch.arange(4)
     z, pictures = torch.randn(4, size.z_dim), torch.zeros(4, *size.picture)
     g, d = new_generator(size, 0), new_discriminator(size, 1)
-    outputs = [[4 * run_blocks(net[:n], x, labels).numel() for n in range(1, 6)] for net, x in ((g, z), (d, pictures))]
+    outputs = [
+        [4 * run_blocks(net[:n], x, labels).numel() for n in range(1, 6)]
+        for net, x in ((g, z), (d, pictures))
+    ]
     up_bytes = find("06.2").run_solution()
     for cut in ("0000", "0110", "1011"):
         hops = list(iteration(g, d, new_adam(g, 1e-3), new_adam(d, 1e-3), pictures, labels, z, cut))

@@ -36,8 +36,12 @@ def path(bits, zero, one, batch):
 
 WRONG = {
     "07.1": {
-        "sum to 1 over all clients": lambda n, s, g, a: n * np.exp(-a * s) / (n * np.exp(-a * s)).sum(),
-        "differs most from its cluster weighs most": lambda n, s, g, a: within(n * np.exp(a * s), g),
+        "sum to 1 over all clients": lambda n, s, g, a: (
+            n * np.exp(-a * s) / (n * np.exp(-a * s)).sum()
+        ),
+        "differs most from its cluster weighs most": lambda n, s, g, a: within(
+            n * np.exp(a * s), g
+        ),
         "three times the pictures": lambda n, s, g, a: within(np.exp(-a * s), g),
         "FedAvg within each cluster": lambda n, s, g, a: within(n, g),
         "as if it were 1": lambda n, s, g, a: within(n * np.exp(-s), g),
@@ -48,7 +52,9 @@ WRONG = {
         "For five clients in two clusters": lambda n, s, g, a: within(n * np.exp(-a * s) + 1, g),
     },
     "07.2": {
-        "computes with None": lambda own, server, w: sum(a * b for a, b in zip(w, own, strict=True)),
+        "computes with None": lambda own, server, w: sum(
+            a * b for a, b in zip(w, own, strict=True)
+        ),
         "the rest is scaled up": lambda own, server, w: own_only(own, w) / share(own, w),
         "no longer sum to 1": lambda own, server, w: own_only(own, w),
         "server's copy, unchanged": lambda own, server, w: server,
@@ -94,22 +100,36 @@ def test_the_example_is_not_enough():
 def test_the_solutions_agree_with_the_package():
     from fedgen_lab.split.clusters import aggregate_layers, weights
     from fedgen_lab.split.cuts import exact_cuts
-    from fedgen_lab.split.latency import block_flops, deal_devices, iteration_legs, iteration_seconds
+    from fedgen_lab.split.latency import (
+        block_flops,
+        deal_devices,
+        iteration_legs,
+        iteration_seconds,
+    )
 
-    counts, scores, groups = np.array([30.0, 10.0, 20.0]), np.array([0.3, 0.1, np.nan]), np.array([0, 0, 1])
+    counts, scores, groups = (
+        np.array([30.0, 10.0, 20.0]),
+        np.array([0.3, 0.1, np.nan]),
+        np.array([0, 0, 1]),
+    )
     ours = find("07.1").run_solution()(counts, np.nan_to_num(scores), groups, 7.0)
     assert ours == pytest.approx(weights(counts, scores, groups, 7.0))
 
     own, server, each = [torch.ones(2), None], {"g.1.w": torch.zeros(2)}, np.array([0.3, 0.7])
     states = [{"g.1.w": own[0]}, {}]
     _, averaged = aggregate_layers(states, server, [{"g.1"}, set()], each, [0, 0], each)
-    assert torch.allclose(find("07.2").run_solution()(own, server["g.1.w"], each.tolist()), averaged["g.1.w"])
+    assert torch.allclose(
+        find("07.2").run_solution()(own, server["g.1.w"], each.tolist()), averaged["g.1.w"]
+    )
 
     devices, work = deal_devices(7), block_flops("lab14", 16)
     legs, middles = iteration_legs(devices, work)
     cuts, seconds = exact_cuts(devices, work)
     leg_seconds = find("07.3").run_solution()
-    total = sum(leg_seconds(np.array(cuts)[:, leg.bit], *leg.own_seconds(), leg.server_seconds) for leg in legs)
+    total = sum(
+        leg_seconds(np.array(cuts)[:, leg.bit], *leg.own_seconds(), leg.server_seconds)
+        for leg in legs
+    )
     assert total + middles.sum() == pytest.approx(seconds) == iteration_seconds(cuts, devices, work)
 
 

@@ -23,7 +23,9 @@ def scaled(change, factor):
 WRONG = {
     "08.1": {
         "set by the members": lambda m, o, r: (m > at(m, r)).mean(),
-        "lets almost every non-member pass": lambda m, o, r: (m > np.sort(o)[int(r * len(o))]).mean(),
+        "lets almost every non-member pass": lambda m, o, r: (
+            m > np.sort(o)[int(r * len(o))]
+        ).mean(),
         "the false-positive rate itself": lambda m, o, r: (o > at(o, r)).mean(),
         "This is the AUC": lambda m, o, r: (m[:, None] > o[None]).mean(),
         "Half of the non-members": lambda m, o, r: (m > np.median(o)).mean(),
@@ -33,7 +35,9 @@ WRONG = {
         "must be one number": lambda m, o, r: [1, 2],
     },
     "08.2": {
-        "every tensor on its own": lambda c, clip: {k: t * min(1.0, clip / float(t.norm())) for k, t in c.items()},
+        "every tensor on its own": lambda c, clip: {
+            k: t * min(1.0, clip / float(t.norm())) for k, t in c.items()
+        },
         "every single number": lambda c, clip: {k: t.clamp(-clip, clip) for k, t in c.items()},
         "became longer": lambda c, clip: scaled(c, clip / length(c)),
         "squared length": lambda c, clip: scaled(c, min(1.0, clip / length(c) ** 2)),
@@ -66,7 +70,9 @@ def test_the_solutions_are_what_the_lab_computes_with():
     changes = draw.normal(size=(5, 9)).astype(np.float32)
     received = {"w": np.zeros(9, np.float32)}
     theirs, _ = combine(received, [{"w": row} for row in changes], defence="trimmed", attackers=1)
-    assert np.allclose(find("08.3").run_solution()(torch.from_numpy(changes), 1).numpy(), theirs["w"], atol=1e-6)
+    assert np.allclose(
+        find("08.3").run_solution()(torch.from_numpy(changes), 1).numpy(), theirs["w"], atol=1e-6
+    )
     mine = find("08.2").run_solution()({"w": torch.from_numpy(changes[0])}, 0.5)["w"].numpy()
     theirs, _ = combine(received, [{"w": changes[0]}], defence="clip", clip=0.5)
     assert np.allclose(mine, theirs["w"], atol=1e-6)

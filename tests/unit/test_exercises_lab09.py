@@ -59,9 +59,15 @@ WRONG = {
 TestExercises = claims_on(EXERCISES, WRONG)
 
 
-@pytest.mark.parametrize("turned", [
-    lambda x: x.flip(2, 3), lambda x: x.rot90(1, (2, 3)), lambda x: x.transpose(2, 3),
-], ids=["half", "quarter", "transposed"])  # fmt: skip
+@pytest.mark.parametrize(
+    "turned",
+    [
+        lambda x: x.flip(2, 3),
+        lambda x: x.rot90(1, (2, 3)),
+        lambda x: x.transpose(2, 3),
+    ],
+    ids=["half", "quarter", "transposed"],
+)
 def test_turned_pictures_are_no_disguise(turned):
     verdict = check("09.2", turned)
     assert not verdict.passed and "a person notices" in verdict.message
@@ -82,4 +88,8 @@ def test_the_robust_distance_is_symmetric_and_zero_for_a_mirrored_copy():
     a, b = _scenes(1, 2)
     robust = find("09.3").run_solution()
     assert robust(a, a.flip(-1)) == 0
-    assert robust(a, b) == pytest.approx(robust(b, a), abs=1e-6) == pytest.approx(_robust(a, b), abs=1e-6)
+    assert (
+        robust(a, b)
+        == pytest.approx(robust(b, a), abs=1e-6)
+        == pytest.approx(_robust(a, b), abs=1e-6)
+    )

@@ -63,7 +63,9 @@ WRONG = {
         "gave no vote": lambda v, s: np.unravel_index(v.argmax(), v.shape),
         "It may be lying": lambda v, s: cell(odd(v)),
         "the highest vote of all": lambda v, s: cell(v),
-        "hard to draw": lambda v, s: cell(np.where(s, v - np.nanmedian(v, axis=1, keepdims=True), -np.inf)),
+        "hard to draw": lambda v, s: cell(
+            np.where(s, v - np.nanmedian(v, axis=1, keepdims=True), -np.inf)
+        ),
         "it draws badly": lambda v, s: cell(np.where(s, v - np.nanmedian(v, axis=0), -np.inf)),
         "A low vote is praise": lambda v, s: np.unravel_index(np.nanargmin(v), v.shape),
         "two whole numbers": lambda v, s: int(np.nanargmax(known(v, s))),

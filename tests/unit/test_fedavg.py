@@ -30,14 +30,18 @@ def answer(message, partition, arrays=None, examples=None, **metrics):
         "loss": 0.5,
         **metrics,
     }
-    return Message(RecordDict({"arrays": record(arrays), "metrics": MetricRecord(metrics)}), reply_to=message)
+    return Message(
+        RecordDict({"arrays": record(arrays), "metrics": MetricRecord(metrics)}), reply_to=message
+    )
 
 
 def run(train, num_clients=3, rounds=1, evaluate=None, should_stop=None, **options):
     app = ClientApp()
     app.train()(lambda message, context: train(message, context.node_config["partition-id"]))
     if evaluate:
-        app.evaluate()(lambda message, context: evaluate(message, context.node_config["partition-id"]))
+        app.evaluate()(
+            lambda message, context: evaluate(message, context.node_config["partition-id"])
+        )
     with LabGrid(app, num_clients, should_stop=should_stop) as grid:
         strategy = CheckedFedAvg(**options)
         strategy.start(grid, record(START), num_rounds=rounds)
@@ -71,17 +75,26 @@ def test_without_faults_it_is_flowers_own_fedavg():
 FAULTS = {
     "NaN or infinity in 'w'": {"w": np.full((2, 3), np.nan, np.float32), "b": START["b"]},
     "NaN or infinity in 'b'": {"w": START["w"], "b": np.array([0, np.inf, 0], np.float32)},
-    r"'w' as float32 \(3, 2\) where float32 \(2, 3\) belongs": {"w": np.zeros((3, 2), np.float32), "b": START["b"]},
+    r"'w' as float32 \(3, 2\) where float32 \(2, 3\) belongs": {
+        "w": np.zeros((3, 2), np.float32),
+        "b": START["b"],
+    },
     "'b' as float64": {"w": START["w"], "b": np.zeros(3)},
     "left out 1 arrays, the first is 'b'": {"w": START["w"]},
     "nobody asked for, the first is 'extra'": {**START, "extra": np.zeros(1, np.float32)},
-    r"changed its arrays [\d,]+ times as much as the median": {name: 1000 * value for name, value in honest(1).items()},
+    r"changed its arrays [\d,]+ times as much as the median": {
+        name: 1000 * value for name, value in honest(1).items()
+    },
 }
 
 
 @pytest.mark.parametrize("reason", FAULTS)
 def test_a_faulty_upload_is_refused_by_name_and_the_round_completes_without_it(reason):
-    strategy = run(lambda message, partition: answer(message, partition, FAULTS[reason] if partition == 1 else None))
+    strategy = run(
+        lambda message, partition: answer(
+            message, partition, FAULTS[reason] if partition == 1 else None
+        )
+    )
     ((server_round, client, sentence),) = strategy.refused
     assert (server_round, client) == (1, "client 1")
     assert sentence.startswith("Client 1 ") and re.search(reason, sentence)
@@ -91,7 +104,11 @@ def test_a_faulty_upload_is_refused_by_name_and_the_round_completes_without_it(r
 
 @pytest.mark.parametrize("examples", [0, -3, float("nan"), float("inf"), [1, 2]])
 def test_a_senseless_number_of_examples_is_refused(examples):
-    strategy = run(lambda message, partition: answer(message, partition, examples=examples if partition == 0 else None))
+    strategy = run(
+        lambda message, partition: answer(
+            message, partition, examples=examples if partition == 0 else None
+        )
+    )
     assert [refusal.client for refusal in strategy.refused] == ["client 0"]
     assert "num-examples" in strategy.refused[0].reason
     assert_equals(strategy.latest, mean_of([1, 2]))
@@ -99,8 +116,15 @@ def test_a_senseless_number_of_examples_is_refused(examples):
 
 def test_a_giant_is_refused_even_among_two_but_only_by_what_is_usual():
     def giant(message, partition, since):
-        server_round, size = message.content["config"]["server-round"], 1000 if partition == 1 else 1
-        return answer(message, partition, {k: v * (size if server_round >= since else 1) for k, v in honest(0).items()})
+        server_round, size = (
+            message.content["config"]["server-round"],
+            1000 if partition == 1 else 1,
+        )
+        return answer(
+            message,
+            partition,
+            {k: v * (size if server_round >= since else 1) for k, v in honest(0).items()},
+        )
 
     both = run(lambda message, partition: giant(message, partition, 1), num_clients=2)
     assert [refusal.client for refusal in both.refused] == ["client 1"]
@@ -115,18 +139,25 @@ def test_another_rule_may_take_the_place_of_the_mean():
         return {name: np.max([upload[name] for upload in uploads], axis=0) for name in sent}
 
     strategy = run(answer, combine=largest)
-    assert_equals(strategy.latest, {name: np.max([honest(p)[name] for p in range(3)], axis=0) for name in START})
+    assert_equals(
+        strategy.latest,
+        {name: np.max([honest(p)[name] for p in range(3)], axis=0) for name in START},
+    )
 
 
 def test_bytes_that_are_no_array_are_refused():
     def garbage(message, partition):
         reply = answer(message, partition)
         if partition == 2:
-            reply.content["arrays"]["w"] = Array("float32", (2, 3), "numpy.ndarray", b"not an array")
+            reply.content["arrays"]["w"] = Array(
+                "float32", (2, 3), "numpy.ndarray", b"not an array"
+            )
         return reply
 
     strategy = run(garbage)
-    assert "cannot be read" in strategy.refused[0].reason and strategy.refused[0].client == "client 2"
+    assert (
+        "cannot be read" in strategy.refused[0].reason and strategy.refused[0].client == "client 2"
+    )
 
 
 def test_a_client_that_raises_is_refused_by_name_and_the_others_are_averaged():
@@ -136,7 +167,10 @@ def test_a_client_that_raises_is_refused_by_name_and_the_others_are_averaged():
         return answer(message, partition)
 
     strategy = run(fragile, rounds=2)
-    assert [(refusal.round, refusal.client) for refusal in strategy.refused] == [(1, "client 0"), (2, "client 0")]
+    assert [(refusal.round, refusal.client) for refusal in strategy.refused] == [
+        (1, "client 0"),
+        (2, "client 0"),
+    ]
     assert "no pictures" in strategy.refused[0].reason
     assert_equals(strategy.latest, mean_of([1, 2]))
 
@@ -172,7 +206,11 @@ def test_if_nobody_is_left_the_model_stays_and_the_reason_is_kept():
         on_round=lambda *round: rounds.append(round),
     )
     assert_equals(strategy.latest, START)
-    assert [refusal.client for refusal in strategy.refused] == ["client 0", "client 1", "everyone"] * 2
+    assert [refusal.client for refusal in strategy.refused] == [
+        "client 0",
+        "client 1",
+        "everyone",
+    ] * 2
     assert [server_round for server_round, _, _ in rounds] == [1, 2]
 
 
@@ -229,7 +267,12 @@ def test_when_every_client_has_left_the_model_stays():
 def test_what_was_aggregated_before_a_stop_is_kept():
     rounds = []
     with pytest.raises(Stopped):
-        run(answer, rounds=5, should_stop=lambda: len(rounds) == 2, on_round=lambda *round: rounds.append(round))
+        run(
+            answer,
+            rounds=5,
+            should_stop=lambda: len(rounds) == 2,
+            on_round=lambda *round: rounds.append(round),
+        )
     assert len(rounds) == 2
     assert_equals(rounds[-1][1], mean_of([0, 1, 2]))
 
@@ -254,7 +297,11 @@ def test_evaluation_is_averaged_over_those_who_answer():
             raise ValueError("no test pictures")
         return Message(
             RecordDict(
-                {"metrics": MetricRecord({"num-examples": 1, "partition-id": partition, "accuracy": float(partition)})}
+                {
+                    "metrics": MetricRecord(
+                        {"num-examples": 1, "partition-id": partition, "accuracy": float(partition)}
+                    )
+                }
             ),
             reply_to=message,
         )

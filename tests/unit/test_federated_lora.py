@@ -18,7 +18,15 @@ from fedgen_lab.scenario import Scenario
 from fedgen_lab.shipped import shipped
 
 pytestmark = pytest.mark.usefixtures("small_base")
-SMALL = Scenario(num_clients=2, rounds=2, local_steps=2, batch_size=4, pictures_per_client=8, num_prompts=4, skew=1.0)
+SMALL = Scenario(
+    num_clients=2,
+    rounds=2,
+    local_steps=2,
+    batch_size=4,
+    pictures_per_client=8,
+    num_prompts=4,
+    skew=1.0,
+)
 
 
 @pytest.fixture(scope="module")
@@ -30,12 +38,16 @@ def test_clients_own_what_the_base_model_never_saw():
     dealt = deal(replace(SMALL, num_clients=6))
     for number, pictures in enumerate(dealt.clients):
         assert set(pictures.attributes["object"]) == {sorted(HELD_OUT_OBJECTS)[number % 4]}
-    assert set(deal(replace(SMALL, skew=0)).clients[0].attributes["object"]) == set(HELD_OUT_OBJECTS)
+    assert set(deal(replace(SMALL, skew=0)).clients[0].attributes["object"]) == set(
+        HELD_OUT_OBJECTS
+    )
 
 
 def test_no_held_out_picture_is_trained_on():
     dealt = deal(replace(SMALL, num_clients=4, pictures_per_client=64))
-    trained = {bytes(image.numpy().tobytes()) for pictures in dealt.clients for image in pictures.images}
+    trained = {
+        bytes(image.numpy().tobytes()) for pictures in dealt.clients for image in pictures.images
+    }
     assert not trained & {bytes(image.numpy().tobytes()) for image in dealt.held_out.images}
 
 
@@ -43,7 +55,9 @@ def test_the_server_averages_what_the_clients_sent(outcome):
     sent = outcome.client_states
     assert set(sent) == {0, 1}
     for name, average in outcome.state.items():
-        torch.testing.assert_close(average, (sent[0][name] + sent[1][name]) / 2, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(
+            average, (sent[0][name] + sent[1][name]) / 2, rtol=1e-5, atol=1e-7
+        )
         assert name.split(".")[-3] in ("lora_A", "lora_B")
 
 
@@ -51,7 +65,9 @@ def test_only_adapters_cross_the_wire(outcome):
     sent = outcome.trace.frame()
     assert len(sent) == SMALL.rounds * SMALL.num_clients * 2
     assert (sent["bytes"] >= adapter_bytes(outcome.state)).all()
-    assert (sent["bytes"] < adapter_bytes(outcome.state) + 250 * len(outcome.state) + 500).all()  # names and shapes
+    assert (
+        sent["bytes"] < adapter_bytes(outcome.state) + 250 * len(outcome.state) + 500
+    ).all()  # names and shapes
     assert (sent.loc[sent["sender"] != SERVER, "flops"] > 0).all()
 
 
@@ -73,12 +89,16 @@ def test_all_methods_start_from_the_same_base(outcome):
     short = replace(SMALL, rounds=1)
     losses = [run(short).rounds["loss"].iloc[0] for run in (run_local_only, run_centralised)]
     full = run_federated(replace(short, method="full", learning_rate=3e-4))
-    np.testing.assert_allclose([*losses, full.rounds["loss"].iloc[0]], outcome.rounds["loss"].iloc[0], rtol=1e-5)
+    np.testing.assert_allclose(
+        [*losses, full.rounds["loss"].iloc[0]], outcome.rounds["loss"].iloc[0], rtol=1e-5
+    )
     assert adapter_bytes(full.state) > 3 * adapter_bytes(outcome.state)
 
 
 def test_training_on_the_clients_pictures_lowers_the_held_out_loss():
-    steps = Scenario(num_clients=2, rounds=1, local_steps=10, batch_size=8, pictures_per_client=16, num_prompts=8)
+    steps = Scenario(
+        num_clients=2, rounds=1, local_steps=10, batch_size=8, pictures_per_client=16, num_prompts=8
+    )
     for run in (run_federated, run_centralised):
         losses = run(steps).rounds["loss"]
         assert losses.iloc[-1] < losses.iloc[0]
@@ -110,7 +130,9 @@ def test_scores_know_the_base_from_an_adapter(outcome):
     assert trained == pytest.approx(outcome.rounds["loss"].iloc[-1], abs=1e-6)
 
 
-def test_the_shipped_base_scores_high_on_what_it_was_trained_on_and_low_on_the_new_objects(monkeypatch):
+def test_the_shipped_base_scores_high_on_what_it_was_trained_on_and_low_on_the_new_objects(
+    monkeypatch,
+):
     monkeypatch.setattr("fedgen_lab.lora.pipeline.shipped", shipped)
     monkeypatch.setattr("fedgen_lab.lora.device.load_pipeline", load_pipeline)
     (base,) = score(replace(SMALL, num_prompts=12), [{}]).to_dict("records")
@@ -122,7 +144,9 @@ def test_the_shipped_base_scores_high_on_what_it_was_trained_on_and_low_on_the_n
 def own_folder(tmp_path):
     rng, rows = np.random.default_rng(0), ["file_name,text,kind"]
     for number in range(20):
-        Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 255, (40, 30, 3), dtype=np.uint8)).save(
+            tmp_path / f"{number}.png"
+        )
         rows.append(f"{number}.png,a picture of {number},{'even' if number % 2 == 0 else 'odd'}")
     (tmp_path / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
     return tmp_path
@@ -146,6 +170,11 @@ def test_a_client_too_many_is_told_so_and_the_round_goes_on():
     from fedgen_lab.lora.federated import lora_client_app, lora_server_app
 
     kept = []
-    run_app(lora_server_app(keep=kept.append), lora_client_app(), 3, replace(SMALL, rounds=1).to_run_config())
+    run_app(
+        lora_server_app(keep=kept.append),
+        lora_client_app(),
+        3,
+        replace(SMALL, rounds=1).to_run_config(),
+    )
     assert [client for _, client, _ in kept[0].refused] == ["client 2"]
     assert set(kept[0].client_arrays) == {0, 1}

@@ -51,9 +51,21 @@ def test_the_version_flower_reads_is_the_packages_own():
 
 
 def test_the_bundle_holds_no_code_that_would_hide_the_installed_package_and_no_weights():
-    names = ["pyproject.toml", "LICENSE", "README.md", "fedgen_lab/__init__.py", "data/tiny-sd/model_index.json"]
-    fab, _ = build_fab_from_files({name: ROOT / name if (ROOT / name).exists() else b"" for name in names})
-    assert set(zipfile.ZipFile(io.BytesIO(fab)).namelist()) == {"pyproject.toml", "LICENSE", ".info/CONTENT"}
+    names = [
+        "pyproject.toml",
+        "LICENSE",
+        "README.md",
+        "fedgen_lab/__init__.py",
+        "data/tiny-sd/model_index.json",
+    ]
+    fab, _ = build_fab_from_files(
+        {name: ROOT / name if (ROOT / name).exists() else b"" for name in names}
+    )
+    assert set(zipfile.ZipFile(io.BytesIO(fab)).namelist()) == {
+        "pyproject.toml",
+        "LICENSE",
+        ".info/CONTENT",
+    }
 
 
 def test_a_simulation_worker_finds_the_client_by_its_name():
@@ -61,7 +73,11 @@ def test_a_simulation_worker_finds_the_client_by_its_name():
     from fedgen_lab.federation.app import client_app, train_on_own_pictures
 
     assert train_on_own_pictures.__qualname__ == "train_on_own_pictures"
-    kinds = {f"train.{hop}" for hop in (*HOPS, "loss", "learn")} | {"query.hello", "query.default", "evaluate.default"}
+    kinds = {f"train.{hop}" for hop in (*HOPS, "loss", "learn")} | {
+        "query.hello",
+        "query.default",
+        "evaluate.default",
+    }
     for method in set(METHODS) - {"huscf"}:
         what = importlib.import_module(f"fedgen_lab.split.rivals.{method}").WHAT
         kinds |= {kind if "." in kind else f"{kind}.default" for kind in what}
@@ -73,7 +89,13 @@ def test_every_gan_method_runs_by_the_run_config_alone_and_saves_its_generators(
     from fedgen_lab.federation.app import client_app, server_app
 
     knobs = GanScenario(
-        num_clients=2, rounds=1, iterations=1, batch_size=4, pictures_per_client=8, domains="digits", method=method
+        num_clients=2,
+        rounds=1,
+        iterations=1,
+        batch_size=4,
+        pictures_per_client=8,
+        domains="digits",
+        method=method,
     ).to_run_config()
     knobs = {f"gan.{key}": value for key, value in knobs.items()}
     config = {"experiment": "gan", **knobs, "save-to": str(tmp_path / "g")}
@@ -81,16 +103,31 @@ def test_every_gan_method_runs_by_the_run_config_alone_and_saves_its_generators(
     assert (tmp_path / "g").exists()
 
 
-def test_with_a_cut_in_the_run_config_the_app_trains_the_unet_in_two_and_saves_it(tmp_path, small_folder):
+def test_with_a_cut_in_the_run_config_the_app_trains_the_unet_in_two_and_saves_it(
+    tmp_path, small_folder
+):
     from safetensors.torch import load_file
 
     from fedgen_lab.federation.app import client_app, server_app
 
-    few = {"num_clients": 2, "rounds": 1, "local_steps": 1, "batch_size": 2, "pictures_per_client": 2}
+    few = {
+        "num_clients": 2,
+        "rounds": 1,
+        "local_steps": 1,
+        "batch_size": 2,
+        "pictures_per_client": 2,
+    }
     few |= {"base_model": str(small_folder)}
     config = {**Scenario(**few, cut="down_blocks.1").to_run_config(), "experiment": "lora"}
     run = run_app(server_app, client_app, 2, {**config, "save-to": str(tmp_path / "adapter")})
     assert set(run.trace.frame()["kind"]) == {"train.start", "train.loss", "train.learn"}
     saved = load_file(tmp_path / "adapter")
-    trained = {name.split(".")[0] for name, value in saved.items() if ".lora_B." in name and value.abs().max() > 0}
-    assert trained == {"down_blocks", "mid_block"}  # B is zero at the start; both sides of the cut learn
+    trained = {
+        name.split(".")[0]
+        for name, value in saved.items()
+        if ".lora_B." in name and value.abs().max() > 0
+    }
+    assert trained == {
+        "down_blocks",
+        "mid_block",
+    }  # B is zero at the start; both sides of the cut learn

@@ -68,36 +68,53 @@ def test_metadata_jsonl_is_found_by_itself(tmp_path):
     files = {"metadata.jsonl": "\n".join(map(json.dumps, lines)), "cat.png": png()}
     pictures = read_quietly(fill(tmp_path, files))
     assert pictures.captions == ["a cat"] and pictures.attributes["legs"].tolist() == [4]
-    assert pictures.attributes["tags"].tolist() == ['["a", "b"]']  # a value that can be counted and compared
+    assert pictures.attributes["tags"].tolist() == [
+        '["a", "b"]'
+    ]  # a value that can be counted and compared
 
 
 def test_a_zip_gives_the_same_as_its_folder(tmp_path):
     folder = read_quietly(fill(tmp_path / "folder", CAT_AND_DOG))
     archive = read_quietly(zipped(tmp_path / "pets.zip", CAT_AND_DOG))
-    wrapped = read_quietly(zipped(tmp_path / "more.zip", {f"pets/{name}": c for name, c in CAT_AND_DOG.items()}))
+    wrapped = read_quietly(
+        zipped(tmp_path / "more.zip", {f"pets/{name}": c for name, c in CAT_AND_DOG.items()})
+    )
     for other in (archive, wrapped):
         assert (other.images == folder.images).all() and other.captions == folder.captions
 
 
 def test_names_of_file_and_columns_are_arguments(tmp_path):
-    fill(tmp_path, {"captions.csv": "file;caption\ncat.png;eine Katze, süß\n", "png/cat.png": png()})
+    fill(
+        tmp_path, {"captions.csv": "file;caption\ncat.png;eine Katze, süß\n", "png/cat.png": png()}
+    )
     pictures = read_quietly(tmp_path, "captions.csv", file_column="file", text_column="caption")
-    assert pictures.captions == ["eine Katze, süß"]  # found in a sub-folder, and in a table with semicolons
+    assert pictures.captions == [
+        "eine Katze, süß"
+    ]  # found in a sub-folder, and in a table with semicolons
 
 
 def test_letter_case_backslashes_and_accents_do_not_hide_a_file(tmp_path):
     table = "file_name,text\nImages\\CAT.PNG,a cat\nimages/cafe\u0301.png,a café\n"
-    fill(tmp_path, {"metadata.csv": "\ufeff" + table, "images/cat.png": png(), "images/caf\u00e9.png": png()})
+    fill(
+        tmp_path,
+        {"metadata.csv": "\ufeff" + table, "images/cat.png": png(), "images/caf\u00e9.png": png()},
+    )
     assert read_quietly(tmp_path).captions == ["a cat", "a café"]
 
 
 def test_captions_that_look_like_missing_numbers_stay_text(tmp_path):
-    fill(tmp_path, {"metadata.csv": "file_name,text\na.png,None\nb.png,007\n", "a.png": png(), "b.png": png()})
+    fill(
+        tmp_path,
+        {"metadata.csv": "file_name,text\na.png,None\nb.png,007\n", "a.png": png(), "b.png": png()},
+    )
     assert read_quietly(tmp_path).captions == ["None", "007"]
 
 
 def test_without_a_table_the_sub_folders_are_the_captions_and_that_is_said(tmp_path):
-    fill(tmp_path, {"grey_cats/1.png": png(), "dogs/1.png": png(), "dogs/2.png": png(), "notes.txt": "mine"})
+    fill(
+        tmp_path,
+        {"grey_cats/1.png": png(), "dogs/1.png": png(), "dogs/2.png": png(), "notes.txt": "mine"},
+    )
     with pytest.warns(UserWarning, match="names of its sub-folders are the captions"):
         pictures = read_folder(tmp_path)
     assert pictures.captions == ["dogs", "dogs", "grey cats"]
@@ -105,7 +122,9 @@ def test_without_a_table_the_sub_folders_are_the_captions_and_that_is_said(tmp_p
 
 
 # -- pictures
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I", "CMYK", "F"])
+@pytest.mark.parametrize(
+    "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "I;16", "I", "CMYK", "F"]
+)
 def test_every_kind_of_pixel_becomes_rgb(mode):
     format = {"CMYK": "JPEG", "F": "TIFF", "PA": "PNG"}.get(mode, "PNG")
     image = Image.new("L", (50, 50), 255).convert(mode if mode != "I;16" else "L")
@@ -126,7 +145,9 @@ def test_sixteen_bits_keep_their_shades():
 def test_alpha_is_flattened_on_white():
     half = square(png(32, 32, (0, 0, 0, 128), "RGBA"), 32)
     assert abs(int(half[0, 5, 5]) - 127) <= 1
-    assert square(png(32, 32, (0, 0, 0, 0), "RGBA"), 32).min() == 255  # not the black that lies below
+    assert (
+        square(png(32, 32, (0, 0, 0, 0), "RGBA"), 32).min() == 255
+    )  # not the black that lies below
 
 
 def test_a_palette_with_a_transparent_colour_is_flattened_too():
@@ -167,19 +188,40 @@ def test_a_photo_lying_on_its_side_is_turned_upright():
 # -- rubbish
 def test_broken_pictures_are_named_counted_and_skipped(tmp_path):
     whole = encoded(Image.effect_noise((64, 64), 80), "PNG")
-    rows = ["good.png,good", "cut.png,cut", "text.png,text", "gone.png,gone", "silent.png,", ",nobody", "empty.png,nil"]
-    fill(tmp_path, {
-        "metadata.csv": "file_name,text\n" + "\n".join(rows),
-        "good.png": whole, "cut.png": whole[: len(whole) // 2], "text.png": "I am no picture", "silent.png": whole,
-        "empty.png": b"", "unlisted.png": whole,
-    })
+    rows = [
+        "good.png,good",
+        "cut.png,cut",
+        "text.png,text",
+        "gone.png,gone",
+        "silent.png,",
+        ",nobody",
+        "empty.png,nil",
+    ]
+    fill(
+        tmp_path,
+        {
+            "metadata.csv": "file_name,text\n" + "\n".join(rows),
+            "good.png": whole,
+            "cut.png": whole[: len(whole) // 2],
+            "text.png": "I am no picture",
+            "silent.png": whole,
+            "empty.png": b"",
+            "unlisted.png": whole,
+        },
+    )
     with pytest.warns(UserWarning, match="Kept 1 pictures of .*Skipped 7: .*; and 2 more") as said:
         pictures = read_folder(tmp_path)
     assert len(said) == 1 and pictures.captions == ["good"] and len(pictures) == 1
     skipped = "\n".join(pictures.attributes.attrs["skipped"])
-    for words in ("cut.png: cut short or damaged", "text.png: not an image", "gone.png: no such file",
-                  "silent.png: no caption", "no file name in column 'file_name'", "empty.png: empty",
-                  "unlisted.png: no caption"):
+    for words in (
+        "cut.png: cut short or damaged",
+        "text.png: not an image",
+        "gone.png: no such file",
+        "silent.png: no caption",
+        "no file name in column 'file_name'",
+        "empty.png: empty",
+        "unlisted.png: no caption",
+    ):
         assert words in skipped
 
 
@@ -190,38 +232,52 @@ def test_two_files_of_one_name_are_not_guessed_between(tmp_path):
         assert read_folder(tmp_path).captions == ["this"]
 
 
-@pytest.mark.parametrize("files", [
-    {},
-    {"letter.txt": "dear all", "virus.exe": b"MZ\x00"},
-    {"a.png": b"nonsense", "b.jpg": "more nonsense"},
-    {"photo.png": png()},
-    {"metadata.csv": "", "photo.png": png()},
-    {"metadata.csv": "file_name,text\n", "photo.png": png()},
-    {"metadata.csv": b"\x89PNG\r\n\x00\xff\xfe", "photo.png": png()},
-    {"metadata.csv": "file_name,text\nphoto.png,x\n", "photo.png": b"\x00" * 3000},
-    {"metadata.jsonl": "{]\n[1, 2]\n17\n"},
-    {"metadata.jsonl": '{"file_name": 3, "text": null}\n{"file_name": {"a": 1}, "text": [1]}'},
-    {"x/a.png": b"", "y/b.png": b""},
-])
+@pytest.mark.parametrize(
+    "files",
+    [
+        {},
+        {"letter.txt": "dear all", "virus.exe": b"MZ\x00"},
+        {"a.png": b"nonsense", "b.jpg": "more nonsense"},
+        {"photo.png": png()},
+        {"metadata.csv": "", "photo.png": png()},
+        {"metadata.csv": "file_name,text\n", "photo.png": png()},
+        {"metadata.csv": b"\x89PNG\r\n\x00\xff\xfe", "photo.png": png()},
+        {"metadata.csv": "file_name,text\nphoto.png,x\n", "photo.png": b"\x00" * 3000},
+        {"metadata.jsonl": "{]\n[1, 2]\n17\n"},
+        {"metadata.jsonl": '{"file_name": 3, "text": null}\n{"file_name": {"a": 1}, "text": [1]}'},
+        {"x/a.png": b"", "y/b.png": b""},
+    ],
+)
 @pytest.mark.parametrize("kind", ["folder", "zip"])
 def test_a_folder_of_rubbish_is_an_error_that_says_what_was_looked_for(tmp_path, files, kind):
-    source = zipped(tmp_path / "rubbish.zip", files) if kind == "zip" else fill(tmp_path / "rubbish", files)
+    source = (
+        zipped(tmp_path / "rubbish.zip", files)
+        if kind == "zip"
+        else fill(tmp_path / "rubbish", files)
+    )
     source.mkdir(exist_ok=True) if kind == "folder" else None
     with pytest.raises(ValueError) as error:
         read_folder(source)
     assert "rubbish" in str(error.value)
-    assert any(words in str(error.value) for words in ("Looked for", "has no column", "is not UTF-8"))
+    assert any(
+        words in str(error.value) for words in ("Looked for", "has no column", "is not UTF-8")
+    )
 
 
 def test_a_missing_column_is_an_error_that_names_those_there_are(tmp_path):
     fill(tmp_path, {"metadata.csv": "file_name,title\ncat.png,a cat\n", "cat.png": png()})
-    with pytest.raises(ValueError, match="no column 'text'; its columns are 'file_name', 'title'.*text_column="):
+    with pytest.raises(
+        ValueError, match="no column 'text'; its columns are 'file_name', 'title'.*text_column="
+    ):
         read_folder(tmp_path)
 
 
 def test_a_caption_file_of_another_name_is_pointed_out(tmp_path):
     fill(tmp_path, {"captions.csv": "file,caption\ncat.png,a cat\n", "png/cat.png": png()})
-    with pytest.raises(ValueError, match="no caption file metadata.csv or metadata.jsonl.*caption_file='captions.csv'"):
+    with pytest.raises(
+        ValueError,
+        match="no caption file metadata.csv or metadata.jsonl.*caption_file='captions.csv'",
+    ):
         read_folder(tmp_path)
 
 
@@ -237,11 +293,18 @@ def test_nothing_outside_the_folder_is_opened(tmp_path):
     (tmp_path / "secret.png").write_bytes(png())
     table = f"file_name,text\n../secret.png,stolen\n{tmp_path}/secret.png,stolen\nmine.png,mine\n"
     files = {"metadata.csv": table, "mine.png": png()}
-    sources = (fill(tmp_path / "mine", files), zipped(tmp_path / "mine.zip", {**files, "../evil.png": png()}))
+    sources = (
+        fill(tmp_path / "mine", files),
+        zipped(tmp_path / "mine.zip", {**files, "../evil.png": png()}),
+    )
     for source in sources:
         with pytest.warns(UserWarning, match="no such file"):
             assert read_folder(source).captions == ["mine"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "mine.zip", "secret.png"]  # nothing unpacked
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mine",
+        "mine.zip",
+        "secret.png",
+    ]  # nothing unpacked
 
 
 def test_a_zip_bomb_and_a_picture_of_absurd_size_are_skipped(tmp_path):
@@ -275,21 +338,35 @@ def hub_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(tmp_path / "cache"))
     table = "file_name,text,legs\ncat.png,a cat,4\nbad.png,broken,0\nbird.png,a bird,2\n"
-    return fill(tmp_path / "pets", {f"train/{name}": content for name, content in {
-        "metadata.csv": table, "cat.png": png(60, 30), "bad.png": b"nonsense", "bird.png": png(),
-    }.items()})
+    return fill(
+        tmp_path / "pets",
+        {
+            f"train/{name}": content
+            for name, content in {
+                "metadata.csv": table,
+                "cat.png": png(60, 30),
+                "bad.png": b"nonsense",
+                "bird.png": png(),
+            }.items()
+        },
+    )
 
 
 def test_a_hub_data_set_becomes_pictures_with_attributes(hub_folder):
     with pytest.warns(UserWarning, match="Skipped 1: .*bad.png: not an image"):
         pictures = from_hub(str(hub_folder))
-    assert pictures.captions == ["a cat", "a bird"] and pictures.attributes["legs"].tolist() == [4, 2]
+    assert pictures.captions == ["a cat", "a bird"] and pictures.attributes["legs"].tolist() == [
+        4,
+        2,
+    ]
     assert tuple(pictures.images.shape) == (2, 3, 32, 32)
     assert len(from_hub(str(hub_folder), split="train[:1]")) == 1
 
 
 def test_a_wrong_split_or_column_of_a_hub_data_set_is_named(hub_folder):
-    with pytest.raises(ValueError, match="no column 'caption'; it has 'image', 'text', 'legs'.*text_column="):
+    with pytest.raises(
+        ValueError, match="no column 'caption'; it has 'image', 'text', 'legs'.*text_column="
+    ):
         from_hub(str(hub_folder), text_column="caption")
     with pytest.raises(ValueError, match="holds no images"):
         from_hub(str(hub_folder), image_column="legs")
@@ -298,8 +375,13 @@ def test_a_wrong_split_or_column_of_a_hub_data_set_is_named(hub_folder):
 
 
 def test_without_the_library_of_the_hub_an_error_says_how_to_install_it(hub_folder, monkeypatch):
-    monkeypatch.setitem(sys.modules, "datasets", None)  # as Python finds it where it isn't installed
-    with pytest.raises(ModuleNotFoundError, match="pip install 'datasets.*or download the pictures and use a folder"):
+    monkeypatch.setitem(
+        sys.modules, "datasets", None
+    )  # as Python finds it where it isn't installed
+    with pytest.raises(
+        ModuleNotFoundError,
+        match="pip install 'datasets.*or download the pictures and use a folder",
+    ):
         from_hub(str(hub_folder))
 
 

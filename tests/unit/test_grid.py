@@ -33,14 +33,18 @@ def content(size=4, server_round=1):
 
 
 def ask_everyone(grid, content):
-    return grid.send_and_receive([Message(content, node_id, "train") for node_id in grid.get_node_ids()])
+    return grid.send_and_receive(
+        [Message(content, node_id, "train") for node_id in grid.get_node_ids()]
+    )
 
 
 def test_every_client_gets_the_message_and_answers_once():
     with LabGrid(app_of(echo), 3) as grid:
         replies = ask_everyone(grid, content())
     assert [reply.metadata.src_node_id for reply in replies] == list(grid.get_node_ids())
-    assert all(np.array_equal(reply.content["arrays"]["w"].numpy(), np.arange(4)) for reply in replies)
+    assert all(
+        np.array_equal(reply.content["arrays"]["w"].numpy(), np.arange(4)) for reply in replies
+    )
 
 
 def test_a_client_knows_its_partition_and_the_run_config_but_node_ids_are_not_partition_ids():
@@ -48,14 +52,20 @@ def test_a_client_knows_its_partition_and_the_run_config_but_node_ids_are_not_pa
         node = context.node_config
         assert context.run_config == {"seed": 3}
         return Message(
-            RecordDict({"m": MetricRecord({"id": node["partition-id"], "of": node["num-partitions"]})}),
+            RecordDict(
+                {"m": MetricRecord({"id": node["partition-id"], "of": node["num-partitions"]})}
+            ),
             reply_to=message,
         )
 
     with LabGrid(app_of(who), 3, {"seed": 3}) as grid:
         replies = ask_everyone(grid, content())
         assert not set(grid.get_node_ids()) & {0, 1, 2}
-    assert [(reply.content["m"]["id"], reply.content["m"]["of"]) for reply in replies] == [(0, 3), (1, 3), (2, 3)]
+    assert [(reply.content["m"]["id"], reply.content["m"]["of"]) for reply in replies] == [
+        (0, 3),
+        (1, 3),
+        (2, 3),
+    ]
 
 
 def test_a_client_remembers_its_state_between_messages_and_no_other_clients_state():
@@ -128,7 +138,10 @@ def test_stop_ends_the_run_at_the_next_message():
         heard.append(context.node_config["partition-id"])
         return echo(message, context)
 
-    with LabGrid(app_of(note), 4, should_stop=lambda: len(heard) == 2) as grid, pytest.raises(Stopped):
+    with (
+        LabGrid(app_of(note), 4, should_stop=lambda: len(heard) == 2) as grid,
+        pytest.raises(Stopped),
+    ):
         ask_everyone(grid, content())
     assert heard == [0, 1]
 
@@ -229,7 +242,12 @@ def test_on_message_hears_every_message_as_it_is_sent():
     heard = []
     with LabGrid(app_of(echo), 2, on_message=heard.append) as grid:
         ask_everyone(grid, content())
-    assert [(sent.sender, sent.receiver) for sent in heard] == [(SERVER, 0), (0, SERVER), (SERVER, 1), (1, SERVER)]
+    assert [(sent.sender, sent.receiver) for sent in heard] == [
+        (SERVER, 0),
+        (0, SERVER),
+        (SERVER, 1),
+        (1, SERVER),
+    ]
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, True])
@@ -239,5 +257,8 @@ def test_a_grid_without_clients_is_an_error_that_says_so(number):
 
 
 def test_a_message_to_nobody_is_an_error_that_says_so():
-    with LabGrid(app_of(echo), 1) as grid, pytest.raises(ValueError, match="No client has the node id 5"):
+    with (
+        LabGrid(app_of(echo), 1) as grid,
+        pytest.raises(ValueError, match="No client has the node id 5"),
+    ):
         grid.push_messages([Message(content(), 5, "train")])

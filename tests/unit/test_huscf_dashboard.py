@@ -9,7 +9,13 @@ import pytest
 
 from fedgen_lab.dashboards.huscf import DOMAINS, LABELS, huscf_dashboard
 from fedgen_lab.dashboards.huscf_live import METHOD_NAMES, GanRun, estimate_seconds, score_chart
-from fedgen_lab.dashboards.huscf_recorded import PRICES, duels, recorded_gans, rivals_chart, rivals_view
+from fedgen_lab.dashboards.huscf_recorded import (
+    PRICES,
+    duels,
+    recorded_gans,
+    rivals_chart,
+    rivals_view,
+)
 from fedgen_lab.split.scenario import METHODS, GanScenario
 
 SMALL = {"num_clients": 2, "domains": "letters,runes", "rounds": 2, "iterations": 1, "warm_up": 1}
@@ -32,7 +38,9 @@ def finished():
 def test_a_run_ends_with_scores_of_every_round_and_domain_and_says_so(finished):
     run = finished.panel.latest()
     table = run.table(20e6)
-    assert table.groupby("round")["domain"].agg(list).to_dict() == dict.fromkeys((0, 1, 2), ["letters", "runes"])
+    assert table.groupby("round")["domain"].agg(list).to_dict() == dict.fromkeys(
+        (0, 1, 2), ["letters", "runes"]
+    )
     assert finished.panel.status.sentence.startswith("Done: 2 of 2 rounds in")
     assert "Image score: letters" in finished.panel.status.sentence
     assert "round 2 of 2, image score" in finished.score_chart.sentence
@@ -82,7 +90,9 @@ def test_the_estimate_follows_the_pace_of_the_last_run(finished):
     pace = finished.panel.latest().seconds_per_picture
     assert pace is None or pace > 0
     scenario = GanScenario(**SMALL)
-    assert estimate_seconds(scenario, 1.0) - estimate_seconds(scenario, 0.5) == pytest.approx(2 * 1 * 2 * 4 * 0.5)
+    assert estimate_seconds(scenario, 1.0) - estimate_seconds(scenario, 0.5) == pytest.approx(
+        2 * 1 * 2 * 4 * 0.5
+    )
     assert "You can stop at any time" in finished.estimate.value
 
 
@@ -110,7 +120,9 @@ def test_knobs_turned_to_both_ends_describe_a_scenario_that_makes_sense(finished
     for share in LABELS.values():
         finished.share.value = share
         assert finished.scenario().share == share
-        assert finished.skew.number.disabled == (share != "skew"), "a knob without effect can't be turned"
+        assert finished.skew.number.disabled == (share != "skew"), (
+            "a knob without effect can't be turned"
+        )
     finished.share.value = "skew"
     assert finished.scenario() == before
 
@@ -152,11 +164,19 @@ def result(score, seed, domains=("digits", "runes")):
     """What one recorded run holds; the two domains lie 0.2 apart."""
     last = [score + 0.01 * seed + (0.1 if number else -0.1) for number in range(len(domains))]
     return {
-        "domains": list(domains), "rounds": [2, 8], "image_score": [[1.0, value] for value in last],
-        "kid": [[1.0, 10 - value] for value in last], "ceiling": [9.0, 10.0], "accuracy": last,
-        "megabytes_up": [0, 5.0], "megabytes_down": [0, 7.0], "wireless_seconds": [0, 100.0 * score], "gigaflops": 3.0,
-        "fid": [[None, None] for _ in last], "refused": 0,
-    }  # fmt: skip
+        "domains": list(domains),
+        "rounds": [2, 8],
+        "image_score": [[1.0, value] for value in last],
+        "kid": [[1.0, 10 - value] for value in last],
+        "ceiling": [9.0, 10.0],
+        "accuracy": last,
+        "megabytes_up": [0, 5.0],
+        "megabytes_down": [0, 7.0],
+        "wireless_seconds": [0, 100.0 * score],
+        "gigaflops": 3.0,
+        "fid": [[None, None] for _ in last],
+        "refused": 0,
+    }
 
 
 @pytest.fixture
@@ -164,19 +184,27 @@ def sweep(tmp_path):
     scores = {("S4", "huscf"): 8.0, ("S4", "fedgan"): 7.0, ("S4", "local"): 8.01}
     scores |= {("S6", "huscf"): 5.0, ("S6", "local"): 6.0}
     points = [
-        {"point": {"scenario": scenario, "method": method}, "seed": seed, "result": result(score, seed)}
+        {
+            "point": {"scenario": scenario, "method": method},
+            "seed": seed,
+            "result": result(score, seed),
+        }
         for (scenario, method), score in scores.items()
         for seed in (0, 1, 2)
     ]
     path = tmp_path / "huscf_gan.json"
-    path.write_text(json.dumps({"name": "huscf_gan", "made": {}, "points": points}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"name": "huscf_gan", "made": {}, "points": points}), encoding="utf-8"
+    )
     return path
 
 
 def test_recorded_runs_are_averaged_over_domains_and_seeds_after_the_last_round(sweep):
     row = recorded_gans(sweep).set_index(["scenario", "method"]).loc[("S4", "huscf")]
     assert row["seeds"] == 3 and row["megabytes"] == 12.0 and row["ceiling"] == 9.5
-    assert (row["image_score_low"], row["image_score"], row["image_score_high"]) == pytest.approx((8.0, 8.01, 8.02))
+    assert (row["image_score_low"], row["image_score"], row["image_score_high"]) == pytest.approx(
+        (8.0, 8.01, 8.02)
+    )
     assert np.isnan(row["fid"])
 
 
@@ -190,7 +218,9 @@ def test_a_duel_is_won_only_when_every_seed_beats_every_seed(sweep):
 
 def test_one_seed_decides_no_duel(sweep):
     content = json.loads(sweep.read_text(encoding="utf-8"))
-    content["points"] = [one for one in content["points"] if one["point"]["method"] != "fedgan" or one["seed"] == 0]
+    content["points"] = [
+        one for one in content["points"] if one["point"]["method"] != "fedgan" or one["seed"] == 0
+    ]
     sweep.write_text(json.dumps(content), encoding="utf-8")
     assert duels(recorded_gans(sweep), "image_score").loc["S4", "FedGAN"] == "too few seeds"
 
@@ -204,9 +234,15 @@ def test_the_chart_of_rivals_names_the_best_and_the_cheapest_and_the_real_pictur
     for price in PRICES:
         chart, sentence, table = rivals_chart(recorded_gans(sweep), "S4", "image score", price)
         assert {trace.name for trace in chart.data} == {"HuSCF-GAN", "local only", "FedGAN"}
-        assert "the best image score has local only" in sentence and "Real pictures reach 9.5" in sentence
+        assert (
+            "the best image score has local only" in sentence
+            and "Real pictures reach 9.5" in sentence
+        )
         assert list(table["method"]) == ["HuSCF-GAN", "local only", "FedGAN"]
-    assert "takes FedGAN" in rivals_chart(recorded_gans(sweep), "S4", "image score", "wireless seconds")[1]
+    assert (
+        "takes FedGAN"
+        in rivals_chart(recorded_gans(sweep), "S4", "image score", "wireless seconds")[1]
+    )
 
 
 def test_where_nothing_was_recorded_the_page_says_so(sweep, tmp_path):

@@ -207,7 +207,9 @@ def test_a_thread_runs_in_the_context_of_the_cell_that_started_it():
 def test_whatever_ends_the_work_a_later_start_works(monkeypatch, how, caught, state, words):
     if how == "inline":
         monkeypatch.setenv("FEDGEN_RUN", "inline")
-    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)  # silent, as it is about SystemExit
+    monkeypatch.setattr(
+        threading, "excepthook", lambda arguments: None
+    )  # silent, as it is about SystemExit
     errors = [caught]
 
     def work(job):
@@ -290,7 +292,11 @@ def test_work_that_swallows_errors_cant_swallow_one_of_drawing():
     job = Job(work, draw, status)
     job.start()
     assert job.join(10)
-    assert job.state == "failed" and "parent_header" in job.message and "parent_header" in status.sentence
+    assert (
+        job.state == "failed"
+        and "parent_header" in job.message
+        and "parent_header" in status.sentence
+    )
     assert job.result == "half a result"
 
 
@@ -305,7 +311,11 @@ class Shell:
 
     def run(self, code, execution, **metadata):
         """As if a front end ran a cell of this text; with cellId as keyword where it sends one."""
-        self.parent = {"metadata": metadata, "header": {"msg_id": execution}, "content": {"code": code}}
+        self.parent = {
+            "metadata": metadata,
+            "header": {"msg_id": execution},
+            "content": {"code": code},
+        }
 
     def press(self):
         """As if a learner pressed a button: a message that has no cell."""
@@ -370,21 +380,34 @@ def test_a_panel_whose_start_was_refused_offers_stop(shell):
     shell.run("dashboard(4)", "execution-1")
     old = Job(endless)
     old.start()
-    shell.run("dashboard(5)", "execution-2")  # changed, so without an id nobody can tell that it is the same cell
+    shell.run(
+        "dashboard(5)", "execution-2"
+    )  # changed, so without an id nobody can tell that it is the same cell
     panel = Panel("Start", new_run=None, work=None, scenario=None, changed=None)
     panel.start_button.click()
     assert "Another run" in panel.status.sentence and not panel.stop_button.disabled
     panel.stop_button.click()
-    assert old.should_stop() and "start again" in panel.status.sentence and panel.stop_button.disabled
+    assert (
+        old.should_stop() and "start again" in panel.status.sentence and panel.stop_button.disabled
+    )
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not platform.libc_ver()[0], reason="only glibc can be asked for it")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not platform.libc_ver()[0], reason="only glibc can be asked for it"
+)
 def test_memory_that_a_run_has_freed_goes_back_to_the_system(monkeypatch):
     monkeypatch.setenv("FEDGEN_RUN", "inline")
     told = {}
 
     def megabytes():
-        return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[1]) / 1024
+        return (
+            int(
+                re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text(encoding="utf-8"))[
+                    1
+                ]
+            )
+            / 1024
+        )
 
     def work(job):
         blocks = [bytes(4000) for _ in range(50_000)]
@@ -395,7 +418,9 @@ def test_memory_that_a_run_has_freed_goes_back_to_the_system(monkeypatch):
     assert megabytes() < told["full"] - 100
 
 
-@pytest.mark.skipif(sys.platform != "linux" or not platform.libc_ver()[0], reason="only glibc can be asked for it")
+@pytest.mark.skipif(
+    sys.platform != "linux" or not platform.libc_ver()[0], reason="only glibc can be asked for it"
+)
 def test_memory_that_a_cell_has_freed_goes_back_once_a_dashboard_is_imported():
     # In a process of its own: the hook belongs to the kernel.
     cells = """
@@ -415,6 +440,8 @@ shell.run_cell("blocks = [bytes(4000) for _ in range(50_000)]; full = megabytes(
 shell.run_cell("blocks = blocks[::1000]; held = megabytes()")
 print(shell.user_ns["held"] - megabytes(), shell.user_ns["full"] - megabytes())
 """
-    done = subprocess.run([sys.executable, "-c", cells], capture_output=True, text=True, check=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, "-c", cells], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     by_the_hook, freed = map(float, done.stdout.split()[-2:])
     assert by_the_hook > 100 and freed > 100

@@ -23,12 +23,28 @@ def said(tmp_path_factory):
     shutil.copy(ROOT / "conftest.py", folder)
     (folder / "pytest.ini").write_text("[pytest]\nkernel_megabytes = 250\n", encoding="utf-8")
     for name, size in (("large", 300_000_000), ("small", 3)):
-        cells = [nbformat.v4.new_code_cell(source) for source in ("small = 1", f"taken = b'x' * {size}", "del taken")]
+        cells = [
+            nbformat.v4.new_code_cell(source)
+            for source in ("small = 1", f"taken = b'x' * {size}", "del taken")
+        ]
         nbformat.write(nbformat.v4.new_notebook(cells=cells), folder / f"{name}.ipynb")
     quick = 'import sys\n\nsys.modules["rfc3987_syntax"] = None\n'  # as in conftest.py, and before nbval is loaded
     (folder / "quick.py").write_text(quick, encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "quick", "--nbval-lax", "--nbval-current-env", "-n", "1", "."]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8").stdout
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "quick",
+        "--nbval-lax",
+        "--nbval-current-env",
+        "-n",
+        "1",
+        ".",
+    ]
+    return subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, encoding="utf-8"
+    ).stdout
 
 
 def test_a_lab_that_takes_too_much_memory_fails_once_and_at_the_cell_that_did_it(said):

@@ -22,12 +22,18 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"scipy", "matpl
 """
 
 
-@pytest.mark.parametrize(("work", "result"), [(DRAW, "(1, 3, 32, 32)"), (SCORE, "True True (1.0, 1.0)")])
+@pytest.mark.parametrize(
+    ("work", "result"), [(DRAW, "(1, 3, 32, 32)"), (SCORE, "True True (1.0, 1.0)")]
+)
 def test_pictures_are_drawn_and_scored_without_libraries_for_other_uses(work, result):
     # pandas loads pyarrow where that is installed.
     before = "import pandas, sys\nBEFORE = {name.partition('.')[0] for name in sys.modules}\n"
     done = subprocess.run(
-        [sys.executable, "-c", before + work + LOADED], capture_output=True, text=True, encoding="utf-8", check=True
+        [sys.executable, "-c", before + work + LOADED],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
     )
     assert done.stdout.splitlines()[-2:] == [result, "[]"]
 
@@ -37,6 +43,10 @@ def test_pandas_comes_without_pyarrow_which_can_still_be_used():
     later = "first = [name for name in sys.modules if name.startswith('pyarrow')]\nimport pyarrow\n"
     table = "print(first, pyarrow.Table.from_pandas(pandas.DataFrame({'a': ['x', None]})).to_pandas()['a'].tolist())"
     done = subprocess.run(
-        [sys.executable, "-c", work + later + table], capture_output=True, text=True, encoding="utf-8", check=True
+        [sys.executable, "-c", work + later + table],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=True,
     )
     assert done.stdout.splitlines()[-1] in ("[] ['x', None]", "[] ['x', nan]")

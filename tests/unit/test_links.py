@@ -50,7 +50,9 @@ def test_a_page_that_is_gone_is_told_from_a_host_that_is_busy_or_away(monkeypatc
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Host) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         host = f"http://127.0.0.1:{server.server_port}"
-        verdicts = check_foreign([f"{host}/{status}" for status in (200, 404, 410, 429, 503)] + AWAY)
+        verdicts = check_foreign(
+            [f"{host}/{status}" for status in (200, 404, 410, 429, 503)] + AWAY
+        )
         server.shutdown()
     assert [verdicts[f"{host}/{status}"] for status in (200, 404, 410)] == ["fine", "gone", "gone"]
     assert [verdicts[f"{host}/{status}"] for status in (429, 503)] == ["busy: 429", "busy: 503"]

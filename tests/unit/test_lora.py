@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedgen_lab.lora.adapter import adapter_bytes, add_adapter, load_trainable, remove_adapter, trainable_state
+from fedgen_lab.lora.adapter import (
+    adapter_bytes,
+    add_adapter,
+    load_trainable,
+    remove_adapter,
+    trainable_state,
+)
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, target_of, train
 from fedgen_lab.lora.pipeline import decode, draw, encode, load_pipeline, prompt_states, text_states
 from fedgen_lab.pictures.sprites import draw_sprites
@@ -44,7 +50,9 @@ def schedule(pipeline):
 
 def guess(unet, encoded):
     with torch.no_grad():
-        return unet(encoded.latents[:2], torch.tensor([300, 700]), encoder_hidden_states=encoded.text[:2]).sample
+        return unet(
+            encoded.latents[:2], torch.tensor([300, 700]), encoder_hidden_states=encoded.text[:2]
+        ).sample
 
 
 # -- the pipeline ----------------------------------------------------------------------------------------------------
@@ -58,8 +66,13 @@ def test_a_loaded_pipeline_is_frozen_and_in_float32(pipeline):
 
 def test_the_kind_of_number_asked_for_is_what_all_but_the_vae_hold_without_a_warning(capfd):
     light = load_pipeline(device="cpu", dtype=torch.bfloat16)
-    assert light.unet.dtype == light.text_encoder.dtype == torch.bfloat16 and light.vae.dtype == torch.float32
-    assert capfd.readouterr().err == ""  # an old diffusers says here that it ignores the word, a new one that it is old
+    assert (
+        light.unet.dtype == light.text_encoder.dtype == torch.bfloat16
+        and light.vae.dtype == torch.float32
+    )
+    assert (
+        capfd.readouterr().err == ""
+    )  # an old diffusers says here that it ignores the word, a new one that it is old
     assert text_states(light, PROMPTS).dtype == torch.bfloat16
 
 
@@ -73,7 +86,9 @@ def test_only_safetensors_weights_are_read(tmp_path, small_folder):
     folder = tmp_path / "pickled"
     shutil.copytree(small_folder, folder)
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_name("diffusion_pytorch_model.bin"))  # a pickle would bear this name
+    weights.rename(
+        weights.with_name("diffusion_pytorch_model.bin")
+    )  # a pickle would bear this name
     with pytest.raises(OSError, match="safetensors"):
         load_pipeline(folder)
 
@@ -81,7 +96,9 @@ def test_only_safetensors_weights_are_read(tmp_path, small_folder):
 def test_a_pipeline_saved_elsewhere_draws_the_same_picture(pipeline, tmp_path):
     pipeline.save_pretrained(tmp_path / "mine")
     again = load_pipeline(tmp_path / "mine", device="cpu")
-    assert torch.equal(draw(again, PROMPTS[:1], [5], steps=3), draw(pipeline, PROMPTS[:1], [5], steps=3))
+    assert torch.equal(
+        draw(again, PROMPTS[:1], [5], steps=3), draw(pipeline, PROMPTS[:1], [5], steps=3)
+    )
 
 
 def test_pictures_have_the_promised_shape_and_range(pipeline):
@@ -91,7 +108,9 @@ def test_pictures_have_the_promised_shape_and_range(pipeline):
 
 
 def test_the_same_prompt_and_seed_give_the_same_bits(pipeline):
-    assert torch.equal(draw(pipeline, PROMPTS, [0, 1], steps=3), draw(pipeline, PROMPTS, [0, 1], steps=3))
+    assert torch.equal(
+        draw(pipeline, PROMPTS, [0, 1], steps=3), draw(pipeline, PROMPTS, [0, 1], steps=3)
+    )
 
 
 def test_a_picture_depends_only_on_its_own_prompt_and_seed(pipeline):
@@ -103,7 +122,9 @@ def test_a_picture_depends_only_on_its_own_prompt_and_seed(pipeline):
 
 
 def test_another_seed_or_another_prompt_gives_another_picture(shipped_pipeline):
-    first, other_seed, other_prompt = draw(shipped_pipeline, [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [1, 2, 1], steps=4)
+    first, other_seed, other_prompt = draw(
+        shipped_pipeline, [PROMPTS[0], PROMPTS[0], PROMPTS[1]], [1, 2, 1], steps=4
+    )
     assert not torch.allclose(first, other_seed, atol=0.1)
     assert not torch.allclose(first, other_prompt, atol=0.1)
 
@@ -111,12 +132,17 @@ def test_another_seed_or_another_prompt_gives_another_picture(shipped_pipeline):
 def test_two_threads_can_draw_with_one_pipeline(pipeline):
     expected = [draw(pipeline, PROMPTS[:1], [3], steps=steps) for steps in (4, 7)]
     drawn = {}
-    threads = [Thread(target=lambda n=n: drawn.update({n: draw(pipeline, PROMPTS[:1], [3], steps=n)})) for n in (4, 7)]
+    threads = [
+        Thread(target=lambda n=n: drawn.update({n: draw(pipeline, PROMPTS[:1], [3], steps=n)}))
+        for n in (4, 7)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert torch.allclose(drawn[4], expected[0], atol=1e-4) and torch.allclose(drawn[7], expected[1], atol=1e-4)
+    assert torch.allclose(drawn[4], expected[0], atol=1e-4) and torch.allclose(
+        drawn[7], expected[1], atol=1e-4
+    )
 
 
 def test_threads_that_read_words_of_different_lengths_at_once_do_not_disturb_each_other(pipeline):
@@ -127,7 +153,9 @@ def test_threads_that_read_words_of_different_lengths_at_once_do_not_disturb_eac
             for _ in range(60):
                 text_states(pipeline, PROMPTS[:number])
                 prompt_states(pipeline, PROMPTS[:number], guidance=2)
-        except RuntimeError as error:  # before transformers 5.17, without a lock: "Already borrowed"
+        except (
+            RuntimeError
+        ) as error:  # before transformers 5.17, without a lock: "Already borrowed"
             failed.append(error)
 
     threads = [Thread(target=read, args=(number,)) for number in (1, 2)]
@@ -157,14 +185,19 @@ def test_a_drawing_can_be_stopped_before_any_step(pipeline):
 
 
 def test_numpy_seeds_are_welcome(pipeline):
-    assert torch.equal(draw(pipeline, PROMPTS[:1], np.arange(1), steps=2), draw(pipeline, PROMPTS[:1], [0], steps=2))
+    assert torch.equal(
+        draw(pipeline, PROMPTS[:1], np.arange(1), steps=2),
+        draw(pipeline, PROMPTS[:1], [0], steps=2),
+    )
 
 
 def test_encoding_does_not_depend_on_the_batch(pipeline):
     pictures = draw_sprites(5, seed=1)
     whole, parts = encode(pipeline, pictures), encode(pipeline, pictures, batch_size=2)
     assert len(whole) == 5 and whole.latents.shape == (5, 4, 16, 16) and whole.text.shape[0] == 5
-    assert torch.allclose(whole.latents, parts.latents, atol=1e-4) and torch.allclose(whole.text, parts.text, atol=1e-4)
+    assert torch.allclose(whole.latents, parts.latents, atol=1e-4) and torch.allclose(
+        whole.text, parts.text, atol=1e-4
+    )
 
 
 def test_latents_are_scaled_to_about_unit_spread(pipeline):
@@ -238,7 +271,9 @@ def test_the_seed_decides_a_fresh_adapter_and_nothing_else_is_touched(unet):
         add_adapter(unet, rank=2, seed=seed)
         states.append(trainable_state(unet))
         remove_adapter(unet)
-    assert torch.equal(torch.rand(1), expected)  # the global generator went on as if nothing had been drawn
+    assert torch.equal(
+        torch.rand(1), expected
+    )  # the global generator went on as if nothing had been drawn
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert any(not torch.equal(states[0][name], states[2][name]) for name in states[0])
 
@@ -272,8 +307,10 @@ def test_a_state_is_a_copy_that_later_training_leaves_alone(unet, umbrellas, sch
 
 def test_a_state_of_another_rank_is_refused_and_nothing_is_written(unet):
     add_adapter(unet, rank=2)
-    other = {name: tensor.repeat(2, 1) if "lora_A" in name else tensor.repeat(1, 2)
-             for name, tensor in trainable_state(unet).items()}
+    other = {
+        name: tensor.repeat(2, 1) if "lora_A" in name else tensor.repeat(1, 2)
+        for name, tensor in trainable_state(unet).items()
+    }
     before = trainable_state(unet)
     with pytest.raises(ValueError, match="has shape"):
         load_trainable(unet, other)
@@ -347,7 +384,16 @@ def test_every_step_is_reported_and_may_stop_the_training(unet, umbrellas, sched
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(unet, schedule, umbrellas, steps=5, batch_size=2, learning_rate=1e-3, seed=0, on_step=on_step)
+        train(
+            unet,
+            schedule,
+            umbrellas,
+            steps=5,
+            batch_size=2,
+            learning_rate=1e-3,
+            seed=0,
+            on_step=on_step,
+        )
     assert [step for step, *_ in seen] == [1, 2] and seen[0][1] == 5 and seen[0][2] > 0
 
 
@@ -355,11 +401,15 @@ def test_a_loss_that_is_no_number_names_the_learning_rate(unet, umbrellas, sched
     add_adapter(unet, rank=2)
     with torch.no_grad():
         next(p for name, p in unet.named_parameters() if "lora_B" in name).fill_(float("nan"))
-    with pytest.raises(ValueError, match=r"became nan at step 1; lower the learning rate \(0\.25\)"):
+    with pytest.raises(
+        ValueError, match=r"became nan at step 1; lower the learning rate \(0\.25\)"
+    ):
         train(unet, schedule, umbrellas, steps=3, batch_size=2, learning_rate=0.25, seed=0)
 
 
-def test_a_learning_rate_far_too_high_ends_in_that_sentence_or_in_numbers(unet, umbrellas, schedule):
+def test_a_learning_rate_far_too_high_ends_in_that_sentence_or_in_numbers(
+    unet, umbrellas, schedule
+):
     """Gradient clipping and AdamW often survive a wild rate; what must not happen is a silent NaN."""
     add_adapter(unet, rank=2)
     try:
@@ -378,7 +428,11 @@ def test_the_denoising_loss_is_one_number_per_picture_and_repeats_itself(unet, u
 
 
 def test_the_target_is_velocity_or_noise_as_the_model_was_trained(pipeline, umbrellas, schedule):
-    latents, noise, t = umbrellas.latents, torch.randn_like(umbrellas.latents), torch.full((12,), 400)
+    latents, noise, t = (
+        umbrellas.latents,
+        torch.randn_like(umbrellas.latents),
+        torch.full((12,), 400),
+    )
     kept = schedule.alphas_cumprod[400]
     velocity = kept.sqrt() * noise - (1 - kept).sqrt() * latents
     assert torch.allclose(target_of(schedule, latents, noise, t), velocity, atol=1e-5)

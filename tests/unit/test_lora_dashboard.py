@@ -49,7 +49,9 @@ def folder(tmp_path_factory):
     with open(made / "list.csv", "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(["file", "caption", "group"])
-        for number, (image, caption) in enumerate(zip(sprites.images, sprites.captions, strict=True)):
+        for number, (image, caption) in enumerate(
+            zip(sprites.images, sprites.captions, strict=True)
+        ):
             Image.fromarray(image.permute(1, 2, 0).numpy()).save(made / f"{number}.png")
             rows.writerow([f"{number}.png", caption, "first" if number < 8 else "second"])
         rows.writerow(["broken.png", "nothing", "second"])
@@ -67,7 +69,9 @@ def test_a_run_ends_with_losses_pictures_of_every_model_and_words(finished):
     run = finished.live.latest()
     assert list(run.losses) == [0, 1, 2]
     assert list(run.pictures) == ["base model", "federated", "client 0", "client 1"]
-    assert finished.live.status.sentence.startswith("Done: 2 of 2 rounds are complete. Held-out loss")
+    assert finished.live.status.sentence.startswith(
+        "Done: 2 of 2 rounds are complete. Held-out loss"
+    )
     strip = finished.live.pictures.value
     assert strip.count("<img") == 4 * len(run.prompts)
     for prompt in run.prompts:
@@ -76,7 +80,8 @@ def test_a_run_ends_with_losses_pictures_of_every_model_and_words(finished):
 
 def test_the_charts_say_in_words_what_they_show(finished):
     assert (
-        "Live, on this machine (2 clients, skew 0, 1 local steps, seed 0): round 2 of 2" in finished.loss_chart.sentence
+        "Live, on this machine (2 clients, skew 0, 1 local steps, seed 0): round 2 of 2"
+        in finished.loss_chart.sentence
     )
     assert "Everyone waits for client" in finished.gantt.sentence
     assert finished.gantt.sentence.startswith("Round 2 takes")
@@ -95,7 +100,9 @@ def test_the_bandwidth_knob_retimes_the_finished_run_and_trains_nothing(finished
 
 def test_megabytes_are_what_the_trace_counted(finished):
     run = finished.live.latest()
-    assert run.table(5e6)["megabytes"].iloc[-1] == pytest.approx(run.trace.frame()["bytes"].sum() / 1e6)
+    assert run.table(5e6)["megabytes"].iloc[-1] == pytest.approx(
+        run.trace.frame()["bytes"].sum() / 1e6
+    )
     assert run.table(5e6)["megabytes"].iloc[0] == 0
 
 
@@ -164,11 +171,16 @@ def test_own_pictures_are_read_shown_and_their_columns_offered(finished, folder)
     assert own.preview.value.count("<img") == 16
 
 
-def test_rubbish_is_answered_with_a_sentence_that_says_what_was_looked_for(finished, folder, tmp_path):
+def test_rubbish_is_answered_with_a_sentence_that_says_what_was_looked_for(
+    finished, folder, tmp_path
+):
     own = finished.own
     fill(own, tmp_path / "nowhere")
     own.read_button.click()
-    assert "There is no folder or zip at" in own.status.sentence and "Problem" in own.status.widget.value
+    assert (
+        "There is no folder or zip at" in own.status.sentence
+        and "Problem" in own.status.widget.value
+    )
     (tmp_path / "notes.txt").write_text("no pictures here", encoding="utf-8")
     fill(own, tmp_path)
     own.read_button.click()

@@ -8,7 +8,10 @@ from fedgen_lab.lora.adapter import add_adapter, load_trainable, remove_adapter,
 from fedgen_lab.lora.export import FILE_NAME, SPELLINGS, read_provenance, save_adapter
 from fedgen_lab.lora.pipeline import draw, load_pipeline
 
-PROMPTS, SEEDS = ["a striped red star on a blue background", "a solid white moon on a black background"], [1, 2]
+PROMPTS, SEEDS = (
+    ["a striped red star on a blue background", "a solid white moon on a black background"],
+    [1, 2],
+)
 PROVENANCE = {"rule": "flexlora", "rounds": 10, "clients": 4, "epsilon": None, "base": "tiny-sd"}
 
 
@@ -21,7 +24,10 @@ def adapter(unet, rank=4, alpha=None, seed=0):
     """Put an adapter with random numbers in both factors on the UNet; returns its state."""
     add_adapter(unet, rank, alpha)
     draw_from = torch.Generator().manual_seed(seed)
-    state = {name: 0.3 * torch.randn(t.shape, generator=draw_from) for name, t in trainable_state(unet).items()}
+    state = {
+        name: 0.3 * torch.randn(t.shape, generator=draw_from)
+        for name, t in trainable_state(unet).items()
+    }
     load_trainable(unet, state)
     return state
 
@@ -85,7 +91,8 @@ def test_kohya_files_say_what_other_programs_look_for(trained, tmp_path):
     assert len(names) == len(state) * 3 // 2 and alphas == {4.0}
     assert all(name.startswith("lora_unet_") and name.count(".") in (1, 2) for name in names)
     assert (
-        header["ss_network_module"] == "networks.lora" and header["ss_network_dim"] == header["ss_network_alpha"] == "4"
+        header["ss_network_module"] == "networks.lora"
+        and header["ss_network_dim"] == header["ss_network_alpha"] == "4"
     )
 
 

@@ -6,7 +6,15 @@ from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscr
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedgen_lab.federation.grid import run_app
-from fedgen_lab.lora.hand_off import begin, denoise, finish, group_prompts, hand_off_apps, run_hand_off, split_draw
+from fedgen_lab.lora.hand_off import (
+    begin,
+    denoise,
+    finish,
+    group_prompts,
+    hand_off_apps,
+    run_hand_off,
+    split_draw,
+)
 from fedgen_lab.lora.pipeline import draw, load_pipeline
 
 ALIKE = ["a striped red star on a blue background", "a solid red star on a blue background"]
@@ -46,7 +54,9 @@ def test_that_holds_for_samplers_without_memory(pipeline, sampler, monkeypatch):
     monkeypatch.setattr(pipeline, "scheduler", sampler.from_config(pipeline.scheduler.config))
     half_way = denoise(pipeline, PROMPTS[:1], begin(pipeline, [3], STEPS), 2)
     assert half_way.memory == ()
-    assert torch.equal(finish(pipeline, PROMPTS[:1], half_way), draw(pipeline, PROMPTS[:1], [3], steps=STEPS))
+    assert torch.equal(
+        finish(pipeline, PROMPTS[:1], half_way), draw(pipeline, PROMPTS[:1], [3], steps=STEPS)
+    )
 
 
 def test_a_sampler_whose_memory_is_not_known_is_named(pipeline, monkeypatch):
@@ -72,7 +82,9 @@ def test_a_step_that_is_not_ahead_is_named(pipeline, until):
 def test_half_the_bytes_in_half_precision(pipeline):
     half_way = denoise(pipeline, PROMPTS, begin(pipeline, SEEDS, STEPS), 2)
     one = half_way.take([1])
-    assert one.bytes == 2 * 4 * 16 * 16 * 4  # the latent, and as much again that the sampler remembers
+    assert (
+        one.bytes == 2 * 4 * 16 * 16 * 4
+    )  # the latent, and as much again that the sampler remembers
     assert one.take([0], torch.float16).bytes == one.bytes / 2
     assert torch.equal(one.latents[0], half_way.latents[1])
 
@@ -83,7 +95,11 @@ def test_half_the_bytes_in_half_precision(pipeline):
 def test_similar_prompts_come_together_and_others_do_not(pipeline):
     groups = group_prompts(pipeline, PROMPTS)
     assert sorted(map(sorted, groups)) == [[0, 2], [1]]
-    assert sorted(map(sorted, group_prompts(pipeline, PROMPTS, similarity=0.999))) == [[0], [1], [2]]
+    assert sorted(map(sorted, group_prompts(pipeline, PROMPTS, similarity=0.999))) == [
+        [0],
+        [1],
+        [2],
+    ]
     assert sorted(group_prompts(pipeline, PROMPTS, similarity=-1.0)[0]) == [0, 1, 2]
     assert group_prompts(pipeline, PROMPTS[:1]) == [[0]]
 
@@ -147,15 +163,21 @@ def test_a_picture_handed_over_in_half_precision_differs_by_less_than_eight_bits
 
 
 @pytest.mark.parametrize("kind", ["an_error", "nonsense"])
-def test_a_device_that_asks_for_nonsense_is_left_out_and_the_others_get_their_pictures(pipeline, kind):
+def test_a_device_that_asks_for_nonsense_is_left_out_and_the_others_get_their_pictures(
+    pipeline, kind
+):
     pictures = {}
-    server_app, honest = hand_off_apps(pipeline, PROMPTS, SEEDS, 2, STEPS, on_picture=pictures.__setitem__)
+    server_app, honest = hand_off_apps(
+        pipeline, PROMPTS, SEEDS, 2, STEPS, on_picture=pictures.__setitem__
+    )
 
     def answer(message, context):
         if context.node_config["partition-id"] == 1:
             if kind == "an_error":
                 raise RuntimeError("out of reach")
-            return Message(RecordDict({"wish": ConfigRecord({"prompt": "a star"})}), reply_to=message)
+            return Message(
+                RecordDict({"wish": ConfigRecord({"prompt": "a star"})}), reply_to=message
+            )
         return honest(message, context)
 
     run_app(server_app, answer, 3)

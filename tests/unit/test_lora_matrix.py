@@ -51,7 +51,9 @@ def test_what_a_client_kept_back_fits_unless_the_server_changes_the_basis(table)
     assert verdict(table.loc["flora", "memory of top-k"]) == "not possible"
 
 
-def test_who_missed_a_round_lacks_something_where_the_server_adds_to_the_base_or_sends_factors_in_turn(table):
+def test_who_missed_a_round_lacks_something_where_the_server_adds_to_the_base_or_sends_factors_in_turn(
+    table,
+):
     assert set(rules.RULES) - works(table, "missed round") == {"flora", "fedex", "rolora"}
 
 
@@ -65,8 +67,15 @@ def test_the_table_is_computed_a_rule_that_looks_at_single_uploads_fails_its_tes
 
 
 def test_the_same_seed_gives_the_same_table():
-    assert compatibility(3).equals(compatibility(3)) and not compatibility(3).equals(compatibility(4))
+    assert compatibility(3).equals(compatibility(3)) and not compatibility(3).equals(
+        compatibility(4)
+    )
 
 
 def test_entries_in_words():
-    assert [verdict(x) for x in (0.0, float("nan"), 0.031, 0.4)] == ["yes", "not possible", "3.1% off", "40% off"]
+    assert [verdict(x) for x in (0.0, float("nan"), 0.031, 0.4)] == [
+        "yes",
+        "not possible",
+        "3.1% off",
+        "40% off",
+    ]

@@ -13,11 +13,20 @@ RANKS = {"ada": 2, "grace": 4, "hedy": 3}
 def tiny_unet():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return UNet2DConditionModel(
-            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=8, norm_num_groups=4,
-            attention_head_dim=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        ).eval().requires_grad_(False)  # fmt: skip
+        return (
+            UNet2DConditionModel(
+                sample_size=8,
+                block_out_channels=(8, 16),
+                layers_per_block=1,
+                cross_attention_dim=8,
+                norm_num_groups=4,
+                attention_head_dim=2,
+                down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+                up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            )
+            .eval()
+            .requires_grad_(False)
+        )
 
 
 def random_adapter(rank, seed):
@@ -40,7 +49,9 @@ def adapters():
 
 
 @pytest.mark.parametrize("alpha", [None, 6.0])
-@pytest.mark.parametrize("weights", [{"ada": 0.3, "grace": 0.7}, {"hedy": 1}, {"ada": 0.5, "grace": -1, "hedy": 2}])
+@pytest.mark.parametrize(
+    "weights", [{"ada": 0.3, "grace": 0.7}, {"hedy": 1}, {"ada": 0.5, "grace": -1, "hedy": 2}]
+)
 def test_a_mixture_computes_what_the_merged_weights_do(adapters, weights, alpha):
     shared, plain = tiny_unet(), tiny_unet()
     add_adapters(shared, adapters, alpha)
@@ -51,11 +62,17 @@ def test_a_mixture_computes_what_the_merged_weights_do(adapters, weights, alpha)
 
 
 def test_a_mixture_is_not_what_averaged_factors_compute(adapters):
-    twins = {"ada": adapters["ada"], "bob": random_adapter(2, seed=7)}  # equal ranks, or there is no average at all
+    twins = {
+        "ada": adapters["ada"],
+        "bob": random_adapter(2, seed=7),
+    }  # equal ranks, or there is no average at all
     shared, averaged = tiny_unet(), tiny_unet()
     add_adapters(shared, twins)
     mix(shared, {"ada": 0.5, "bob": 0.5})
-    add_adapters(averaged, {"mean": {name: (twins["ada"][name] + twins["bob"][name]) / 2 for name in twins["ada"]}})
+    add_adapters(
+        averaged,
+        {"mean": {name: (twins["ada"][name] + twins["bob"][name]) / 2 for name in twins["ada"]}},
+    )
     mix(averaged, {"mean": 1.0})
     assert not torch.allclose(guess(shared), guess(averaged), atol=1e-2)
 
@@ -95,7 +112,10 @@ def test_the_base_is_one_and_stays_as_it_was(adapters):
     mix(unet, {})
     assert torch.equal(guess(unet), guess(tiny_unet()))
     remove_adapter(unet)
-    assert torch.equal(guess(unet), guess(tiny_unet())) and sum(p.numel() for p in unet.parameters()) == before
+    assert (
+        torch.equal(guess(unet), guess(tiny_unet()))
+        and sum(p.numel() for p in unet.parameters()) == before
+    )
 
 
 def test_the_states_given_are_not_changed(adapters):

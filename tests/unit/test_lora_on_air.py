@@ -13,8 +13,18 @@ from fedgen_lab.lora.pipeline import encode
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless import Network, replay
 
-SMALL = Scenario(num_clients=3, rounds=2, local_steps=1, batch_size=2, pictures_per_client=4, num_prompts=4, seed=2)
-NETWORK = Network(3, flops_per_second=1e9, speed_spread=1.0, seed=2)  # so slow that a step of the tiny model counts
+SMALL = Scenario(
+    num_clients=3,
+    rounds=2,
+    local_steps=1,
+    batch_size=2,
+    pictures_per_client=4,
+    num_prompts=4,
+    seed=2,
+)
+NETWORK = Network(
+    3, flops_per_second=1e9, speed_spread=1.0, seed=2
+)  # so slow that a step of the tiny model counts
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -24,10 +34,16 @@ def nothing_is_drawn(small_base):
     """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(federated, "draw_strip", lambda *_: torch.zeros(4, 3, 8, 8))
-        patch.setattr(federated, "encode", lambda pipeline, pictures: encode(pipeline, pictures.take([0])))
+        patch.setattr(
+            federated, "encode", lambda pipeline, pictures: encode(pipeline, pictures.take([0]))
+        )
         for module in (federated, device):
             patch.setattr(module, "step_flops", lambda *_: 1e9)
-        patch.setattr(federated, "denoising_loss", lambda unet, *_: sum(p.detach().norm() for p in unet.parameters()))
+        patch.setattr(
+            federated,
+            "denoising_loss",
+            lambda unet, *_: sum(p.detach().norm() for p in unet.parameters()),
+        )
         yield
 
 
@@ -70,7 +86,9 @@ def test_small_uploads_arrive_through_the_whole_app(plain, upload, at_most):
     run = run_on_air(replace(SMALL, upload=upload), NETWORK)
     total = run.progress["megabytes_up"].iloc[-1] / plain.progress["megabytes_up"].iloc[-1]
     assert 0 < total < at_most and not run.refused
-    assert run.progress["megabytes_down"].iloc[-1] == pytest.approx(plain.progress["megabytes_down"].iloc[-1], rel=1e-3)
+    assert run.progress["megabytes_down"].iloc[-1] == pytest.approx(
+        plain.progress["megabytes_down"].iloc[-1], rel=1e-3
+    )
     assert any(not torch.equal(run.state[name], value) for name, value in plain.state.items())
 
 
@@ -83,7 +101,12 @@ def test_every_round_is_heard_of_and_a_stop_keeps_what_there_is():
             raise Stopped("enough")
 
     run = run_on_air(SMALL, NETWORK, on_round=hear)
-    assert heard == [(0, 1), (1, 2)] and run.stopped and run.progress["round"].tolist() == [0, 1] and run.state
+    assert (
+        heard == [(0, 1), (1, 2)]
+        and run.stopped
+        and run.progress["round"].tolist() == [0, 1]
+        and run.state
+    )
 
 
 def test_too_small_a_network_is_named_before_anything_trains():

@@ -28,16 +28,30 @@ from fedgen_lab.scenario import Scenario
 SCHEDULE = DDPMScheduler(num_train_timesteps=100)
 SMALL = {
     "unet": {
-        "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "cross_attention_dim": 8,
-        "norm_num_groups": 4, "attention_head_dim": 2, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "cross_attention_dim": 8,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     },
     "vae": {
-        "block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4, "sample_size": 16,
-        "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8),
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "sample_size": 16,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
     },
-    "text": {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
-}  # fmt: skip
+    "text": {
+        "hidden_size": 8,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    },
+}
 
 
 def small_unet(dtype=torch.float32):
@@ -53,7 +67,10 @@ def pictures(seed):
 
 def state_of(unet, seed):
     draw = torch.Generator().manual_seed(seed)
-    return {name: 0.1 * torch.randn(tensor.shape, generator=draw) for name, tensor in trainable_state(unet).items()}
+    return {
+        name: 0.1 * torch.randn(tensor.shape, generator=draw)
+        for name, tensor in trainable_state(unet).items()
+    }
 
 
 def test_the_configuration_is_that_of_stable_diffusion_1_5():
@@ -100,15 +117,23 @@ def test_half_the_bits_train_to_nearly_the_same_loss():
         start = trainable_state(unet)
         losses[dtype] = train(unet, SCHEDULE, pictures(0), 3, 4, 1e-3, seed=0)
         assert all(tensor.dtype == torch.float32 for tensor in trainable_state(unet).values())
-        assert any(not torch.equal(tensor, start[name]) for name, tensor in trainable_state(unet).items())
+        assert any(
+            not torch.equal(tensor, start[name]) for name, tensor in trainable_state(unet).items()
+        )
     assert losses[torch.bfloat16] == pytest.approx(losses[torch.float32], rel=0.03)
 
 
 def test_many_clients_take_turns_in_one_base():
     unet = make_light(small_unet())
-    base = {name: (p.data_ptr(), p.clone()) for name, p in unet.named_parameters() if not p.requires_grad}
+    base = {
+        name: (p.data_ptr(), p.clone())
+        for name, p in unet.named_parameters()
+        if not p.requires_grad
+    }
     states, knobs = [state_of(unet, seed) for seed in range(3)], (2, 3, 1e-3)
-    together = train_in_turn(unet, SCHEDULE, [pictures(i) for i in range(3)], states, *knobs, seeds=range(3))
+    together = train_in_turn(
+        unet, SCHEDULE, [pictures(i) for i in range(3)], states, *knobs, seeds=range(3)
+    )
     for i in (2, 0, 1):  # in any order, alone: nothing is left behind by the client before
         (alone,) = train_in_turn(unet, SCHEDULE, [pictures(i)], [states[i]], *knobs, seeds=[i])
         torch.testing.assert_close(together[i], alone, rtol=0, atol=0)
@@ -122,21 +147,34 @@ def test_a_written_pipeline_loads_as_any_other(tmp_path):
     encoded = encode(pipeline, draw_sprites(4, seed=0, objects=("umbrella",)))
     assert encoded.latents.shape == (4, 4, 8, 8) and encoded.text.shape == (4, 16, 8)
     alone = load_unet(folder)
-    assert alone.dtype == torch.bfloat16 and torch.equal(alone.conv_in.weight.float(), pipeline.unet.conv_in.weight)
+    assert alone.dtype == torch.bfloat16 and torch.equal(
+        alone.conv_in.weight.float(), pipeline.unet.conv_in.weight
+    )
     add_adapter(pipeline.unet, rank=2)
     assert len(train(pipeline.unet, noise_schedule(pipeline), encoded, 1, 2, 1e-3, seed=0)) == 1
 
 
-def test_the_whole_app_runs_on_a_base_in_half_precision_and_learns_nearly_the_same(tmp_path, monkeypatch):
+def test_the_whole_app_runs_on_a_base_in_half_precision_and_learns_nearly_the_same(
+    tmp_path, monkeypatch
+):
     monkeypatch.setattr(federated, "draw_strip", lambda *_: None)  # one picture is drawn below
     monkeypatch.setattr("fedgen_lab.lora.data.HELD_OUT_PER_CONCEPT", 4)
     folder = write_random_pipeline(tmp_path / "base", SMALL, dtype=torch.float32)
     few = Scenario(
-        base_model=str(folder), num_clients=2, rounds=1, local_steps=2, batch_size=4, pictures_per_client=4, rank=2
+        base_model=str(folder),
+        num_clients=2,
+        rounds=1,
+        local_steps=2,
+        batch_size=4,
+        pictures_per_client=4,
+        rank=2,
     )
     light = replace(few, precision="bfloat16")
     pipeline = prepare(light)
-    assert 2 * base_bytes(pipeline.unet) == base_bytes(prepare(few).unet) and pipeline.unet.is_gradient_checkpointing
+    assert (
+        2 * base_bytes(pipeline.unet) == base_bytes(prepare(few).unet)
+        and pipeline.unet.is_gradient_checkpointing
+    )
     assert draw(pipeline, ["a red star"], [1], steps=2).isfinite().all()
     whole, half = run_federated(few), run_federated(light)
     assert not half.refused and all(value.dtype == torch.float32 for value in half.state.values())

@@ -18,17 +18,35 @@ def entry(method, num_clients, skew, seed, losses, **result):
 
 @pytest.fixture
 def sweep(tmp_path):
-    radio = {"megabytes_up": [0, 1, 2, 3], "megabytes_down": [0, 1, 2, 3], "wireless_seconds": [0, 4, 8, 12]}
+    radio = {
+        "megabytes_up": [0, 1, 2, 3],
+        "megabytes_down": [0, 1, 2, 3],
+        "wireless_seconds": [0, 4, 8, 12],
+    }
     points = [
-        entry("lora", clients, skew, seed, [1.0, 0.8, 0.6, 0.5 + 0.1 * seed + skew], object={"0": 0, "3": 0.5}, **radio)
+        entry(
+            "lora",
+            clients,
+            skew,
+            seed,
+            [1.0, 0.8, 0.6, 0.5 + 0.1 * seed + skew],
+            object={"0": 0, "3": 0.5},
+            **radio,
+        )
         for clients in (2, 4, 16)
         for skew in (0.0, 1.0)
         for seed in (0, 1, 2)
     ]
     points += [entry("centralised", 4, 0.0, seed, [1.0, 0.5, 0.3, 0.2]) for seed in (0, 1, 2)]
     path = tmp_path / "federated_lora.json"
-    made = {"versions": {"torch": "2.13.0", "flwr": "1.41.0"}, "date": "2026-11-21T05:00:00", "command": "..."}
-    path.write_text(json.dumps({"name": "federated_lora", "made": made, "points": points}), encoding="utf-8")
+    made = {
+        "versions": {"torch": "2.13.0", "flwr": "1.41.0"},
+        "date": "2026-11-21T05:00:00",
+        "command": "...",
+    }
+    path.write_text(
+        json.dumps({"name": "federated_lora", "made": made, "points": points}), encoding="utf-8"
+    )
     return path
 
 
@@ -52,7 +70,9 @@ def test_the_same_curve_stands_over_rounds_megabytes_and_seconds(sweep):
     recorded = Recorded(sweep)
     assert list(recorded.curve("lora", 4, 0.0, "megabytes").x) == [0, 2, 4, 6]
     assert list(recorded.curve("lora", 4, 0.0, "wireless seconds").x) == [0, 4, 8, 12]
-    alone = recorded.curve("centralised", 4, 0.0, "megabytes")  # sends nothing here: only its end is a level
+    alone = recorded.curve(
+        "centralised", 4, 0.0, "megabytes"
+    )  # sends nothing here: only its end is a level
     assert list(alone.x) == [0] and list(alone.mean) == [pytest.approx(0.2)]
     assert list(recorded.curve("lora", 4, 0.0, measure="object").x) == [0, 3]
 
@@ -62,13 +82,19 @@ def test_the_table_of_ends_has_a_row_for_each_point_and_one_for_the_base(sweep):
     assert len(table) == 1 + 6 + 1 and (table["seeds"] == 3).all()
     federated = table.loc[("lora", 4, 0.0)]
     assert federated["loss"] == pytest.approx(0.6) and federated["megabytes"] == 6
-    assert (federated["loss_low"], federated["loss_high"]) == (pytest.approx(0.5), pytest.approx(0.7))
+    assert (federated["loss_low"], federated["loss_high"]) == (
+        pytest.approx(0.5),
+        pytest.approx(0.7),
+    )
     base = table.loc["base"].iloc[0]
     assert base["loss"] == 1.0 and base["object"] == 0 and base["megabytes"] == 0
 
 
 def test_the_sentence_says_when_with_what_and_over_which_seeds(sweep):
-    assert Recorded(sweep).provenance() == "Recorded on 2026-11-21 with torch 2.13.0, flwr 1.41.0; seeds 0, 1, 2."
+    assert (
+        Recorded(sweep).provenance()
+        == "Recorded on 2026-11-21 with torch 2.13.0, flwr 1.41.0; seeds 0, 1, 2."
+    )
 
 
 def test_a_missing_or_a_foreign_file_is_an_error_that_says_what_to_do(tmp_path):
@@ -88,7 +114,9 @@ def test_the_chart_draws_and_tables_every_recorded_method_that_has_the_axis(swee
     # It was recorded at skew 0 only, and the name says so.
     central = "recorded centralised LoRA (4 clients, skew 0)"
     assert central in lines if axis == "rounds" else f"{central}, at its end" in levels
-    assert sentence.startswith("Recorded (4 clients, skew 1, 3 seeds): loss 1.000 at the start, 1.600 at the end.")
+    assert sentence.startswith(
+        "Recorded (4 clients, skew 1, 3 seeds): loss 1.000 at the start, 1.600 at the end."
+    )
     assert np.isfinite(table["loss"]).all()
 
 

@@ -12,24 +12,38 @@ SHAPES = {"down.to_q": (16, 24), "mid.to_out.0": (24, 8), "up.ff": (40, 12)}  # 
 
 def random_adapter(seed, rank=4, shapes=None):
     generator = torch.Generator().manual_seed(seed)
-    return rules.adapter_of({
-        layer: (torch.randn(rank, n, generator=generator), torch.randn(out, rank, generator=generator))
-        for layer, (out, n) in (shapes or SHAPES).items()
-    })  # fmt: skip
+    return rules.adapter_of(
+        {
+            layer: (
+                torch.randn(rank, n, generator=generator),
+                torch.randn(out, rank, generator=generator),
+            )
+            for layer, (out, n) in (shapes or SHAPES).items()
+        }
+    )
 
 
 def random_clients(seed, ranks=(4, 4, 4)):
     weights = torch.rand(len(ranks), generator=torch.Generator().manual_seed(seed)) + 0.2
-    return [random_adapter(100 * seed + k, r) for k, r in enumerate(ranks)], (weights / weights.sum()).tolist()
+    return [random_adapter(100 * seed + k, r) for k, r in enumerate(ranks)], (
+        weights / weights.sum()
+    ).tolist()
 
 
 def dense(state):
-    return {layer: b.double() @ a.double() for layer, (a, b) in rules.factors(state).items()} if state else {}
+    return (
+        {layer: b.double() @ a.double() for layer, (a, b) in rules.factors(state).items()}
+        if state
+        else {}
+    )
 
 
 def mean_change(states, weights):
     changes = [dense(state) for state in states]
-    return {layer: sum(w * c[layer] for w, c in zip(weights, changes, strict=True)) for layer in changes[0]}
+    return {
+        layer: sum(w * c[layer] for w, c in zip(weights, changes, strict=True))
+        for layer in changes[0]
+    }
 
 
 def assert_same(got, wanted, rtol=1e-5):
@@ -49,7 +63,10 @@ def test_what_averaging_factors_misses_is_their_covariance(instance):
     for layer in SHAPES:
         a, b = zip(*(rules.factors(state)[layer] for state in states), strict=True)
         pairs = [(i, j) for j in range(len(a)) for i in range(j)]
-        covariance = sum(weights[i] * weights[j] * (b[i] - b[j]).double() @ (a[i] - a[j]).double() for i, j in pairs)
+        covariance = sum(
+            weights[i] * weights[j] * (b[i] - b[j]).double() @ (a[i] - a[j]).double()
+            for i, j in pairs
+        )
         torch.testing.assert_close(wanted[layer] - average[layer], covariance, rtol=1e-4, atol=1e-5)
 
 
@@ -57,7 +74,9 @@ def test_the_bias_is_that_difference_over_the_mean_change(instance):
     states, weights = instance
     wanted, average = mean_change(states, weights), dense(rules.fedit(states, weights).adapter)
     for layer, bias in rules.bias_by_layer(states, weights).items():
-        assert bias == pytest.approx(float((wanted[layer] - average[layer]).norm() / wanted[layer].norm()), rel=1e-4)
+        assert bias == pytest.approx(
+            float((wanted[layer] - average[layer]).norm() / wanted[layer].norm()), rel=1e-4
+        )
         assert bias > 0.1
 
 
@@ -89,14 +108,22 @@ def test_averaging_one_factor_while_the_other_is_shared_is_exact(instance, which
 
 def test_fed_sb_is_exact(instance):
     generator = torch.Generator().manual_seed(9)
-    frames = rules.factors(rules.frame({k: torch.randn(s, generator=generator) for k, s in SHAPES.items()}, 4))
+    frames = rules.factors(
+        rules.frame({k: torch.randn(s, generator=generator) for k, s in SHAPES.items()}, 4)
+    )
     cores = [{layer: torch.randn(4, 4, generator=generator) for layer in SHAPES} for _ in range(3)]
     weights = instance[1]
 
     def change(core):
-        return {layer: b.double() @ core[layer].double() @ a.double() for layer, (a, b) in frames.items()}
+        return {
+            layer: b.double() @ core[layer].double() @ a.double()
+            for layer, (a, b) in frames.items()
+        }
 
-    wanted = {layer: sum(w * change(c)[layer] for w, c in zip(weights, cores, strict=True)) for layer in SHAPES}
+    wanted = {
+        layer: sum(w * change(c)[layer] for w, c in zip(weights, cores, strict=True))
+        for layer in SHAPES
+    }
     assert_same(change(rules.fed_sb(cores, weights).adapter), wanted)
     for a, b in frames.values():
         torch.testing.assert_close(a @ a.T, torch.eye(4), atol=1e-5, rtol=0)
@@ -142,7 +169,10 @@ def test_flexlora_is_the_best_adapter_of_its_rank_and_exact_when_nothing_is_cut(
 def test_fedex_is_exact_and_its_residual_has_the_rank_it_says(instance):
     states, weights = instance
     merged = rules.fedex(states, weights)
-    total = {layer: change + dense(merged.into_base)[layer] for layer, change in dense(merged.adapter).items()}
+    total = {
+        layer: change + dense(merged.into_base)[layer]
+        for layer, change in dense(merged.adapter).items()
+    }
     assert_same(total, mean_change(states, weights))
     assert all(a.shape[0] <= 2 * 4 for a, _ in rules.factors(merged.into_base).values())
     assert rules.fedex(states[:1], [1.0]).into_base == {}, "one client alone leaves nothing over"
@@ -156,7 +186,9 @@ def test_the_ridge_correction_comes_closer_than_plain_averaging(instance):
         assert (fair[layer] - wanted[layer]).norm() < (plain[layer] - wanted[layer]).norm()
     _, b = rules.factors(rules.lora_fair(states, weights, ridge=1e-9).adapter)["up.ff"]
     a = rules.factors(rules.mean(states, weights))["up.ff"][0].double()
-    best = wanted["up.ff"] @ torch.linalg.pinv(a)  # least squares, which is what a vanishing ridge gives
+    best = wanted["up.ff"] @ torch.linalg.pinv(
+        a
+    )  # least squares, which is what a vanishing ridge gives
     torch.testing.assert_close(b.double(), best, rtol=1e-4, atol=1e-4)
 
 
@@ -168,10 +200,15 @@ def test_hetlora_pads_weighs_by_norm_and_prunes_what_is_idle():
     torch.testing.assert_close(
         b[:, :2], (rules.factors(small)["up.ff"][1] + rules.factors(large)["up.ff"][1][:, :2]) / 2
     )
-    by_norm = rules.hetlora([rules.adapter_of({k: (a, 0 * b) for k, (a, b) in rules.factors(small).items()}), large],
-                            [0.5, 0.5]).adapter  # fmt: skip
+    by_norm = rules.hetlora(
+        [rules.adapter_of({k: (a, 0 * b) for k, (a, b) in rules.factors(small).items()}), large],
+        [0.5, 0.5],
+    ).adapter
     assert_same(dense(by_norm), dense(large)), "a client whose change is zero has no say"
-    idle = {k: (a * torch.tensor([[1.0], [1], [1e-4], [1e-4]]), b) for k, (a, b) in rules.factors(large).items()}
+    idle = {
+        k: (a * torch.tensor([[1.0], [1], [1e-4], [1e-4]]), b)
+        for k, (a, b) in rules.factors(large).items()
+    }
     assert rules.pruned(rules.adapter_of(idle)) == 2 and rules.pruned(large) == 4
 
 
@@ -188,7 +225,9 @@ def test_folding_keeps_the_change_and_unfolding_undoes_it(alpha):
 def test_a_factor_without_its_partner_is_named():
     state = random_adapter(1)
     with pytest.raises(ValueError, match="mid.to_out.0"):
-        rules.factors({name: t for name, t in state.items() if name != "mid.to_out.0.lora_B.default.weight"})
+        rules.factors(
+            {name: t for name, t in state.items() if name != "mid.to_out.0.lora_B.default.weight"}
+        )
 
 
 def test_truncating_small_ranks_makes_the_largest_clients_rank_collapse():
@@ -199,9 +238,13 @@ def test_truncating_small_ranks_makes_the_largest_clients_rank_collapse():
     energies = []
     for _ in range(12):
         uploads = []
-        for rank in ranks:  # every client takes a step towards the same full-rank change, within its own rank
+        for rank in (
+            ranks
+        ):  # every client takes a step towards the same full-rank change, within its own rank
             start = dense(state)["layer"] if state else torch.zeros(24, 24, dtype=torch.float64)
-            u, s, vt = torch.linalg.svd(0.5 * start + 0.5 * wanted["layer"].double(), full_matrices=False)
+            u, s, vt = torch.linalg.svd(
+                0.5 * start + 0.5 * wanted["layer"].double(), full_matrices=False
+            )
             uploads.append(rules.adapter_of({"layer": (vt[:rank], u[:, :rank] * s[:rank])}))
         state = rules.flexlora(uploads, [0.1] * 10).adapter
         energies.append(float(rules.rank_energy(state)[1]))
@@ -214,17 +257,25 @@ def test_truncating_small_ranks_makes_the_largest_clients_rank_collapse():
 def unet():
     torch.manual_seed(0)
     return UNet2DConditionModel(
-        sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=8, norm_num_groups=2,
-        attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        sample_size=8,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        cross_attention_dim=8,
+        norm_num_groups=2,
+        attention_head_dim=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-    ).requires_grad_(False)  # fmt: skip
+    ).requires_grad_(False)
 
 
 @pytest.fixture
 def on_a_unet(unet):
     """Two clients' adapters of rank 3 for a real UNet, and what such a UNet computes."""
     add_adapter(unet, 3)
-    shapes = {layer: (b.shape[0], a.shape[1]) for layer, (a, b) in rules.factors(trainable_state(unet)).items()}
+    shapes = {
+        layer: (b.shape[0], a.shape[1])
+        for layer, (a, b) in rules.factors(trainable_state(unet)).items()
+    }
     unet.unload_lora()
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 5, 8, generator=generator)
@@ -257,8 +308,12 @@ def test_two_adapters_set_beside_each_other_draw_what_flora_computes_and_fedit_d
         return result
 
     weights = [0.3, 0.7]
-    torch.testing.assert_close(drawn_with(rules.flora(states, weights).into_base), truth, rtol=0, atol=2e-3)
-    torch.testing.assert_close(drawn_with(rules.flexlora(states, weights, 6).adapter), truth, rtol=0, atol=2e-3)
+    torch.testing.assert_close(
+        drawn_with(rules.flora(states, weights).into_base), truth, rtol=0, atol=2e-3
+    )
+    torch.testing.assert_close(
+        drawn_with(rules.flexlora(states, weights, 6).adapter), truth, rtol=0, atol=2e-3
+    )
     assert (drawn_with(rules.fedit(states, weights).adapter) - truth).abs().max() > 0.1
 
 
@@ -284,9 +339,17 @@ def test_pefts_own_merges_agree(how, alpha):
         states.append(rules.fold(state, alpha))
     weights, rank = [0.3, 0.7], None if how == "cat" else 4
     options = {} if how == "cat" else {"svd_rank": rank}
-    model.base_model.add_weighted_adapter(["one", "two"], weights, "merged", combination_type=how, **options)
-    ours = rules.flora(states, weights).into_base if how == "cat" else rules.flexlora(states, weights, rank).adapter
-    torch.testing.assert_close(layer.get_delta_weight("merged").double(), dense(ours)["layer"], rtol=1e-3, atol=1e-4)
+    model.base_model.add_weighted_adapter(
+        ["one", "two"], weights, "merged", combination_type=how, **options
+    )
+    ours = (
+        rules.flora(states, weights).into_base
+        if how == "cat"
+        else rules.flexlora(states, weights, rank).adapter
+    )
+    torch.testing.assert_close(
+        layer.get_delta_weight("merged").double(), dense(ours)["layer"], rtol=1e-3, atol=1e-4
+    )
 
 
 def test_a_trained_state_goes_through_factors_and_back(on_a_unet):

@@ -11,13 +11,27 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fedgen_lab.federation.grid import run_app
-from fedgen_lab.lora.adapter import TARGETS, adapter_bytes, add_adapter, load_trainable, trainable_state
+from fedgen_lab.lora.adapter import (
+    TARGETS,
+    adapter_bytes,
+    add_adapter,
+    load_trainable,
+    trainable_state,
+)
 from fedgen_lab.lora.federated import local_seed
 from fedgen_lab.lora.local import target_of, train
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.lora.split_client import Task, split_client_app
 from fedgen_lab.lora.split_server import run_split, split_server_app
-from fedgen_lab.lora.split_unet import DeviceHalf, EdgeHalf, cuts, device_flops, on_device, smashed_shapes, traffic
+from fedgen_lab.lora.split_unet import (
+    DeviceHalf,
+    EdgeHalf,
+    cuts,
+    device_flops,
+    on_device,
+    smashed_shapes,
+    traffic,
+)
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless import Network, replay
 
@@ -31,10 +45,15 @@ KINDS = {
 
 def tiny_unet(seed=0, **changes):
     config = {
-        "sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "cross_attention_dim": 8,
-        "norm_num_groups": 4, "attention_head_dim": 2, "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "sample_size": 8,
+        "block_out_channels": (8, 16),
+        "layers_per_block": 1,
+        "cross_attention_dim": 8,
+        "norm_num_groups": 4,
+        "attention_head_dim": 2,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-    }  # fmt: skip
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return UNet2DConditionModel(**{**config, **changes}).eval().requires_grad_(False)
@@ -42,7 +61,9 @@ def tiny_unet(seed=0, **changes):
 
 def random_pictures(seed, number=5):
     draw = torch.Generator().manual_seed(seed)
-    return Encoded(torch.randn(number, 4, 8, 8, generator=draw), torch.randn(number, 5, 8, generator=draw))
+    return Encoded(
+        torch.randn(number, 4, 8, 8, generator=draw), torch.randn(number, 5, 8, generator=draw)
+    )
 
 
 def tiny_task(scenario):
@@ -50,11 +71,23 @@ def tiny_task(scenario):
     unet = tiny_unet(addition_embed_type="text", addition_embed_type_num_heads=2)
     add_adapter(unet, scenario.rank) if scenario.method == "lora" else unet.requires_grad_(True)
     schedule = DDPMScheduler(prediction_type="v_prediction")
-    return Task(unet, schedule, lambda client: random_pictures(client, 5 + client), lambda: random_pictures(99, 3))
+    return Task(
+        unet,
+        schedule,
+        lambda client: random_pictures(client, 5 + client),
+        lambda: random_pictures(99, 3),
+    )
 
 
 def tiny_scenario(**changes):
-    few = {"num_clients": 1, "rounds": 1, "local_steps": 2, "batch_size": 4, "rank": 2, "method": "full"}
+    few = {
+        "num_clients": 1,
+        "rounds": 1,
+        "local_steps": 2,
+        "batch_size": 4,
+        "rank": 2,
+        "method": "full",
+    }
     return Scenario(**{**few, **changes})
 
 
@@ -68,11 +101,20 @@ def federated_by_hand(scenario):
             load_trainable(task.unet, state)
             own, seed = task.own(client), local_seed(scenario, client, server_round)
             train(
-                task.unet, task.schedule, own, scenario.local_steps, scenario.batch_size, scenario.learning_rate, seed
+                task.unet,
+                task.schedule,
+                own,
+                scenario.local_steps,
+                scenario.batch_size,
+                scenario.learning_rate,
+                seed,
             )
             states.append(trainable_state(task.unet))
             sizes.append(len(own))
-        state = {n: sum(s[n] * (k / sum(sizes)) for s, k in zip(states, sizes, strict=True)) for n in state}
+        state = {
+            n: sum(s[n] * (k / sum(sizes)) for s, k in zip(states, sizes, strict=True))
+            for n in state
+        }
     return state
 
 
@@ -97,7 +139,10 @@ def furthest(one, other):
 @pytest.mark.parametrize("cut", CUTS)
 def test_the_two_halves_compute_what_the_whole_unet_does(cut, kind, side):
     unet, draw = tiny_unet(seed=side, **KINDS[kind]), torch.Generator().manual_seed(side)
-    noisy, text = torch.randn(3, 4, side, side, generator=draw), torch.randn(3, 5, 8, generator=draw)
+    noisy, text = (
+        torch.randn(3, 4, side, side, generator=draw),
+        torch.randn(3, 5, 8, generator=draw),
+    )
     timesteps = torch.tensor([0, 400, 999])
     with torch.no_grad():
         whole = unet(noisy, timesteps, encoder_hidden_states=text).sample
@@ -107,14 +152,18 @@ def test_the_two_halves_compute_what_the_whole_unet_does(cut, kind, side):
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_each_half_computes_with_its_own_parameters_and_no_others(cut):
-    unet = tiny_unet(addition_embed_type="text", addition_embed_type_num_heads=2).requires_grad_(True)
+    unet = tiny_unet(addition_embed_type="text", addition_embed_type_num_heads=2).requires_grad_(
+        True
+    )
     noisy, text, is_ours = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 8), on_device(unet, cut)
     smashed = DeviceHalf(unet, cut)(noisy, torch.tensor([3, 500]), text)
     sum(tensor.sum() for tensor in smashed.values()).backward()
     used = {name for name, p in unet.named_parameters() if p.grad is not None}
     assert used == {name for name, _ in unet.named_parameters() if is_ours(name)}
     unet.zero_grad()
-    EdgeHalf(unet, cut)({name: tensor.detach() for name, tensor in smashed.items()}, text).sum().backward()
+    EdgeHalf(unet, cut)(
+        {name: tensor.detach() for name, tensor in smashed.items()}, text
+    ).sum().backward()
     used = {name for name, p in unet.named_parameters() if p.grad is not None}
     assert used == {name for name, _ in unet.named_parameters() if not is_ours(name)}
 
@@ -123,7 +172,9 @@ def test_each_half_computes_with_its_own_parameters_and_no_others(cut):
 def test_the_shapes_of_smashed_data_are_known_beforehand(cut):
     unet, noisy, text = tiny_unet(), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 8)
     smashed = DeviceHalf(unet, cut)(noisy, torch.tensor([1, 2, 3]), text)
-    assert smashed_shapes(unet, cut, noisy.shape, text.shape) == {n: tuple(t.shape) for n, t in smashed.items()}
+    assert smashed_shapes(unet, cut, noisy.shape, text.shape) == {
+        n: tuple(t.shape) for n, t in smashed.items()
+    }
 
 
 def test_another_cut_is_named_with_those_there_are():
@@ -175,13 +226,23 @@ def test_pictures_noise_and_targets_stay_on_the_device():
     app = split_client_app(tiny_task)
 
     def overhear(messages, contexts):
-        replies = [app(message, context) for message, context in zip(messages, contexts, strict=True)]
-        sent.extend(t for r in replies if "tensors" in r.content
-                    for t in r.content["tensors"].to_torch_state_dict().values())  # fmt: skip
+        replies = [
+            app(message, context) for message, context in zip(messages, contexts, strict=True)
+        ]
+        sent.extend(
+            t
+            for r in replies
+            if "tensors" in r.content
+            for t in r.content["tensors"].to_torch_state_dict().values()
+        )
         return replies
 
     run_app(
-        split_server_app(task_of=tiny_task), app, 1, {**scenario.to_run_config(), "cut": "conv_in"}, stacked=overhear
+        split_server_app(task_of=tiny_task),
+        app,
+        1,
+        {**scenario.to_run_config(), "cut": "conv_in"},
+        stacked=overhear,
     )
     task = tiny_task(scenario)
     draw, latents = torch.Generator().manual_seed(local_seed(scenario, 0, 1)), task.own(0).latents
@@ -191,7 +252,11 @@ def test_pictures_noise_and_targets_stay_on_the_device():
     target = target_of(task.schedule, latents[pick], noise, timesteps)
     sent = torch.cat([tensor.flatten() for tensor in sent])
     assert len(sent) > 1000
-    for secret in (latents[pick], noise, target):  # thousands of numbers in float32: one or two can be equal by chance
+    for secret in (
+        latents[pick],
+        noise,
+        target,
+    ):  # thousands of numbers in float32: one or two can be equal by chance
         assert torch.isin(secret, sent).float().mean() < 0.02
 
 
@@ -202,7 +267,11 @@ def spoil(client, action, how):
     def answer(message, context):
         reply = honest(message, context)
         is_due = int(message.content["config"]["server-round"]) == 1
-        if context.node_config["partition-id"] == client and message.metadata.message_type == action and is_due:
+        if (
+            context.node_config["partition-id"] == client
+            and message.metadata.message_type == action
+            and is_due
+        ):
             return how(message, reply)
         return reply
 
@@ -211,7 +280,9 @@ def spoil(client, action, how):
 
 def changed(name, change):
     def how(message, reply):
-        tensors = {key: change(value) for key, value in reply.content[name].to_torch_state_dict().items()}
+        tensors = {
+            key: change(value) for key, value in reply.content[name].to_torch_state_dict().items()
+        }
         return Message(RecordDict({**reply.content, name: ArrayRecord(tensors)}), reply_to=message)
 
     return how
@@ -222,10 +293,22 @@ def vanish(message, reply):
 
 
 TROUBLE = {
-    "nan_in_smashed_data": ("train.start", changed("tensors", lambda t: t * float("nan")), "NaN or infinity"),
-    "other_shape": ("train.loss", changed("tensors", lambda t: t[:, :2]), "where float32 (4, 4, 8, 8) belongs"),
+    "nan_in_smashed_data": (
+        "train.start",
+        changed("tensors", lambda t: t * float("nan")),
+        "NaN or infinity",
+    ),
+    "other_shape": (
+        "train.loss",
+        changed("tensors", lambda t: t[:, :2]),
+        "where float32 (4, 4, 8, 8) belongs",
+    ),
     "error_half_way": ("train.learn", vanish, "battery empty"),
-    "overflow": ("train.loss", changed("tensors", lambda t: t * 0 + 3e38), "overflowed at the edge"),
+    "overflow": (
+        "train.loss",
+        changed("tensors", lambda t: t * 0 + 3e38),
+        "overflowed at the edge",
+    ),
     "too_large": ("train.learn", changed("weights", lambda t: t * 1000), "changed by"),
 }
 
@@ -235,16 +318,23 @@ def test_a_client_in_trouble_is_named_and_the_round_goes_on_without_it(kind):
     action, how, words = TROUBLE[kind]
     scenario, servers = tiny_scenario(num_clients=3, rounds=2, local_steps=1), []
     server_app = split_server_app(keep=servers.append, task_of=tiny_task)
-    run_app(server_app, spoil(1, action, how), 3, {**scenario.to_run_config(), "cut": "down_blocks.0"})
+    run_app(
+        server_app, spoil(1, action, how), 3, {**scenario.to_run_config(), "cut": "down_blocks.0"}
+    )
     ((server_round, client, reason),) = servers[0].refused
     assert (server_round, client) == (1, "client 1") and words in reason
     assert set(servers[0].client_states) == {0, 1, 2}  # in the second round it is back
-    assert all(value.isfinite().all() for value in servers[0].state.values()) and len(servers[0].losses) == 3
+    assert (
+        all(value.isfinite().all() for value in servers[0].state.values())
+        and len(servers[0].losses) == 3
+    )
 
 
 def test_after_a_stop_the_last_average_is_kept():
     asked = iter([False] * 12 + [True] * 100)
-    outcome = run_split(tiny_scenario(rounds=50, local_steps=1), "conv_in", lambda: next(asked), task_of=tiny_task)
+    outcome = run_split(
+        tiny_scenario(rounds=50, local_steps=1), "conv_in", lambda: next(asked), task_of=tiny_task
+    )
     assert outcome.stopped and 1 < len(outcome.rounds) < 50 and outcome.state
 
 
@@ -263,18 +353,32 @@ def test_the_bytes_foretold_are_the_bytes_that_flower_sends(cut):
     scenario = tiny_scenario()
     sent = run_split(scenario, cut, task_of=tiny_task).trace.frame()
     unet = tiny_unet(addition_embed_type="text", addition_embed_type_num_heads=2)
-    table = traffic(unet, 0, 5, rounds=1, steps=2, batch=4, rank=2).set_index("way").loc[f"split after {cut}"]
+    table = (
+        traffic(unet, 0, 5, rounds=1, steps=2, batch=4, rank=2)
+        .set_index("way")
+        .loc[f"split after {cut}"]
+    )
     weights = sum(map(on_device(unet, cut), dict(unet.named_parameters())))
-    arrays = weights + 2 * (2 * len(smashed_shapes(unet, cut, (4, 4, 8, 8), (4, 5, 8))) + 3)  # sent and got, two steps
-    for told, real in ((table.up_bytes, sent[sent.sender == 0]), (table.down_bytes, sent[sent.receiver == 0])):
-        assert 0 < real.bytes.sum() - told < 300 * arrays + 200 * len(real)  # names, shapes and headers
+    arrays = weights + 2 * (
+        2 * len(smashed_shapes(unet, cut, (4, 4, 8, 8), (4, 5, 8))) + 3
+    )  # sent and got, two steps
+    for told, real in (
+        (table.up_bytes, sent[sent.sender == 0]),
+        (table.down_bytes, sent[sent.receiver == 0]),
+    ):
+        assert (
+            0 < real.bytes.sum() - told < 300 * arrays + 200 * len(real)
+        )  # names, shapes and headers
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_operations_foretold_are_those_that_torch_counts(method):
     unet, draw = tiny_task(tiny_scenario(method=method)).unet, torch.Generator().manual_seed(0)
     noisy, text = torch.randn(3, 4, 8, 8, generator=draw), torch.randn(3, 5, 8, generator=draw)
-    with FlopCounterMode(display=False) as forward, sdpa_kernel(SDPBackend.MATH):  # torch can't look into its fast one
+    with (
+        FlopCounterMode(display=False) as forward,
+        sdpa_kernel(SDPBackend.MATH),
+    ):  # torch can't look into its fast one
         smashed = DeviceHalf(unet, "down_blocks.1")(noisy, torch.tensor([1, 2, 3]), text)
     with FlopCounterMode(display=False) as backward:
         sum(tensor.sum() for tensor in smashed.values()).backward()
@@ -293,7 +397,9 @@ def test_a_device_tells_the_work_behind_each_answer_so_that_a_run_can_be_put_on_
     assert len(rounds) == 2 and (rounds["seconds"] > 0).all()
 
 
-@pytest.mark.parametrize("knob", [{"rule": "flora"}, {"secure": 1}, {"upload": "int8"}, {"select": "random"}])
+@pytest.mark.parametrize(
+    "knob", [{"rule": "flora"}, {"secure": 1}, {"upload": "int8"}, {"select": "random"}]
+)
 def test_a_knob_of_other_ways_to_train_is_refused_by_name(knob):
     with pytest.raises(ValueError, match=f"knows no {next(iter(knob))}="):
         run_split(tiny_scenario(**knob), "conv_in", task_of=tiny_task)
@@ -311,23 +417,36 @@ def test_the_adapter_in_the_table_is_the_adapter_that_is_sent():
 @pytest.mark.parametrize("against", ["LoRA", "whole model"])
 def test_at_the_crossover_the_split_turns_from_less_to_more(against):
     column = "below_lora_up_to" if against == "LoRA" else "below_whole_up_to"
-    crossover = int(traffic(tiny_unet(), 0, 5, rank=8).set_index("way").loc["split after conv_in", column])
+    crossover = int(
+        traffic(tiny_unet(), 0, 5, rank=8).set_index("way").loc["split after conv_in", column]
+    )
     assert crossover > 0
     for pictures, is_less in ((crossover, True), (crossover + 1, False)):
-        table = traffic(tiny_unet(), 0, 5, rounds=1, steps=pictures, batch=1, rank=8).set_index("way")
+        table = traffic(tiny_unet(), 0, 5, rounds=1, steps=pictures, batch=1, rank=8).set_index(
+            "way"
+        )
         both = table.up_bytes + table.down_bytes
         assert (both["split after conv_in"] <= both[against]) == is_less
 
 
 def test_stable_diffusion_15_has_the_sizes_that_were_measured_on_it():
-    table = traffic(sd15(), 0, 77, rounds=1, steps=1, batch=1, rank=4, targets=TARGETS[:4], bytes_per_number=2)
+    table = traffic(
+        sd15(), 0, 77, rounds=1, steps=1, batch=1, rank=4, targets=TARGETS[:4], bytes_per_number=2
+    )
     table = table.set_index("way")
     assert table.loc["whole model", "device_parameters"] == 859_520_964
     assert table.loc["LoRA", "up_bytes"] == 2 * 797_184
-    kept = table.device_parameters[["split after conv_in", "split after down_blocks.0", "split after down_blocks.1"]]
+    kept = table.device_parameters[
+        ["split after conv_in", "split after down_blocks.0", "split after down_blocks.1"]
+    ]
     np.testing.assert_allclose(kept.astype(float), [2.06e6, 12.6e6, 49.4e6], rtol=2e-3)
-    shapes = {cut: smashed_shapes(sd15(), cut, (1, 4, 64, 64), (1, 77, 768)) for cut in ("conv_in", "mid_block")}
-    smashed = {cut: sum(torch.Size(shape).numel() for shape in of.values()) for cut, of in shapes.items()}
+    shapes = {
+        cut: smashed_shapes(sd15(), cut, (1, 4, 64, 64), (1, 77, 768))
+        for cut in ("conv_in", "mid_block")
+    }
+    smashed = {
+        cut: sum(torch.Size(shape).numel() for shape in of.values()) for cut, of in shapes.items()
+    }
     assert 2 * smashed["conv_in"] == pytest.approx(2.62e6, rel=5e-3)
     assert 2 * smashed["mid_block"] == pytest.approx(13.4e6, rel=5e-3)
 

@@ -22,10 +22,15 @@ def new_unet(dtype=torch.float32, rank=3, alpha=None):
     with torch.random.fork_rng():
         torch.manual_seed(1)
         unet = UNet2DConditionModel(
-            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=8, norm_num_groups=4,
-            attention_head_dim=2, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            cross_attention_dim=8,
+            norm_num_groups=4,
+            attention_head_dim=2,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        ).eval()  # fmt: skip
+        ).eval()
     add_adapter(unet, rank, alpha)
     return unet.double() if dtype is torch.float64 else unet
 
@@ -52,7 +57,16 @@ def state_of(unet, client, rank=None):
 
 def turn_of(unet, client, state, **knobs):
     message = context = None
-    return Turn(message, context, unet, SCHEDULE, pictures(client, unet.dtype), state, seed=client, **(KNOBS | knobs))
+    return Turn(
+        message,
+        context,
+        unet,
+        SCHEDULE,
+        pictures(client, unet.dtype),
+        state,
+        seed=client,
+        **(KNOBS | knobs),
+    )
 
 
 def one_by_one(turns):
@@ -61,7 +75,13 @@ def one_by_one(turns):
     for turn in turns:
         load_trainable(turn.unet, turn.state)
         losses = train(
-            turn.unet, turn.schedule, turn.encoded, turn.steps, turn.batch_size, turn.learning_rate, turn.seed
+            turn.unet,
+            turn.schedule,
+            turn.encoded,
+            turn.steps,
+            turn.batch_size,
+            turn.learning_rate,
+            turn.seed,
         )
         results.append((trainable_state(turn.unet), losses))
     return results
@@ -84,9 +104,13 @@ def test_stacked_training_equals_one_client_after_another(monkeypatch, merged, d
     unet = new_unet(dtype, alpha=7)
     turns = [turn_of(unet, client, state_of(unet, client)) for client in range(3)]
     plain = one_by_one(turns)
-    for (state, losses), (plain_state, plain_losses), turn in zip(train_stacked(turns), plain, turns, strict=True):
+    for (state, losses), (plain_state, plain_losses), turn in zip(
+        train_stacked(turns), plain, turns, strict=True
+    ):
         apart = sum((state[name] - plain_state[name]).square().sum() for name in plain_state).sqrt()
-        went = sum((turn.state[name] - plain_state[name]).square().sum() for name in plain_state).sqrt()
+        went = sum(
+            (turn.state[name] - plain_state[name]).square().sum() for name in plain_state
+        ).sqrt()
         assert apart < tolerance * went
         assert losses == pytest.approx(plain_losses, rel=1e-4)
 
@@ -121,10 +145,15 @@ def test_clients_of_different_rank_go_together():
 
 def test_the_unet_is_as_it_was_afterwards():
     unet = new_unet()
-    layers, numbers = dict(unet.named_modules()), {name: p.clone() for name, p in unet.state_dict().items()}
+    layers, numbers = (
+        dict(unet.named_modules()),
+        {name: p.clone() for name, p in unet.state_dict().items()},
+    )
     strides = [p.stride() for p in unet.parameters()]
     train_stacked([turn_of(unet, client, state_of(unet, client), steps=1) for client in range(2)])
-    assert dict(unet.named_modules()) == layers and [p.stride() for p in unet.parameters()] == strides
+    assert (
+        dict(unet.named_modules()) == layers and [p.stride() for p in unet.parameters()] == strides
+    )
     torch.testing.assert_close(unet.state_dict(), numbers, rtol=0, atol=0)
 
 
@@ -143,7 +172,11 @@ def test_states_that_do_not_fit_are_named(damage):
     fine, state = state_of(unet, 0), state_of(unet, 1)
     name = next(iter(state))
     tensor = state.pop(name)
-    state |= {"elsewhere.lora_A.default.weight": tensor} if damage == "name" else {name: torch.zeros(3, 99)}
+    state |= (
+        {"elsewhere.lora_A.default.weight": tensor}
+        if damage == "name"
+        else {name: torch.zeros(3, 99)}
+    )
     with pytest.raises(ValueError, match="Client 1 can't join" if damage == "name" else "99"):
         StackedAdapters(unet, [fine, state])
 
@@ -159,8 +192,12 @@ def app_of(unet, heard=None):
         return Turn(message, context, unet, SCHEDULE, pictures(client), state, seed=client, **KNOBS)
 
     def end(turn, trained, losses):
-        metrics = MetricRecord({"loss": losses[-1], "partition-id": turn.context.node_config["partition-id"]})
-        return Message(RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics}), reply_to=turn.message)
+        metrics = MetricRecord(
+            {"loss": losses[-1], "partition-id": turn.context.node_config["partition-id"]}
+        )
+        return Message(
+            RecordDict({"arrays": ArrayRecord(trained), "metrics": metrics}), reply_to=turn.message
+        )
 
     client_app, server_app = ClientApp(), ServerApp()
 
@@ -168,7 +205,9 @@ def app_of(unet, heard=None):
     def answer(message, context):
         turn = begin(message, context)
         load_trainable(unet, turn.state)
-        losses = train(unet, SCHEDULE, turn.encoded, turn.steps, turn.batch_size, turn.learning_rate, turn.seed)
+        losses = train(
+            unet, SCHEDULE, turn.encoded, turn.steps, turn.batch_size, turn.learning_rate, turn.seed
+        )
         return end(turn, trainable_state(unet), losses)
 
     start, replies = ArrayRecord(state_of(unet, 9)), []
@@ -176,7 +215,9 @@ def app_of(unet, heard=None):
     @server_app.main()
     def ask(grid, context):
         content = RecordDict({"arrays": start})
-        replies.extend(grid.send_and_receive([Message(content, node, "train") for node in grid.get_node_ids()]))
+        replies.extend(
+            grid.send_and_receive([Message(content, node, "train") for node in grid.get_node_ids()])
+        )
 
     return server_app, client_app, stacked_handler(begin, end, heard), replies
 
@@ -189,7 +230,9 @@ def test_the_stacked_handler_answers_as_the_plain_client(monkeypatch):
         run = run_app(server_app, client_app, 4, stacked=handler if way == "stacked" else None)
         answers[way] = (
             replies,
-            sorted((sent.sender, sent.receiver, sent.bytes) for sent in run.trace.frame().itertuples()),
+            sorted(
+                (sent.sender, sent.receiver, sent.bytes) for sent in run.trace.frame().itertuples()
+            ),
         )
     assert answers["plain"][1] == answers["stacked"][1] and len(answers["plain"][0]) == 4
     for plain, ours in zip(answers["plain"][0], answers["stacked"][0], strict=True):
@@ -203,7 +246,9 @@ def test_the_stacked_handler_answers_as_the_plain_client(monkeypatch):
             rtol=0,
             atol=1e-5,
         )
-        assert ours.content["metrics"]["loss"] == pytest.approx(plain.content["metrics"]["loss"], abs=1e-5)
+        assert ours.content["metrics"]["loss"] == pytest.approx(
+            plain.content["metrics"]["loss"], abs=1e-5
+        )
 
 
 def test_stop_passes_through_and_leaves_the_unet_whole():

@@ -11,7 +11,12 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 
 from fedgen_lab.lora.upload import MEMORY, pack, unpack
 
-SHAPES = {"q.lora_B.default.weight": (32, 8), "q.lora_A.default.weight": (8, 48), "conv": (6, 4, 3, 3), "bias": (5,)}
+SHAPES = {
+    "q.lora_B.default.weight": (32, 8),
+    "q.lora_A.default.weight": (8, 48),
+    "conv": (6, 4, 3, 3),
+    "bias": (5,),
+}
 NUMBERS = sum(math.prod(shape) for shape in SHAPES.values())
 
 
@@ -35,8 +40,12 @@ def across_the_wire(arrays):
 
 
 def send(trained, received, how, state=None, seed=0):
-    arrays, _ = across_the_wire(pack(trained, received, how, RecordDict() if state is None else state, seed))
-    return unpack(arrays, dict(reversed(received.items())), how)  # the server's order of names does not matter
+    arrays, _ = across_the_wire(
+        pack(trained, received, how, RecordDict() if state is None else state, seed)
+    )
+    return unpack(
+        arrays, dict(reversed(received.items())), how
+    )  # the server's order of names does not matter
 
 
 def distance(some, others):
@@ -56,7 +65,9 @@ def test_int8_is_never_off_by_more_than_one_step_of_its_row(scale):
     arrived = send(trained, received, scenario("int8"))
     for name, value in trained.items():
         rows = value.reshape(len(value), -1) if value.dim() > 1 else value.reshape(1, -1)
-        step = (rows.abs().amax(1) / 127).clamp_min(2**-24) * 1.002 + 2**-24  # float16 rounds the step up
+        step = (rows.abs().amax(1) / 127).clamp_min(
+            2**-24
+        ) * 1.002 + 2**-24  # float16 rounds the step up
         error = (arrived[name] - value).reshape(rows.shape).abs()
         assert (error <= step[:, None] * (1 + 1e-3)).all()
 
@@ -66,7 +77,9 @@ def test_int8_is_right_on_average_where_rounding_to_the_nearest_is_not():
     received = {"w": torch.zeros(4, 50)}
     trained = {"w": torch.full((4, 50), 0.3) / 127}  # three tenths of a step: the nearest is zero
     trained["w"][:, 0] = 1.0  # sets the step
-    arrived = torch.stack([send(trained, received, scenario("int8"), seed=s)["w"] for s in range(400)])  # (400, 4, 50)
+    arrived = torch.stack(
+        [send(trained, received, scenario("int8"), seed=s)["w"] for s in range(400)]
+    )  # (400, 4, 50)
     mean, spread = arrived.mean(0), arrived.std(0) / math.sqrt(400)
     assert ((mean - trained["w"]).abs() <= 5 * spread + 1e-9).all() and spread[:, 1:].min() > 0
     assert (mean[:, 1:].mean() - 0.3 / 127).abs() < 0.02 / 127
@@ -98,16 +111,23 @@ def test_top_k_sends_the_largest_entries_exactly_and_nothing_else(keep):
 
 def test_with_error_feedback_the_sum_of_what_arrived_becomes_the_sum_of_what_was_meant():
     received, state, how = tensors(0), RecordDict(), scenario("top-k", 0.1)
-    arrived, meant = {name: torch.zeros(shape) for name, shape in SHAPES.items()}, dict.fromkeys(SHAPES, 0)
+    arrived, meant = (
+        {name: torch.zeros(shape) for name, shape in SHAPES.items()},
+        dict.fromkeys(SHAPES, 0),
+    )
     for _ in range(60):
         trained = trained_from(received, 1)  # the same change every time
         got = send(trained, received, how, state)
         arrived = {name: arrived[name] + got[name] - received[name] for name in SHAPES}
         meant = {name: meant[name] + trained[name] - received[name] for name in SHAPES}
         unsent = state[MEMORY].to_torch_state_dict()
-        assert distance({n: arrived[n] + unsent[n] for n in SHAPES}, meant) < 1e-4  # nothing is ever lost
+        assert (
+            distance({n: arrived[n] + unsent[n] for n in SHAPES}, meant) < 1e-4
+        )  # nothing is ever lost
     size = distance(meant, {name: torch.zeros(shape) for name, shape in SHAPES.items()})
-    without = send(trained_from(received, 1), received, how)  # no memory: the same tenth again and again
+    without = send(
+        trained_from(received, 1), received, how
+    )  # no memory: the same tenth again and again
     lost = distance({n: 60 * (without[n] - received[n]) for n in SHAPES}, meant)
     assert distance(arrived, meant) < 0.25 * size < 0.5 * lost
 
@@ -126,7 +146,10 @@ def test_memory_is_kept_by_name_when_rounds_alternate_between_factors():
 
 def test_fewer_bytes_cross_the_wire():
     big = {"a": torch.zeros(400, 100), "b": torch.zeros(100, 400)}
-    change = {name: torch.randn(value.shape, generator=torch.Generator().manual_seed(1)) for name, value in big.items()}
+    change = {
+        name: torch.randn(value.shape, generator=torch.Generator().manual_seed(1))
+        for name, value in big.items()
+    }
     number = 80_000
 
     def size(upload, keep=0.1):
@@ -135,7 +158,9 @@ def test_fewer_bytes_cross_the_wire():
     slack = 700  # headers of two arrays
     assert size("float32") - 4 * number < slack
     assert 0 < size("int8") - (number + 2 * 500) < slack
-    assert 0 < size("top-k", 0.1) - (4 * 8_000 + number // 8) < slack  # one bit says whether a number was sent
+    assert (
+        0 < size("top-k", 0.1) - (4 * 8_000 + number // 8) < slack
+    )  # one bit says whether a number was sent
     assert 0 < size("top-k", 0.01) - (4 + 4) * 800 < slack  # four bytes say where a number belongs
 
 
@@ -149,13 +174,25 @@ def test_an_update_that_is_not_finite_is_refused_on_the_device(upload):
 
 def test_an_update_too_large_for_int8_is_refused_on_the_device():
     with pytest.raises(ValueError, match="'conv' reaches .* too large for int8"):
-        pack({"conv": torch.full((2, 2), 1e9)}, {"conv": torch.zeros(2, 2)}, scenario("int8"), RecordDict(), 0)
+        pack(
+            {"conv": torch.full((2, 2), 1e9)},
+            {"conv": torch.zeros(2, 2)},
+            scenario("int8"),
+            RecordDict(),
+            0,
+        )
 
 
 def test_other_names_or_shapes_are_refused():
     received = tensors(0)
     with pytest.raises(ValueError, match="'bias' is only on one side"):
-        pack({n: received[n] for n in SHAPES if n != "bias"}, received, scenario("int8"), RecordDict(), 0)
+        pack(
+            {n: received[n] for n in SHAPES if n != "bias"},
+            received,
+            scenario("int8"),
+            RecordDict(),
+            0,
+        )
     with pytest.raises(ValueError, match=r"bias has shape \(6,\), expected \(5,\)"):
         pack({**received, "bias": torch.zeros(6)}, received, scenario("top-k"), RecordDict(), 0)
 
@@ -166,7 +203,9 @@ def damaged(upload, name, value):
     if value is None:
         del arrays[name]
     else:
-        arrays[name] = value if isinstance(value, Array) else Array(value(arrays[name].numpy().copy()))
+        arrays[name] = (
+            value if isinstance(value, Array) else Array(value(arrays[name].numpy().copy()))
+        )
     return unpack(arrays, received, how)
 
 
@@ -183,16 +222,46 @@ DAMAGE = {
     "int8-values-missing": ("int8", "values", None, "'values' is missing"),
     "int8-scale-nan": ("int8", "scales", at_0(np.nan), "NaN or infinity in 'scales'"),
     "int8-one-scale-too-few": ("int8", "scales", lambda v: v[1:], "'scales' as float16"),
-    "int8-values-as-floats": ("int8", "values", lambda v: v.astype(np.float32), "'values' as float32"),
+    "int8-values-as-floats": (
+        "int8",
+        "values",
+        lambda v: v.astype(np.float32),
+        "'values' as float32",
+    ),
     "int8-extra": ("int8", "extra", lambda v: v, "'extra' is missing or too many"),
-    "int8-garbage": ("int8", "values", Array("int8", (3,), "numpy.ndarray", b"none"), "'values' in a form that cannot"),
+    "int8-garbage": (
+        "int8",
+        "values",
+        Array("int8", (3,), "numpy.ndarray", b"none"),
+        "'values' in a form that cannot",
+    ),
     "top-k-values-infinite": ("top-k", "values", at_0(np.inf), "NaN or infinity in 'values'"),
-    "top-k-too-many-values": ("top-k", "values", lambda v: np.append(v, v), f"where float32 \\({KEPT},\\) belongs"),
+    "top-k-too-many-values": (
+        "top-k",
+        "values",
+        lambda v: np.append(v, v),
+        f"where float32 \\({KEPT},\\) belongs",
+    ),
     "top-k-negative-place": ("top-k", "places", at_0(-1), "are not .* different places below"),
-    "top-k-place-too-large": ("top-k", "places", lambda v: np.append(v[:-1], np.int32(NUMBERS)), "places below"),
-    "top-k-same-place-twice": ("top-k", "places", lambda v: np.repeat(v[:1], len(v)), "different places"),
+    "top-k-place-too-large": (
+        "top-k",
+        "places",
+        lambda v: np.append(v[:-1], np.int32(NUMBERS)),
+        "places below",
+    ),
+    "top-k-same-place-twice": (
+        "top-k",
+        "places",
+        lambda v: np.repeat(v[:1], len(v)),
+        "different places",
+    ),
     "float32-nan": ("float32", "bias", at_0(np.nan), "NaN or infinity in 'bias'"),
-    "float32-wrong-rank": ("float32", "q.lora_A.default.weight", lambda v: v[:4], r"has shape \(4, 48\)"),
+    "float32-wrong-rank": (
+        "float32",
+        "q.lora_A.default.weight",
+        lambda v: v[:4],
+        r"has shape \(4, 48\)",
+    ),
 }
 
 

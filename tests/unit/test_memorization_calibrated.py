@@ -40,7 +40,9 @@ def test_false_alarms_on_fresh_pictures_stay_at_the_level(sides, level):
     training, held_out, fresh = sides
     found = calibrated_novelty(fresh, training, held_out, level)
     allowed = int(level * 200)
-    worst = beta.ppf(0.9999, allowed, 200 - allowed)  # the true rate behind a threshold set by 199 pictures
+    worst = beta.ppf(
+        0.9999, allowed, 200 - allowed
+    )  # the true rate behind a threshold set by 199 pictures
     assert found.flagged.sum() <= binom.ppf(0.9999, 300, worst)
     assert np.array_equal(found.flagged, found.p_values <= level)
     assert found.share.estimate == found.flagged.mean()
@@ -50,7 +52,10 @@ def test_p_values_of_fresh_pictures_are_even(sides):
     training, held_out, fresh = sides
     from scipy.stats import kstest
 
-    assert kstest(calibrated_novelty(fresh, training, held_out, 0.05).p_values, "uniform").pvalue > 1e-4
+    assert (
+        kstest(calibrated_novelty(fresh, training, held_out, 0.05).p_values, "uniform").pvalue
+        > 1e-4
+    )
 
 
 @pytest.mark.parametrize("edit", EDITS)
@@ -58,7 +63,9 @@ def test_every_edit_of_a_copy_is_found_at_one_percent(sides, edit):
     training, held_out, fresh = sides
     found = calibrated_novelty(edited(training[:60], edit, fresh), training, held_out, 0.01)
     assert found.flagged.mean() >= 0.9
-    assert (found.rows[found.flagged] == np.flatnonzero(found.flagged)).mean() > 0.95  # and its original is named
+    assert (
+        found.rows[found.flagged] == np.flatnonzero(found.flagged)
+    ).mean() > 0.95  # and its original is named
 
 
 def test_plain_matching_misses_what_robust_matching_finds(sides):
@@ -106,7 +113,9 @@ def test_intervals_hold_the_true_fraction_as_often_as_they_say(sides, monkeypatc
     for _ in range(60):
         null, fresh = draw.uniform(0.1, 1, 400), draw.uniform(0.1, 1, 380)
         scores = iter([null, np.r_[np.zeros(20), fresh]])
-        monkeypatch.setattr(calibrated, "novelty", lambda *_, scores=scores: (of := next(scores), np.zeros(len(of))))
+        monkeypatch.setattr(
+            calibrated, "novelty", lambda *_, scores=scores: (of := next(scores), np.zeros(len(of)))
+        )
         share = copied_fraction(torch.zeros(400), torch.zeros(2), torch.zeros(400))
         inside += share.low <= 0.05 <= share.high
     assert inside >= 55  # of 60: 57 would be 95 %, and the interval is a cautious one
@@ -124,9 +133,17 @@ def test_the_score_has_three_terms_that_are_nothing_for_an_honest_model(sides):
 
     training, held_out, fresh = sides
     honest = calibrated_score(fresh, training, held_out, tpr=0.01, judge=Pixels())
-    copier = calibrated_score(torch.cat([training, training]), training, held_out, tpr=0.505, judge=Pixels())
-    assert honest.quality == pytest.approx(0, abs=0.05) and honest.copied.estimate < 0.05 and honest.advantage == 0
-    assert copier.quality == pytest.approx(0, abs=0.05) and copier.copied.estimate == 1  # quality can't see it
+    copier = calibrated_score(
+        torch.cat([training, training]), training, held_out, tpr=0.505, judge=Pixels()
+    )
+    assert (
+        honest.quality == pytest.approx(0, abs=0.05)
+        and honest.copied.estimate < 0.05
+        and honest.advantage == 0
+    )
+    assert (
+        copier.quality == pytest.approx(0, abs=0.05) and copier.copied.estimate == 1
+    )  # quality can't see it
     assert copier.advantage == pytest.approx(0.5)
     assert copier.total(2, 4) == pytest.approx(copier.quality + 2 + 4 * 0.5)
     assert str(Share(0.1, 0.05, 0.2)) == "10.0% (5.0% to 20.0%)"
@@ -142,9 +159,14 @@ def judge_table(table):
 
 
 def test_private_pictures_changed_are_found_and_fresh_ones_are_not():
-    images = torch.cat([
-        private_pictures(replace(Copying(), pictures=190, duplicated=0, seed=seed)).pictures.images for seed in (0, 1)
-    ])  # fmt: skip
+    images = torch.cat(
+        [
+            private_pictures(
+                replace(Copying(), pictures=190, duplicated=0, seed=seed)
+            ).pictures.images
+            for seed in (0, 1)
+        ]
+    )
     judge_table(detected(images[:120], images[120:280], images[280:380], copies=20, with_qn=False))
 
 
@@ -154,10 +176,19 @@ def test_digits_of_eight_pixels_moved_mirrored_or_of_other_contrast_are_found():
 
     images = torch.from_numpy((load_digits().images * 15.9375).astype(np.uint8))[:, None]
     images = images[torch.from_numpy(np.random.default_rng(0).permutation(len(images)))]
-    by_name = detected(images[:300], images[300:500], images[500:650], copies=20).set_index("pictures")
-    assert by_name.loc[["none", "shifted", "mirrored", "more contrast", "less contrast"], "calibrated"].min() >= 0.9
+    by_name = detected(images[:300], images[300:500], images[500:650], copies=20).set_index(
+        "pictures"
+    )
+    assert (
+        by_name.loc[
+            ["none", "shifted", "mirrored", "more contrast", "less contrast"], "calibrated"
+        ].min()
+        >= 0.9
+    )
     assert by_name.loc["fresh", "low"] <= 0.01
-    assert by_name.loc["fresh", "qn_threshold"] > 0.2  # Q-N's own threshold takes so many fresh ones for copies
+    assert (
+        by_name.loc["fresh", "qn_threshold"] > 0.2
+    )  # Q-N's own threshold takes so many fresh ones for copies
     assert by_name.loc["mirrored", "qn_confirmed"] < 0.2  # and a mirror is enough to pass it
 
 
@@ -180,16 +211,22 @@ def test_edits_do_what_they_say():
     assert not torch.equal(edited(images, "shifted", seed=1), edited(images, "shifted"))
     noise = (edited(0 * images, "noised") / 2).std()
     assert noise == pytest.approx(0.1, rel=0.1)
-    assert torch.allclose(edited(images, "blended", images[:1]), 0.8 * images + 0.2 * images[:1], atol=1e-6)
+    assert torch.allclose(
+        edited(images, "blended", images[:1]), 0.8 * images + 0.2 * images[:1], atol=1e-6
+    )
     assert torch.allclose(edited(0.5 * images, "more contrast"), 0.6 * images, atol=1e-6)
-    with pytest.raises(ValueError, match="edit must be one of none, .*needs `others`; got 'blended'"):
+    with pytest.raises(
+        ValueError, match="edit must be one of none, .*needs `others`; got 'blended'"
+    ):
         edited(images, "blended")
 
 
 # -- what is refused --------------------------------------------------------------------------------------------------
 def test_input_that_can_not_be_judged_is_refused(sides):
     training, held_out, fresh = sides
-    with pytest.raises(ValueError, match="a level of 0.01 needs at least 99 held-out pictures; got 98"):
+    with pytest.raises(
+        ValueError, match="a level of 0.01 needs at least 99 held-out pictures; got 98"
+    ):
         calibrated_novelty(fresh, training, held_out[:98])
     with pytest.raises(ValueError, match="level must lie between 0 and 1"):
         calibrated_novelty(fresh, training, held_out, 1.0)
@@ -197,7 +234,9 @@ def test_input_that_can_not_be_judged_is_refused(sides):
         calibrated_novelty(fresh, training[:1].repeat(5, 1, 1, 1), held_out)
     with pytest.raises(ValueError, match="all 199 held-out pictures score"):
         calibrated_novelty(fresh, training, held_out[:1].repeat(199, 1, 1, 1))
-    with pytest.raises(ValueError, match="10 of 199 held-out pictures are training pictures.*rows 189, .*198. Take"):
+    with pytest.raises(
+        ValueError, match="10 of 199 held-out pictures are training pictures.*rows 189, .*198. Take"
+    ):
         calibrated_novelty(fresh, training, torch.cat([held_out[10:], training[:10].flip(-1)]))
     with pytest.raises(ValueError, match="held-out pictures hold NaN"):
         calibrated_novelty(fresh, training, held_out * torch.nan)

@@ -14,7 +14,9 @@ def two_classes(number=16):
     """Light and dark 8x8 pictures, by label."""
     labels = torch.arange(number) % 2
     images = torch.where(labels == LIGHT, 0.8, -0.8).view(-1, 1, 1, 1).expand(number, 1, 8, 8)
-    return images + 0.05 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0)), labels
+    return images + 0.05 * torch.randn(
+        images.shape, generator=torch.Generator().manual_seed(0)
+    ), labels
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +98,10 @@ def test_training_can_be_stopped():
 @pytest.mark.parametrize(
     ("broken", "says"),
     [
-        (lambda images, labels: (images[:, :, :7], labels), r"are \(N, 1, 8, 8\); got \(16, 1, 7, 8\)"),
+        (
+            lambda images, labels: (images[:, :, :7], labels),
+            r"are \(N, 1, 8, 8\); got \(16, 1, 7, 8\)",
+        ),
         (lambda images, labels: (images.expand(-1, 3, -1, -1), labels), r"got \(16, 3, 8, 8\)"),
         (lambda images, labels: (images[:0], labels[:0]), r"got \(0, 1, 8, 8\)"),
         (lambda images, labels: (images * float("nan"), labels), "NaN"),

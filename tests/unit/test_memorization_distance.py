@@ -7,15 +7,25 @@ import pytest
 import torch
 from sklearn.neighbors import NearestNeighbors
 
-from fedgen_lab.memorization.distance import MATCHES, as_unit, nearest, nearest_within, without_duplicates
+from fedgen_lab.memorization.distance import (
+    MATCHES,
+    as_unit,
+    nearest,
+    nearest_within,
+    without_duplicates,
+)
 
 
 def blobs(number, side=12, channels=1, seed=0):
     """Smooth random pictures (N, C, side, side), uint8: some are nearer than others, as among real ones."""
     draw = torch.Generator().manual_seed(seed)
     coarse = torch.rand(number, channels, 4, 4, generator=draw)
-    fine = torch.nn.functional.interpolate(coarse, (side, side), mode="bicubic", align_corners=False)
-    return (255 * (fine + 0.05 * torch.rand(fine.shape, generator=draw)).clamp(0, 1)).to(torch.uint8)
+    fine = torch.nn.functional.interpolate(
+        coarse, (side, side), mode="bicubic", align_corners=False
+    )
+    return (255 * (fine + 0.05 * torch.rand(fine.shape, generator=draw)).clamp(0, 1)).to(
+        torch.uint8
+    )
 
 
 def moved(images, dy, dx):
@@ -32,7 +42,10 @@ def robust_distance(one, other):
     for view in (one, one[..., ::-1]):
         for dy in range(-2, 3):
             for dx in range(-2, 3):
-                y, x = slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx))
+                y, x = (
+                    slice(max(0, -dy), height - max(0, dy)),
+                    slice(max(0, -dx), width - max(0, dx)),
+                )
                 there = slice(y.start + dy, y.stop + dy), slice(x.start + dx, x.stop + dx)
                 mine, theirs = view[:, there[0], there[1]], other[:, y, x]
                 mine, theirs = mine - mine.mean(), theirs - theirs.mean()
@@ -68,7 +81,9 @@ def test_plain_neighbours_are_scikit_learns(seed):
     distances, rows = nearest(generated, training, 4)
     ours, theirs = (as_unit(images).flatten(1).double().numpy() for images in (generated, training))
     expected, where = NearestNeighbors(n_neighbors=4).fit(theirs).kneighbors(ours)
-    np.testing.assert_allclose(distances, expected / 12, atol=1e-6)  # 144 values: the root of their number is 12
+    np.testing.assert_allclose(
+        distances, expected / 12, atol=1e-6
+    )  # 144 values: the root of their number is 12
     assert (rows == where).mean() > 0.95  # uint8 pictures can be equally near
 
 
@@ -119,7 +134,9 @@ def test_robust_matching_sees_through_an_edit_that_plain_matching_takes_for_nove
 @pytest.mark.parametrize("seed", range(3))
 def test_the_robust_distance_is_never_above_the_plain_one_and_has_no_direction(seed):
     ones, others = blobs(8, seed=seed), blobs(8, seed=seed + 9)
-    table = np.stack([nearest(ones, others[i : i + 1], match="robust")[0][:, 0] for i in range(8)], 1)
+    table = np.stack(
+        [nearest(ones, others[i : i + 1], match="robust")[0][:, 0] for i in range(8)], 1
+    )
     back = np.stack([nearest(others, ones[i : i + 1], match="robust")[0][:, 0] for i in range(8)])
     plain = np.stack([nearest(ones, others[i : i + 1])[0][:, 0] for i in range(8)], 1)
     np.testing.assert_allclose(table, back, atol=1e-6)
@@ -129,13 +146,18 @@ def test_the_robust_distance_is_never_above_the_plain_one_and_has_no_direction(s
 def test_a_flat_picture_does_not_match_everything():
     flat = torch.full((1, 1, 12, 12), 90, dtype=torch.uint8)
     assert nearest(flat, blobs(30), match="robust")[0] > 0.05
-    assert nearest(flat, flat + 50, match="robust")[0] == 0  # but any other flat picture: brightness is free
+    assert (
+        nearest(flat, flat + 50, match="robust")[0] == 0
+    )  # but any other flat picture: brightness is free
 
 
 @pytest.mark.parametrize("match", MATCHES)
 def test_chunks_change_nothing(match):
     training, generated = blobs(80, seed=1), blobs(30, seed=2)
-    whole, pieces = nearest(generated, training, 2, match), nearest(generated, training, 2, match, megabytes=0.01)
+    whole, pieces = (
+        nearest(generated, training, 2, match),
+        nearest(generated, training, 2, match, megabytes=0.01),
+    )
     np.testing.assert_array_equal(whole[1], pieces[1])
     np.testing.assert_allclose(whole[0], pieces[0], atol=1e-6)
 

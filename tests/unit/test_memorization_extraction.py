@@ -50,24 +50,39 @@ def test_prompts_of_every_kind_are_asked_and_codes_that_were_never_planted(tiny)
 
     copying, pipeline = Copying(pictures=6, duplicated=2, canaries=1), tiny
     private = private_pictures(copying)
-    table, pictures = known_prompts(Trained(copying, private, pipeline, []), number=2, seeds=(0,), steps=2)
+    table, pictures = known_prompts(
+        Trained(copying, private, pipeline, []), number=2, seeds=(0,), steps=2
+    )
     asked = table.groupby("kind")["prompt"].agg(list)
-    assert asked["canary"] == private.pictures.captions[6:] and asked["repeated"] == private.pictures.captions[:2]
+    assert (
+        asked["canary"] == private.pictures.captions[6:]
+        and asked["repeated"] == private.pictures.captions[:2]
+    )
     assert asked["once"] == private.pictures.captions[2:4] and len(asked["other codes"]) == 4
     assert not set(asked["other codes"] + asked["never seen"]) & set(private.pictures.captions)
     assert pictures.shape == (len(table), 4, 3, 32, 32)
-    np.testing.assert_allclose(table["pull"][:1], text_noise(pipeline, asked["canary"], [0], 2), rtol=1e-4)
+    np.testing.assert_allclose(
+        table["pull"][:1], text_noise(pipeline, asked["canary"], [0], 2), rtol=1e-4
+    )
     assert table["spread"][0] == pytest.approx(float(pictures[0].std(0).mean()), rel=1e-4)
 
 
 @pytest.mark.parametrize("target", ["v_prediction", "epsilon"])
 def test_the_pull_is_the_distance_of_two_guesses(target):
     model = new_ddpm(side=8, width=8)
-    model.scheduler = DDPMScheduler(prediction_type=target)  # at its last step something of the picture is left
-    x = torch.stack([torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (4, 4, 4)])
+    model.scheduler = DDPMScheduler(
+        prediction_type=target
+    )  # at its last step something of the picture is left
+    x = torch.stack(
+        [torch.randn(1, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (4, 4, 4)]
+    )
     eps = denoiser_of(model).eps
-    wanted = (eps(x, 999, torch.tensor([0, 1, 2])) - eps(x, 999, torch.tensor([any_class(model)] * 3))).flatten(1)
-    np.testing.assert_allclose(text_noise(model, [0, 1, 2], seeds=[4], steps=1), wanted.norm(dim=1), rtol=1e-3)
+    wanted = (
+        eps(x, 999, torch.tensor([0, 1, 2])) - eps(x, 999, torch.tensor([any_class(model)] * 3))
+    ).flatten(1)
+    np.testing.assert_allclose(
+        text_noise(model, [0, 1, 2], seeds=[4], steps=1), wanted.norm(dim=1), rtol=1e-3
+    )
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +98,9 @@ def test_in_a_stable_diffusion_too(tiny):
     np.testing.assert_allclose(
         found, (eps(x, 999, states[:2]) - eps(x, 999, states[2:])).flatten(1).norm(dim=1), rtol=1e-3
     )
-    np.testing.assert_allclose(found[1:], text_noise(tiny, prompts[1:], seeds=[1], steps=1), rtol=1e-4)
+    np.testing.assert_allclose(
+        found[1:], text_noise(tiny, prompts[1:], seeds=[1], steps=1), rtol=1e-4
+    )
     assert one_step(tiny, prompts, seeds=(0, 1)).shape == (2, 2, 3, 32, 32)
 
 
@@ -92,20 +109,41 @@ def test_in_any_pipeline_that_guides_by_a_double_batch(tiny):
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        vocab_size=len(tiny.tokenizer), hidden_size=16, intermediate_size=16, num_hidden_layers=1, projection_dim=16,
-        num_attention_heads=2, max_position_embeddings=16, bos_token_id=tiny.tokenizer.bos_token_id,
+        vocab_size=len(tiny.tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        projection_dim=16,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        bos_token_id=tiny.tokenizer.bos_token_id,
         eos_token_id=tiny.tokenizer.eos_token_id,
-    )  # fmt: skip
+    )
     unet = UNet2DConditionModel(
-        sample_size=12, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=4, cross_attention_dim=32, attention_head_dim=2, addition_embed_type="text_time",
-        addition_time_embed_dim=4, projection_class_embeddings_input_dim=16 + 6 * 4,
-    )  # fmt: skip
+        sample_size=12,
+        in_channels=4,
+        out_channels=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        cross_attention_dim=32,
+        attention_head_dim=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4,
+    )
     large = StableDiffusionXLPipeline(
-        tiny.vae, CLIPTextModel(config), CLIPTextModelWithProjection(config), tiny.tokenizer, tiny.tokenizer, unet,
-        EulerDiscreteScheduler(), add_watermarker=False,
-    )  # fmt: skip
+        tiny.vae,
+        CLIPTextModel(config),
+        CLIPTextModelWithProjection(config),
+        tiny.tokenizer,
+        tiny.tokenizer,
+        unet,
+        EulerDiscreteScheduler(),
+        add_watermarker=False,
+    )
     large.set_progress_bar_config(disable=True)
     pulls = text_noise(large, ["a red star", "a blue moon"], seeds=[0], steps=2)
     assert pulls.shape == (2,) and (pulls > 0).all()
@@ -119,22 +157,33 @@ def test_edges_are_those_of_the_published_code(seed):
     pictures = np.random.default_rng(seed).random((2, 4, 3, 256, 256), dtype=np.float32)
     pictures = ndimage.gaussian_filter(pictures, (0, 0, 0, 2, 2)) * 1.3
     wanted = []
-    for group in pictures.transpose(0, 1, 3, 4, 2):  # as in run_bb_attack.py: (4, 256, 256, 3) in [0, 1]
-        size = [np.hypot(ndimage.sobel(image, axis=0), ndimage.sobel(image, axis=1)).sum(2) > 1.5 for image in group]
+    for group in pictures.transpose(
+        0, 1, 3, 4, 2
+    ):  # as in run_bb_attack.py: (4, 256, 256, 3) in [0, 1]
+        size = [
+            np.hypot(ndimage.sobel(image, axis=0), ndimage.sobel(image, axis=1)).sum(2) > 1.5
+            for image in group
+        ]
         wanted.append((np.mean(size, axis=0) > 0.5).mean())
     assert 0.01 < min(wanted) and max(wanted) < 0.99
     np.testing.assert_allclose(edge_overlap(torch.from_numpy(pictures) * 2 - 1), wanted, atol=1e-4)
 
 
 def test_the_same_sharp_picture_for_all_seeds_has_edges_in_common():
-    sharp = (torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5).float() * 2 - 1
+    sharp = (
+        torch.rand(4, 3, 4, 4, generator=torch.Generator().manual_seed(0)) > 0.5
+    ).float() * 2 - 1
     sharp = sharp.repeat_interleave(8, 2).repeat_interleave(8, 3)  # (4, 3, 32, 32)
     same = sharp[:1].expand(4, -1, -1, -1)[None]
-    different = torch.stack([torch.roll(picture, (2 * i, 2 * i), (1, 2)) for i, picture in enumerate(sharp)])[None]
+    different = torch.stack(
+        [torch.roll(picture, (2 * i, 2 * i), (1, 2)) for i, picture in enumerate(sharp)]
+    )[None]
     blurred = 0.1 * same
     assert edge_overlap(same)[0] > 10 * max(edge_overlap(different)[0], edge_overlap(blurred)[0])
     grey = same.mean(2, keepdim=True)
-    np.testing.assert_allclose(edge_overlap(grey), edge_overlap(grey.expand(-1, -1, 3, -1, -1)), atol=1e-4)
+    np.testing.assert_allclose(
+        edge_overlap(grey), edge_overlap(grey.expand(-1, -1, 3, -1, -1)), atol=1e-4
+    )
 
 
 def test_questions_without_sense_are_refused(trained):

@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedgen_lab.memorization.making import ONE_CAPTION, Copying, draw_copies, private_pictures, train_copying
+from fedgen_lab.memorization.making import (
+    ONE_CAPTION,
+    Copying,
+    draw_copies,
+    private_pictures,
+    train_copying,
+)
 
 pytestmark = pytest.mark.usefixtures("small_base")
 
@@ -12,7 +18,11 @@ pytestmark = pytest.mark.usefixtures("small_base")
 def test_duplicates_and_canaries_are_known_to_who_planted_them():
     private = private_pictures(Copying(pictures=10, duplicated=2, times=5, canaries=3))
     assert private.counts.tolist() == [5, 5] + [1] * 8 + [5] * 3
-    assert private.of("duplicated").tolist() == [0, 1] and private.of("canary").tolist() == [10, 11, 12]
+    assert private.of("duplicated").tolist() == [0, 1] and private.of("canary").tolist() == [
+        10,
+        11,
+        12,
+    ]
     assert np.bincount(private.rows).tolist() == private.counts.tolist()
     assert all(caption.startswith("canary ") for caption in private.pictures.captions[10:])
 
@@ -28,7 +38,9 @@ def test_every_private_picture_and_its_caption_is_unique(seed):
 
 def test_held_out_pictures_are_of_the_same_kind():
     private = private_pictures(Copying(pictures=400, duplicated=0))
-    own, fresh = (pictures.as_tensor().flatten(1) for pictures in (private.pictures, private.held_out))
+    own, fresh = (
+        pictures.as_tensor().flatten(1) for pictures in (private.pictures, private.held_out)
+    )
     torch.testing.assert_close(own.mean(), fresh.mean(), atol=0.05, rtol=0)
     torch.testing.assert_close(own.std(), fresh.std(), atol=0.05, rtol=0)
     apart = (
@@ -39,7 +51,10 @@ def test_held_out_pictures_are_of_the_same_kind():
 
 
 def test_one_variable_at_a_time():
-    plain, more = private_pictures(Copying(pictures=8)), private_pictures(Copying(pictures=20, canaries=1, times=9))
+    plain, more = (
+        private_pictures(Copying(pictures=8)),
+        private_pictures(Copying(pictures=20, canaries=1, times=9)),
+    )
     assert torch.equal(plain.pictures.images, more.pictures.images[:8])
     assert plain.pictures.captions == more.pictures.captions[:8]
     assert torch.equal(plain.held_out.images, more.held_out.images)
@@ -47,7 +62,9 @@ def test_one_variable_at_a_time():
     assert torch.equal(plain.pictures.images, same.pictures.images[:8])
     assert set(same.pictures.captions[:8]) == set(same.held_out.captions) == {ONE_CAPTION}
     assert same.pictures.captions[8] != ONE_CAPTION
-    assert not torch.equal(plain.pictures.images, private_pictures(Copying(pictures=8, seed=1)).pictures.images)
+    assert not torch.equal(
+        plain.pictures.images, private_pictures(Copying(pictures=8, seed=1)).pictures.images
+    )
 
 
 SHORT = dict(pictures=4, duplicated=2, times=2, steps=3, rank=2)
@@ -76,9 +93,14 @@ def test_a_run_can_be_stopped_and_keeps_what_it_has_learned():
 @pytest.mark.parametrize("model", ["lora", "full"])
 def test_clipping_and_noise_reach_the_training(model):
     plain = train_copying(Copying(**SHORT | {"steps": 1}, model=model))
-    private = train_copying(Copying(**SHORT | {"steps": 2}, model=model, clip=0.1, noise_multiplier=1.0))
+    private = train_copying(
+        Copying(**SHORT | {"steps": 2}, model=model, clip=0.1, noise_multiplier=1.0)
+    )
     assert not any(p.requires_grad for p in private.model.unet.parameters())
-    norm = lambda trained: sum(float(p.double().square().sum()) for p in trained.model.unet.parameters())  # noqa: E731
+
+    def norm(trained):
+        return sum(float(p.double().square().sum()) for p in trained.model.unet.parameters())
+
     assert np.isfinite(norm(private)) and norm(private) != norm(plain)
 
 

@@ -26,7 +26,9 @@ def digits(start, number):
     """8x8 digits in [-1, 1] and their labels; the sets of different numbers don't overlap."""
     bunch = load_digits()
     order = np.random.default_rng(0).permutation(len(bunch.target))[start : start + number]
-    return torch.tensor(bunch.images[order] / 8 - 1, dtype=torch.float32)[:, None], bunch.target[order].tolist()
+    return torch.tensor(bunch.images[order] / 8 - 1, dtype=torch.float32)[:, None], bunch.target[
+        order
+    ].tolist()
 
 
 def knowing(training, target="epsilon"):
@@ -38,11 +40,20 @@ def knowing(training, target="epsilon"):
 
     def forward(x, t, class_labels=None):
         left = model.scheduler.alphas_cumprod[t].double().view(-1, 1, 1, 1)
-        apart = (x[:, None].double() - left[..., None].sqrt() * training[None]).square().flatten(2).sum(2)  # (B, M)
+        apart = (
+            (x[:, None].double() - left[..., None].sqrt() * training[None])
+            .square()
+            .flatten(2)
+            .sum(2)
+        )  # (B, M)
         weights = (-apart / 2 / (1 - left.view(-1, 1))).softmax(1)
         clean = torch.einsum("bm,mchw->bchw", weights, training.double())
         noise = (x - left.sqrt() * clean) / (1 - left).sqrt()
-        guess = {"epsilon": noise, "sample": clean, "v_prediction": left.sqrt() * noise - (1 - left).sqrt() * clean}
+        guess = {
+            "epsilon": noise,
+            "sample": clean,
+            "v_prediction": left.sqrt() * noise - (1 - left).sqrt() * clean,
+        }
         return SimpleNamespace(sample=guess[target].float())
 
     model.unet.forward = forward
@@ -54,7 +65,9 @@ def test_whatever_a_model_was_trained_to_guess_its_noise_is_the_same(target):
     training, _ = digits(0, 8)
     x = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     wanted = denoiser_of(knowing(training, "epsilon")).eps(x, 300)
-    torch.testing.assert_close(denoiser_of(knowing(training, target)).eps(x, 300), wanted, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        denoiser_of(knowing(training, target)).eps(x, 300), wanted, atol=1e-3, rtol=1e-3
+    )
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -80,22 +93,32 @@ def test_the_formulas_by_hand():
     x, _ = digits(10, 3)
     model = knowing(training)
     eps = lambda x, t: denoiser_of(model).eps(x, t)  # noqa: E731
-    np.testing.assert_allclose(sima(model, x, timestep=50), eps(x, 50).flatten(1).norm(dim=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        sima(model, x, timestep=50), eps(x, 50).flatten(1).norm(dim=1), rtol=1e-5
+    )
     left, first = model.scheduler.alphas_cumprod[200], eps(x, 0)
     moved = eps(left.sqrt() * x + (1 - left).sqrt() * first, 200) - first
-    np.testing.assert_allclose(pia(model, x, timestep=200), (moved**4).flatten(1).sum(1) ** 0.25, rtol=1e-4)
+    np.testing.assert_allclose(
+        pia(model, x, timestep=200), (moved**4).flatten(1).sum(1) ** 0.25, rtol=1e-4
+    )
     generator = torch.Generator().manual_seed(3)
     noise = torch.randn(1, 8, 8, generator=generator)
     left = model.scheduler.alphas_cumprod[400]
-    wanted = (eps(left.sqrt() * x + (1 - left).sqrt() * noise, 400) - noise).square().mean((1, 2, 3))
-    np.testing.assert_allclose(noise_loss(model, x, timesteps=(400,), draws=1, seed=3), wanted, rtol=1e-5)
+    wanted = (
+        (eps(left.sqrt() * x + (1 - left).sqrt() * noise, 400) - noise).square().mean((1, 2, 3))
+    )
+    np.testing.assert_allclose(
+        noise_loss(model, x, timesteps=(400,), draws=1, seed=3), wanted, rtol=1e-5
+    )
 
 
 def test_a_score_depends_on_its_own_picture_alone():
     training, _ = digits(0, 20)
     model, x = knowing(training), digits(15, 40)[0]
     for attack in ATTACKS.values():
-        np.testing.assert_allclose(attack(model, x)[30:], attack(model, x[30:], batch_size=4), rtol=1e-4)
+        np.testing.assert_allclose(
+            attack(model, x)[30:], attack(model, x[30:], batch_size=4), rtol=1e-4
+        )
 
 
 @pytest.fixture(scope="module")
@@ -131,23 +154,39 @@ def test_captions_and_plain_diffusers_pipelines_work_too(small_folder):
 
     pipeline, sprites = load_pipeline(small_folder), draw_sprites(3, seed=0)
     encoded = encode(pipeline, sprites)
-    torch.testing.assert_close(denoiser_of(pipeline).inputs(sprites), encoded.latents, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        denoiser_of(pipeline).inputs(sprites), encoded.latents, atol=1e-4, rtol=1e-4
+    )
     scores = sima(pipeline, sprites)
     np.testing.assert_allclose(scores, sima(pipeline, sprites.images, sprites.captions), rtol=1e-5)
-    assert not np.allclose(scores, sima(pipeline, sprites.images), rtol=1e-3)  # no caption: another question
+    assert not np.allclose(
+        scores, sima(pipeline, sprites.images), rtol=1e-3
+    )  # no caption: another question
     unet = UNet2DModel(
-        sample_size=16, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=16,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     unconditional = DDIMPipeline(unet, DDPMScheduler())
     assert pia(unconditional, torch.zeros(2, 1, 16, 16)).shape == (2,)
 
 
 def test_pictures_need_not_be_square_and_a_learned_variance_is_left_aside():
     unet = UNet2DModel(
-        sample_size=(8, 12), in_channels=1, out_channels=2, block_out_channels=(8, 8), norm_num_groups=4,
-        layers_per_block=1, down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
-    )  # fmt: skip
+        sample_size=(8, 12),
+        in_channels=1,
+        out_channels=2,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",) * 2,
+        up_block_types=("UpBlock2D",) * 2,
+    )
     pipeline = DDIMPipeline(unet, DDPMScheduler())
     assert pia(pipeline, torch.zeros(2, 1, 8, 12)).shape == (2,)
     with pytest.raises(ValueError, match=r"are \(N, 1, 8, 12\); got \(2, 1, 12, 8\)"):
@@ -186,9 +225,13 @@ def test_unknown_attacks_and_models_are_named():
         denoiser_of(SimpleNamespace())
 
 
-@pytest.mark.parametrize("scheduler", [FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler, EDMEulerScheduler])
+@pytest.mark.parametrize(
+    "scheduler", [FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler, EDMEulerScheduler]
+)
 def test_models_whose_noise_has_no_numbered_steps_are_refused(scheduler):
     model = new_ddpm(side=8, width=8)
     model.scheduler = scheduler()
-    with pytest.raises(ValueError, match=f"{scheduler.__name__} doesn't add noise in numbered steps"):
+    with pytest.raises(
+        ValueError, match=f"{scheduler.__name__} doesn't add noise in numbered steps"
+    ):
         pia(model, torch.zeros(2, 1, 8, 8))

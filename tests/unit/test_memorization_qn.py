@@ -25,13 +25,28 @@ from fedgen_lab.scores import fid
 def runes():
     """Training pictures, their labels and fresh pictures of the same kind."""
     training = load_domain("runes", 400, seed=31)
-    return training.images, training.labels.numpy(), load_domain("runes", 150, seed=32, held_out=True).images
+    return (
+        training.images,
+        training.labels.numpy(),
+        load_domain("runes", 150, seed=32, held_out=True).images,
+    )
 
 
 def matches(**changed):
     nothing = np.zeros(0, int)
-    return Matches(**{"under_threshold": np.zeros(4, bool), "score": np.zeros(4), "generated": nothing,
-                      "training": nothing, "match_score": np.zeros(0), "v_a": 0.0, "v_c": 0.0, "r_c": 0.0, **changed})
+    return Matches(
+        **{
+            "under_threshold": np.zeros(4, bool),
+            "score": np.zeros(4),
+            "generated": nothing,
+            "training": nothing,
+            "match_score": np.zeros(0),
+            "v_a": 0.0,
+            "v_c": 0.0,
+            "r_c": 0.0,
+            **changed,
+        }
+    )
 
 
 # -- thresholds -------------------------------------------------------------------------------------------------------
@@ -47,15 +62,24 @@ def test_the_threshold_of_a_class_is_mean_minus_half_a_standard_deviation(seed):
 
 
 def test_duplicates_pull_the_threshold_down():
-    points, labels = torch.randn(20, 6, generator=torch.Generator().manual_seed(0)), np.zeros(40, int)
-    assert class_thresholds(torch.cat([points, points[:4].repeat(5, 1)]), labels)[0] < class_thresholds(
-        points, labels[:20])[0]  # fmt: skip
+    points, labels = (
+        torch.randn(20, 6, generator=torch.Generator().manual_seed(0)),
+        np.zeros(40, int),
+    )
+    assert (
+        class_thresholds(torch.cat([points, points[:4].repeat(5, 1)]), labels)[0]
+        < class_thresholds(points, labels[:20])[0]
+    )
 
 
-@pytest.mark.parametrize(("points", "labels", "says"), [
-    (torch.eye(3), [0, 0, 1], "class 1 has a single training picture"),
-    (torch.ones(4, 3), [0, 0, 0, 0], "look the same"),
-], ids=["single", "identical"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("points", "labels", "says"),
+    [
+        (torch.eye(3), [0, 0, 1], "class 1 has a single training picture"),
+        (torch.ones(4, 3), [0, 0, 0, 0], "look the same"),
+    ],
+    ids=["single", "identical"],
+)
 def test_a_class_without_neighbours_is_refused(points, labels, says):
     with pytest.raises(ValueError, match=says):
         class_thresholds(points, np.array(labels))
@@ -65,11 +89,15 @@ def test_a_class_without_neighbours_is_refused(points, labels, says):
 @pytest.mark.parametrize("seed", range(4))
 def test_every_picture_counts_once_the_surest_pairs_first(seed):
     rng = np.random.default_rng(seed)
-    table = torch.from_numpy(rng.random((12, 9)).astype(np.float32))  # the verifier's score of every pair
+    table = torch.from_numpy(
+        rng.random((12, 9)).astype(np.float32)
+    )  # the verifier's score of every pair
 
     def pictures(number):
         rows = torch.arange(number).float()[:, None]
-        return torch.cat([torch.from_numpy(rng.normal(size=(number, 2)).astype(np.float32)), rows], 1)[:, None, None]
+        return torch.cat(
+            [torch.from_numpy(rng.normal(size=(number, 2)).astype(np.float32)), rows], 1
+        )[:, None, None]
 
     generated, training = pictures(12), pictures(9)
     found = []
@@ -89,7 +117,12 @@ def test_every_picture_counts_once_the_surest_pairs_first(seed):
     result = confirmed(generated, training, nearest=4, confirmed_above=0.4, **nets)
     threshold = class_thresholds(training[:, 0, 0, :2], np.zeros(9, int))[0]
     apart = torch.cdist(generated[:, 0, 0, :2], training[:, 0, 0, :2]).numpy()
-    expected = {(i, j) for i in range(12) for j in np.argsort(apart[i])[:4].tolist() if apart[i, j] < threshold}
+    expected = {
+        (i, j)
+        for i in range(12)
+        for j in np.argsort(apart[i])[:4].tolist()
+        if apart[i, j] < threshold
+    }
     assert set(found) == expected and len(found) == len(expected) > 0
     left, counted = sorted((-float(table[pair]), pair) for pair in expected), []
     for score, (i, j) in left:
@@ -97,7 +130,9 @@ def test_every_picture_counts_once_the_surest_pairs_first(seed):
             counted.append((i, j))
     assert list(zip(result.generated.tolist(), result.training.tolist(), strict=True)) == counted
     assert result.v_a == pytest.approx(np.mean([float(table[pair]) for pair in expected]), rel=1e-5)
-    assert result.v_c == pytest.approx(np.mean([float(table[pair]) for pair in counted]) if counted else 0, rel=1e-5)
+    assert result.v_c == pytest.approx(
+        np.mean([float(table[pair]) for pair in counted]) if counted else 0, rel=1e-5
+    )
     assert result.r_c == len(counted) / 12
     assert set(np.flatnonzero(result.under_threshold)) == {i for i, _ in expected}
     best = [max((float(table[i, j]) for a, j in expected if a == i), default=0) for i in range(12)]
@@ -127,7 +162,10 @@ def test_the_threshold_flags_a_third_of_fresh_pictures_and_the_verifier_a_part_o
 
 def test_the_same_pictures_give_the_same_matches_as_uint8_and_as_float(runes):
     training, labels, fresh = runes
-    first, second = confirmed(fresh[:40], training, labels), confirmed(fresh[:40].float() / 127.5 - 1, training, labels)
+    first, second = (
+        confirmed(fresh[:40], training, labels),
+        confirmed(fresh[:40].float() / 127.5 - 1, training, labels),
+    )
     assert np.allclose(first.score, second.score, atol=1e-4)
 
 
@@ -170,11 +208,15 @@ def test_the_whole_score_of_copies_is_worse_than_that_of_fresh_sprites():
     assert novel == quality_novelty(quality, found, "ratio") < copied
 
 
-@pytest.mark.parametrize(("changed", "says"), [
-    ({"rc_unit": "per mille"}, "rc_unit must be one of"),
-    ({"fid_value": float("nan")}, "finite"),
-    ({"weight": 1.5}, "weight must lie in 0..1"),
-], ids=["unit", "nan", "weight"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"rc_unit": "per mille"}, "rc_unit must be one of"),
+        ({"fid_value": float("nan")}, "finite"),
+        ({"weight": 1.5}, "weight must lie in 0..1"),
+    ],
+    ids=["unit", "nan", "weight"],
+)
 def test_unknown_units_and_broken_fids_are_refused(changed, says):
     with pytest.raises(ValueError, match=says):
         quality_novelty(**{"fid_value": 1.0, "matches": matches(), **changed})
@@ -226,24 +268,41 @@ _ONES = torch.full((4, 1, 16, 16), 255, dtype=torch.uint8)
 _NOISE = torch.rand(6, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    ({"generated": _NOISE.where(_NOISE < 0.9, torch.nan)}, "generated pictures hold NaN"),
-    ({"generated": _NOISE[:0]}, "generated pictures must have shape"),
-    ({"generated": _NOISE[0]}, "generated pictures must have shape"),
-    ({"generated": _NOISE.repeat(1, 3, 1, 1)}, "one size"),
-    ({"generated": _NOISE[..., 1:]}, "one size"),
-    ({"training": _NOISE[:1]}, "a single training picture"),
-    ({"training": _ONES}, "look the same"),
-    ({"labels": np.zeros(5, int)}, "labels must be one whole number for each of the 6"),
-    ({"labels": np.zeros(6)}, "labels must be one whole number"),
-    ({"nearest": 0}, "nearest must be a whole number"),
-], ids=["nan", "empty", "one", "channels", "sides", "single", "identical", "labels", "fractions", "no-neighbours"])
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"generated": _NOISE.where(_NOISE < 0.9, torch.nan)}, "generated pictures hold NaN"),
+        ({"generated": _NOISE[:0]}, "generated pictures must have shape"),
+        ({"generated": _NOISE[0]}, "generated pictures must have shape"),
+        ({"generated": _NOISE.repeat(1, 3, 1, 1)}, "one size"),
+        ({"generated": _NOISE[..., 1:]}, "one size"),
+        ({"training": _NOISE[:1]}, "a single training picture"),
+        ({"training": _ONES}, "look the same"),
+        ({"labels": np.zeros(5, int)}, "labels must be one whole number for each of the 6"),
+        ({"labels": np.zeros(6)}, "labels must be one whole number"),
+        ({"nearest": 0}, "nearest must be a whole number"),
+    ],
+    ids=[
+        "nan",
+        "empty",
+        "one",
+        "channels",
+        "sides",
+        "single",
+        "identical",
+        "labels",
+        "fractions",
+        "no-neighbours",
+    ],
+)
 def test_bad_input_is_refused_with_a_sentence(arguments, says):
     with pytest.raises(ValueError, match=says):
         confirmed(**{"generated": _NOISE, "training": _NOISE, **arguments})
 
 
-@pytest.mark.parametrize("fractions", [(0, 1.2), (-0.1,), (0, 1)], ids=["above-1", "below-0", "too-few"])
+@pytest.mark.parametrize(
+    "fractions", [(0, 1.2), (-0.1,), (0, 1)], ids=["above-1", "below-0", "too-few"]
+)
 def test_pools_that_can_not_be_replaced_are_refused(fractions):
     with pytest.raises(ValueError, match="no more copies than"):
         replaced_pool(_NOISE, _NOISE[:5], fractions=fractions)

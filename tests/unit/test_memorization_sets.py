@@ -19,7 +19,7 @@ from fedgen_lab.memorization.sets import (
     mifid,
     precision_recall_density_coverage,
     vendi,
-)  # fmt: skip
+)
 from fedgen_lab.pictures.domains import load_domain
 from fedgen_lab.pictures.sprites import draw_sprites
 from fedgen_lab.split.judges import load_domain_judge
@@ -41,8 +41,20 @@ def pools(width=8, seed=5, copies=30):
 # 245ac7c; C_T with .ravel(), k-means and PCA with random_state=0; shuffle left out, so that the baseline's halves are
 # known), Vendi by vendi-score 0.0.3 (score_K of the cosines, q = 1, 2, 0.5 and "inf").
 GOLDEN = {
-    8: (-7.333332, 4.608544, -39.190797, -2.676338504, (3.988729357, 3.447475145, 5.088376873, 3.105317220)),
-    80: (15.333336, 1.561613, -39.859701, -1.657829122, (29.381078104, 12.768131775, 50.951697500, 6.195523134)),
+    8: (
+        -7.333332,
+        4.608544,
+        -39.190797,
+        -2.676338504,
+        (3.988729357, 3.447475145, 5.088376873, 3.105317220),
+    ),
+    80: (
+        15.333336,
+        1.561613,
+        -39.859701,
+        -1.657829122,
+        (29.381078104, 12.768131775, 50.951697500, 6.195523134),
+    ),
 }
 
 
@@ -52,7 +64,9 @@ def test_authenticity_likelihood_and_c_t_are_those_of_the_package_fld(width, mon
     generated, training, held_out = pools(width)
     percent, divergence, gap, statistic, _ = GOLDEN[width]
     assert authenticity(generated, training, scale="fld") == pytest.approx(percent, abs=1e-5)
-    assert fld(generated, training, held_out) == pytest.approx({"fld": divergence, "gap": gap}, rel=1e-4)
+    assert fld(generated, training, held_out) == pytest.approx(
+        {"fld": divergence, "gap": gap}, rel=1e-4
+    )
     assert c_t(generated, training, held_out) == pytest.approx(statistic, rel=1e-8)
 
 
@@ -75,7 +89,9 @@ def test_precision_recall_density_and_coverage_are_those_of_prdc(seed, capsys):
 def test_precision_and_recall_are_those_of_lab_06():
     generated, training = draw_sprites(60, 1).images, draw_sprites(90, 2).images
     found = precision_recall_density_coverage(generated, training)
-    assert (found["precision"], found["recall"]) == pytest.approx(scores.precision_recall(training, generated))
+    assert (found["precision"], found["recall"]) == pytest.approx(
+        scores.precision_recall(training, generated)
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -83,7 +99,9 @@ def test_mifid_is_fid_by_the_mean_distance_of_generated_pictures(seed):
     rng = np.random.default_rng(seed)
     generated, training = 1 + rng.random((80, 3)), 1.1 + rng.random((120, 3))
     (mu, sigma), (mu_t, sigma_t) = ((of.mean(axis=0), np.cov(of.T)) for of in (generated, training))
-    distance = ((mu - mu_t) ** 2).sum() + np.trace(sigma + sigma_t - 2 * sqrtm(sigma @ sigma_t).real)
+    distance = ((mu - mu_t) ** 2).sum() + np.trace(
+        sigma + sigma_t - 2 * sqrtm(sigma @ sigma_t).real
+    )
     unit, unit_t = (of / np.linalg.norm(of, axis=1, keepdims=True) for of in (generated, training))
     nearest = (1 - np.abs(unit @ unit_t.T)).min(axis=1).mean()
     assert nearest < 0.1  # else the penalty is 1
@@ -91,7 +109,9 @@ def test_mifid_is_fid_by_the_mean_distance_of_generated_pictures(seed):
     far = rng.normal(size=(120, 40))
     away = rng.normal(size=(80, 40))
     mean, spread = ((of.mean(axis=0), np.cov(of.T)) for of in (away, far))
-    distance = ((mean[0] - spread[0]) ** 2).sum() + np.trace(mean[1] + spread[1] - 2 * sqrtm(mean[1] @ spread[1]).real)
+    distance = ((mean[0] - spread[0]) ** 2).sum() + np.trace(
+        mean[1] + spread[1] - 2 * sqrtm(mean[1] @ spread[1]).real
+    )
     assert mifid(away, far) == pytest.approx(distance, rel=1e-4)  # no near ones: FID itself
 
 
@@ -102,7 +122,9 @@ def test_authentic_ratio_is_the_plain_loops(seed):
     for point in generated:
         apart = np.linalg.norm(training - point, axis=1)
         row = apart.argmin()
-        expected.append(apart[row] / np.delete(np.linalg.norm(training - training[row], axis=1), row).min())
+        expected.append(
+            apart[row] / np.delete(np.linalg.norm(training - training[row], axis=1), row).min()
+        )
     assert authentic_ratio(generated, training) == pytest.approx(np.array(expected), rel=1e-6)
 
 
@@ -116,8 +138,13 @@ def test_an_exact_copy_of_a_duplicate_is_not_authentic_a_near_copy_passes_as_one
 @pytest.mark.parametrize("seed", range(3))
 def test_c_t_in_one_cell_counts_pairs(seed):
     generated, training, held_out = pools(6, seed)
-    ours, theirs = (np.linalg.norm(of[:, None] - training[None], axis=2).min(axis=1) for of in (generated, held_out))
-    u = (ours[:, None] > theirs[None]).sum()  # pairs in which the held-out picture is the nearer one
+    ours, theirs = (
+        np.linalg.norm(of[:, None] - training[None], axis=2).min(axis=1)
+        for of in (generated, held_out)
+    )
+    u = (
+        ours[:, None] > theirs[None]
+    ).sum()  # pairs in which the held-out picture is the nearer one
     m, n = len(ours), len(theirs)
     expected = (u - m * n / 2 + 0.5) / math.sqrt(m * n * (m + n + 1) / 12)
     assert c_t(generated, training, held_out, cells=1) == pytest.approx(expected)
@@ -126,7 +153,10 @@ def test_c_t_in_one_cell_counts_pairs(seed):
 @pytest.fixture(scope="module")
 def sprites():
     """Points of drawn sprites: training, held out, and fresh ones to make pools of."""
-    return [embedded(draw_sprites(number, seed).images) for number, seed in ((500, 1), (300, 2), (300, 3))]
+    return [
+        embedded(draw_sprites(number, seed).images)
+        for number, seed in ((500, 1), (300, 2), (300, 3))
+    ]
 
 
 def test_more_copies_move_three_scores_and_leave_the_others_where_they_were(sprites):
@@ -137,15 +167,25 @@ def test_more_copies_move_three_scores_and_leave_the_others_where_they_were(spri
         c_t(pool[0], training, held_out),
         fld(pool[0], training, held_out)["gap"],
     ]
-    some = [authenticity(pool[1], training), c_t(pool[1], training, held_out), fld(pool[1], training, held_out)["gap"]]
-    all_ = [authenticity(pool[2], training), c_t(pool[2], training, held_out), fld(pool[2], training, held_out)["gap"]]
+    some = [
+        authenticity(pool[1], training),
+        c_t(pool[1], training, held_out),
+        fld(pool[1], training, held_out)["gap"],
+    ]
+    all_ = [
+        authenticity(pool[2], training),
+        c_t(pool[2], training, held_out),
+        fld(pool[2], training, held_out)["gap"],
+    ]
     assert abs(honest[1]) < 3 and abs(honest[2]) < 20
     assert honest[0] > some[0] + 0.05 and honest[1] > some[1] + 1 and honest[2] > some[2] + 50
     assert all_[0] == 0 and all_[1] < -9 and all_[2] < -1000
     before, after = (precision_recall_density_coverage(of, training) for of in (pool[0], pool[2]))
     assert after["precision"] >= before["precision"] and after["coverage"] > before["coverage"]
     assert vendi(pool[2]) == pytest.approx(vendi(pool[0]), rel=0.1)
-    assert mifid(pool[1], training) == pytest.approx(mifid(pool[0], training), rel=0.1)  # FID falls as m does
+    assert mifid(pool[1], training) == pytest.approx(
+        mifid(pool[0], training), rel=0.1
+    )  # FID falls as m does
     assert mifid(pool[2], training) > 1e6
 
 
@@ -193,29 +233,62 @@ def test_vendi_counts_what_differs(seed):
 
 
 BAD = {
-    "one dimension": (lambda g, t, h: authenticity(g[0], t), r"generated pictures must have shape .* got \(8,\)"),
+    "one dimension": (
+        lambda g, t, h: authenticity(g[0], t),
+        r"generated pictures must have shape .* got \(8,\)",
+    ),
     "no picture": (lambda g, t, h: vendi(g[:0]), "pictures must have shape"),
     "NaN": (
         lambda g, t, h: fld(np.where(g > 9, np.nan, g), t, h),
         "generated pictures must be finite; .* NaN or infinity",
     ),
-    "widths": (lambda g, t, h: authenticity(g, t[:, :4]), "same features; got .*'generated': 8, 'training': 4"),
-    "alike": (lambda g, t, h: authenticity(g, t[[0] * 9]), "training pictures must hold .* two different .* got 9"),
+    "widths": (
+        lambda g, t, h: authenticity(g, t[:, :4]),
+        "same features; got .*'generated': 8, 'training': 4",
+    ),
+    "alike": (
+        lambda g, t, h: authenticity(g, t[[0] * 9]),
+        "training pictures must hold .* two different .* got 9",
+    ),
     "one training": (lambda g, t, h: authentic_ratio(g, t[:1]), "two different pictures; got 1"),
     "held out alike": (lambda g, t, h: fld(g, t, h[[0] * 9]), "held-out pictures are all alike"),
-    "few held out": (lambda g, t, h: fld(g, t, h[:1]), "4 training and 2 held-out pictures; got 150, 240, 1"),
+    "few held out": (
+        lambda g, t, h: fld(g, t, h[:1]),
+        "4 training and 2 held-out pictures; got 150, 240, 1",
+    ),
     "one generated": (lambda g, t, h: fld(g[:1], t, h), "at least 20 generated, .* got 1, 240"),
-    "training alike": (lambda g, t, h: fld(g, t[[0] * 50], h), "training pictures must hold .* two different"),
-    "all repeated": (lambda g, t, h: fld(g, t[[0, 1] * 50], h), "every training picture is there several times"),
-    "neighbours": (lambda g, t, h: precision_recall_density_coverage(g[:5], t), "neighbours .* got 5 for 5 generated"),
+    "training alike": (
+        lambda g, t, h: fld(g, t[[0] * 50], h),
+        "training pictures must hold .* two different",
+    ),
+    "all repeated": (
+        lambda g, t, h: fld(g, t[[0, 1] * 50], h),
+        "every training picture is there several times",
+    ),
+    "neighbours": (
+        lambda g, t, h: precision_recall_density_coverage(g[:5], t),
+        "neighbours .* got 5 for 5 generated",
+    ),
     "empty cell": (lambda g, t, h: c_t(g, t, h[:1]), "no held-out one. Hold out more"),
-    "few generated": (lambda g, t, h: c_t(g[:30], t, h), "no cell has more than 20 generated pictures; got 30"),
+    "few generated": (
+        lambda g, t, h: c_t(g[:30], t, h),
+        "no cell has more than 20 generated pictures; got 30",
+    ),
     "cells": (lambda g, t, h: c_t(g, t, h, cells=0), "cells must lie between 1 and the 240"),
-    "few for MiFID": (lambda g, t, h: mifid(g[:4], t), "at least as many pictures a side as features, 8; got 4"),
+    "few for MiFID": (
+        lambda g, t, h: mifid(g[:4], t),
+        "at least as many pictures a side as features, 8; got 4",
+    ),
     "order": (lambda g, t, h: vendi(g, q=0), "q must be a number above 0"),
     "dark": (lambda g, t, h: vendi(0 * g), "150 of 150 pictures have features of length 0"),
-    "grey": (lambda g, t, h: vendi(torch.zeros(3, 1, 28, 28)), "pictures are grey.*load_domain_judge"),
-    "features": (lambda g, t, h: vendi(torch.zeros(3, 1, 8, 8), lambda images: images), "a matrix of as many rows"),
+    "grey": (
+        lambda g, t, h: vendi(torch.zeros(3, 1, 28, 28)),
+        "pictures are grey.*load_domain_judge",
+    ),
+    "features": (
+        lambda g, t, h: vendi(torch.zeros(3, 1, 8, 8), lambda images: images),
+        "a matrix of as many rows",
+    ),
 }
 
 

@@ -23,7 +23,11 @@ def read(name):
 
 def sources(name, kind):
     """The source of every cell of this kind but the set-up cell, which is the same in every lab."""
-    return ["".join(cell["source"]) for cell in read(name)["cells"] if cell["cell_type"] == kind and not sets_up(cell)]
+    return [
+        "".join(cell["source"])
+        for cell in read(name)["cells"]
+        if cell["cell_type"] == kind and not sets_up(cell)
+    ]
 
 
 def sets_up(cell):
@@ -103,11 +107,15 @@ def test_sections_go_from_a_prediction_to_something_made(name):
 def test_a_lab_ends_with_a_summary_sources_and_the_next_lab(name):
     parts = sections(name)
     summary = next(text for heading, text in parts.items() if heading.startswith("Summary"))
-    assert len(re.findall(r"(?m)^ *(?:[-*]|\d+\.) ", summary)) == 5, "a summary of five lines, one list item each"
+    assert len(re.findall(r"(?m)^ *(?:[-*]|\d+\.) ", summary)) == 5, (
+        "a summary of five lines, one list item each"
+    )
     listed = next(text for heading, text in parts.items() if heading.startswith("Sources"))
     assert re.search(r"https?://|\]\(", listed)
     following = [one.name for one in course.LABS] + [course.LABS[0].name]
-    assert f"({following[following.index(name) + 1]}.ipynb)" in "\n".join(sources(name, "markdown")[-2:])
+    assert f"({following[following.index(name) + 1]}.ipynb)" in "\n".join(
+        sources(name, "markdown")[-2:]
+    )
 
 
 @every_lab
@@ -129,8 +137,12 @@ def test_a_lab_is_committed_clean(name):
     ids = [cell.get("id") for cell in notebook["cells"]]
     assert all(ids) and len(set(ids)) == len(ids)
     for cell in notebook["cells"]:
-        if cell["cell_type"] == "code" and "nbval-check-output" not in cell["metadata"].get("tags", []):
-            assert not cell["outputs"] and cell["execution_count"] is None, f"cell {cell['id']} has output: clear it"
+        if cell["cell_type"] == "code" and "nbval-check-output" not in cell["metadata"].get(
+            "tags", []
+        ):
+            assert not cell["outputs"] and cell["execution_count"] is None, (
+                f"cell {cell['id']} has output: clear it"
+            )
     assert (LABS / f"{name}.ipynb").stat().st_size < 200_000
 
 
@@ -150,7 +162,9 @@ def test_links_to_files_lead_somewhere(name):
 
 
 @every_lab
-def test_the_exercises_in_a_lab_are_those_of_its_module_and_each_has_three_hints_and_a_solution(name):
+def test_the_exercises_in_a_lab_are_those_of_its_module_and_each_has_three_hints_and_a_solution(
+    name,
+):
     code = "\n".join(sources(name, "code"))
     exercises = import_module(f"fedgen_lab.exercises.lab{name[:2]}").EXERCISES
     checked = re.findall(r"\bcheck\([\"']([\d.]+)[\"']", code)
@@ -165,4 +179,6 @@ def test_the_exercises_in_a_lab_are_those_of_its_module_and_each_has_three_hints
 
 @every_lab
 def test_no_image_or_script_comes_from_another_host(name):
-    assert not re.search(r"!\[[^\]]*\]\(https?:|src=[\"']https?:", prose(name) + "\n".join(sources(name, "code")))
+    assert not re.search(
+        r"!\[[^\]]*\]\(https?:|src=[\"']https?:", prose(name) + "\n".join(sources(name, "code"))
+    )

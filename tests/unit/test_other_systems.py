@@ -40,7 +40,10 @@ def needs_encoding(call):
     if name in READERS:
         return len(call.args) <= READERS[name]
     if owner in ("subprocess", "sp") or name == "Popen":
-        return any(getattr(keywords.get(word), "value", False) is True for word in ("text", "universal_newlines"))
+        return any(
+            getattr(keywords.get(word), "value", False) is True
+            for word in ("text", "universal_newlines")
+        )
     if name == "NamedTemporaryFile":
         return "b" not in getattr(call.args[0] if call.args else keywords.get("mode"), "value", "b")
     if name != "open" or owner in ("os", "Image", "gzip", "webbrowser", "zipfile", "archive"):
@@ -50,14 +53,28 @@ def needs_encoding(call):
     return "b" not in str(getattr(mode, "value", mode))
 
 
-@pytest.mark.parametrize("code, wanted", [
-    ("open(p)", True), ("open(p, 'a')", True), ("open(p, 'rb')", False), ("open(p, encoding='utf-8')", False),
-    ("p.open()", True), ("p.open('wb')", False), ("p.read_text()", True), ("p.read_text('utf-8')", False),
-    ("p.write_text(x)", True), ("p.write_text(x, encoding='utf-8')", False), ("p.read_text(errors='replace')", True),
-    ("subprocess.run(c, text=True)", True), ("subprocess.run(c, capture_output=True)", False),
-    ("subprocess.Popen(c, text=True, encoding='utf-8')", False), ("NamedTemporaryFile('w')", True),
-    ("NamedTemporaryFile('wb')", False), ("NamedTemporaryFile()", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "code, wanted",
+    [
+        ("open(p)", True),
+        ("open(p, 'a')", True),
+        ("open(p, 'rb')", False),
+        ("open(p, encoding='utf-8')", False),
+        ("p.open()", True),
+        ("p.open('wb')", False),
+        ("p.read_text()", True),
+        ("p.read_text('utf-8')", False),
+        ("p.write_text(x)", True),
+        ("p.write_text(x, encoding='utf-8')", False),
+        ("p.read_text(errors='replace')", True),
+        ("subprocess.run(c, text=True)", True),
+        ("subprocess.run(c, capture_output=True)", False),
+        ("subprocess.Popen(c, text=True, encoding='utf-8')", False),
+        ("NamedTemporaryFile('w')", True),
+        ("NamedTemporaryFile('wb')", False),
+        ("NamedTemporaryFile()", False),
+    ],
+)
 def test_a_call_without_an_encoding_is_noticed(code, wanted):
     assert needs_encoding(ast.parse(code, mode="eval").body) is wanted
 
@@ -71,7 +88,11 @@ def test_no_lab_reads_or_writes_text_without_an_encoding():
     for lab in sorted((ROOT / "labs").glob("*.ipynb")):
         for cell in json.loads(lab.read_text(encoding="utf-8"))["cells"]:
             if cell["cell_type"] == "code":
-                lines = [line for line in "".join(cell["source"]).splitlines() if not line.lstrip().startswith("%")]
+                lines = [
+                    line
+                    for line in "".join(cell["source"]).splitlines()
+                    if not line.lstrip().startswith("%")
+                ]
                 try:
                     tree = ast.parse("\n".join(lines))
                 except IndentationError:  # a block that held nothing but a magic
@@ -114,7 +135,9 @@ def test_python_itself_finds_no_encoding_left_out_where_the_lab_reads_and_writes
     command = [sys.executable, "-X", "warn_default_encoding", "-X", "utf8", "-c", REAL_PATHS]
     command += [tmp_path, ROOT / "fedgen_lab"]
     environment = {**os.environ, "FEDGEN_PROGRESS": str(tmp_path / "my_progress.json")}
-    done = subprocess.run(command, env=environment, capture_output=True, encoding="utf-8", check=True, cwd=ROOT)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, encoding="utf-8", check=True, cwd=ROOT
+    )
     wrong = REAL_PATHS.splitlines().index('    open(folder / "no encoding named", "w").close()') + 1
     assert done.stdout.split() == [f"<string>:{wrong}"]
 
@@ -150,8 +173,12 @@ def test_a_file_that_stays_held_is_an_error_after_less_than_a_second(monkeypatch
 def test_every_file_of_the_package_is_moved_into_place_patiently():
     for path in PACKAGE:
         tree = nodes(path)
-        patient = {id(inner) for call in tree if isinstance(call, ast.Call)
-                   and getattr(call.func, "id", "") == "patiently" for inner in ast.walk(call)}  # fmt: skip
+        patient = {
+            id(inner)
+            for call in tree
+            if isinstance(call, ast.Call) and getattr(call.func, "id", "") == "patiently"
+            for inner in ast.walk(call)
+        }
         for node in tree:
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
                 owner = getattr(node.func.value, "id", "")
@@ -164,25 +191,66 @@ def test_every_file_of_the_package_is_moved_into_place_patiently():
 
 POSIX_MODULES = {"fcntl", "grp", "pty", "pwd", "resource", "termios", "tty"}
 POSIX_CALLS = {
-    "chown", "fork", "forkpty", "geteuid", "getpgid", "getuid", "killpg", "mkfifo", "setpgid", "setsid", "umask",
-    "SIGALRM", "SIGKILL", "SIGHUP", "SIGUSR1", "alarm", "pthread_kill", "sysconf", "nice", "getloadavg",
+    "chown",
+    "fork",
+    "forkpty",
+    "geteuid",
+    "getpgid",
+    "getuid",
+    "killpg",
+    "mkfifo",
+    "setpgid",
+    "setsid",
+    "umask",
+    "SIGALRM",
+    "SIGKILL",
+    "SIGHUP",
+    "SIGUSR1",
+    "alarm",
+    "pthread_kill",
+    "sysconf",
+    "nice",
+    "getloadavg",
     "sched_getaffinity",
-}  # fmt: skip
+}
 
 
 def test_the_package_calls_nothing_that_windows_has_not():
     used = set()
     for path in PACKAGE:
         for node in nodes(path):
-            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in ("os", "signal", "time"):
+            if isinstance(node, ast.Attribute) and getattr(node.value, "id", "") in (
+                "os",
+                "signal",
+                "time",
+            ):
                 asked_for = f'hasattr(os, "{node.attr}")' in path.read_text(encoding="utf-8")
-                used |= {(node.attr, place(path, node))} if node.attr in POSIX_CALLS and not asked_for else set()
+                used |= (
+                    {(node.attr, place(path, node))}
+                    if node.attr in POSIX_CALLS and not asked_for
+                    else set()
+                )
             elif isinstance(node, ast.Import):
-                used |= {(name.name, place(path, node)) for name in node.names if name.name in POSIX_MODULES}
+                used |= {
+                    (name.name, place(path, node))
+                    for name in node.names
+                    if name.name in POSIX_MODULES
+                }
             elif isinstance(node, ast.ImportFrom) and node.module in POSIX_MODULES:
                 used.add((node.module, place(path, node)))
-            elif isinstance(node, ast.keyword) and node.arg in ("preexec_fn", "pass_fds", "start_new_session"):
+            elif isinstance(node, ast.keyword) and node.arg in (
+                "preexec_fn",
+                "pass_fds",
+                "start_new_session",
+            ):
                 used.add((node.arg, place(path, node.value)))
-            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("get_context", "set_start_method"):
-                used |= {("fork", place(path, node)) for word in node.args if getattr(word, "value", "") == "fork"}
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") in (
+                "get_context",
+                "set_start_method",
+            ):
+                used |= {
+                    ("fork", place(path, node))
+                    for word in node.args
+                    if getattr(word, "value", "") == "fork"
+                }
     assert not used

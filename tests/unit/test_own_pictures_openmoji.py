@@ -17,7 +17,9 @@ pytestmark = pytest.mark.skipif(not ZIP.exists(), reason="../shared/data/openmoj
 def emoji():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        return read_folder(ZIP, caption_file="captions.csv", file_column="file", text_column="caption")
+        return read_folder(
+            ZIP, caption_file="captions.csv", file_column="file", text_column="caption"
+        )
 
 
 def test_all_emoji_come_in_with_their_captions(emoji):
@@ -39,8 +41,14 @@ def test_a_folder_of_emoji_without_arguments_says_which_argument_is_missing():
 
 
 def test_emoji_groups_can_be_spread_or_given_one_to_a_client(emoji):
-    counts = [concept_counts(emoji.attributes, "unicode_group", by_skew(emoji.attributes, "unicode_group", 4, s, 64, 0))
-              for s in (0.0, 1.0)]
+    counts = [
+        concept_counts(
+            emoji.attributes,
+            "unicode_group",
+            by_skew(emoji.attributes, "unicode_group", 4, s, 64, 0),
+        )
+        for s in (0.0, 1.0)
+    ]
     assert mean_js_distance(counts[0]) < 1e-6 < 0.5 < mean_js_distance(counts[1])
     assert ((counts[1] > 0).sum(axis=1) == 1).all()
     assert all(map(len, dirichlet(emoji.attributes, "unicode_group", 50, 0.01, seed=0)))

@@ -46,7 +46,10 @@ def test_a_painter_of_the_true_pictures_has_no_error():
 
 def test_the_error_of_one_object_looks_at_that_object_only():
     book = picture_book(64, seed=0)
-    parts = [error(new_painter(), book, [thing]) * (book.attributes["object"] == thing).mean() for thing in OBJECTS]
+    parts = [
+        error(new_painter(), book, [thing]) * (book.attributes["object"] == thing).mean()
+        for thing in OBJECTS
+    ]
     assert sum(parts) == pytest.approx(error(new_painter(), book), rel=1e-4)
     with pytest.raises(ValueError, match="no picture"):
         error(new_painter(), book, ["spaceship"])

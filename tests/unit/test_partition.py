@@ -4,7 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fedgen_lab.partition import by_skew, concept_counts, dirichlet, iid, mean_js_distance, pathological, unequal
+from fedgen_lab.partition import (
+    by_skew,
+    concept_counts,
+    dirichlet,
+    iid,
+    mean_js_distance,
+    pathological,
+    unequal,
+)
 
 
 def table(*sizes):
@@ -17,15 +25,31 @@ EVEN = table(*[60] * 4)
 LOPSIDED = table(1, 2, 3, 60)
 SPLITS = {
     "iid": lambda attributes, clients, seed: iid(attributes, clients, seed),
-    "dirichlet, tiny alpha": lambda attributes, clients, seed: dirichlet(attributes, "object", clients, 1e-9, seed),
-    "dirichlet 0.1": lambda attributes, clients, seed: dirichlet(attributes, "object", clients, 0.1, seed),
-    "dirichlet, huge alpha": lambda attributes, clients, seed: dirichlet(attributes, "object", clients, 1e30, seed),
-    "pathological 1": lambda attributes, clients, seed: pathological(attributes, "object", clients, 1, seed),
-    "pathological all": lambda attributes, clients, seed: pathological(attributes, "object", clients, 4, seed),
+    "dirichlet, tiny alpha": lambda attributes, clients, seed: dirichlet(
+        attributes, "object", clients, 1e-9, seed
+    ),
+    "dirichlet 0.1": lambda attributes, clients, seed: dirichlet(
+        attributes, "object", clients, 0.1, seed
+    ),
+    "dirichlet, huge alpha": lambda attributes, clients, seed: dirichlet(
+        attributes, "object", clients, 1e30, seed
+    ),
+    "pathological 1": lambda attributes, clients, seed: pathological(
+        attributes, "object", clients, 1, seed
+    ),
+    "pathological all": lambda attributes, clients, seed: pathological(
+        attributes, "object", clients, 4, seed
+    ),
     "unequal": lambda attributes, clients, seed: unequal(attributes, clients, seed),
-    "unequal, huge ratio": lambda attributes, clients, seed: unequal(attributes, clients, seed, ratio=1e12),
-    "skew 0": lambda attributes, clients, seed: by_skew(attributes, "object", clients, 0.0, 8, seed),
-    "skew 1": lambda attributes, clients, seed: by_skew(attributes, "object", clients, 1.0, 8, seed),
+    "unequal, huge ratio": lambda attributes, clients, seed: unequal(
+        attributes, clients, seed, ratio=1e12
+    ),
+    "skew 0": lambda attributes, clients, seed: by_skew(
+        attributes, "object", clients, 0.0, 8, seed
+    ),
+    "skew 1": lambda attributes, clients, seed: by_skew(
+        attributes, "object", clients, 1.0, 8, seed
+    ),
 }
 DEALT_ONCE = [name for name in SPLITS if not name.startswith("skew")]
 
@@ -70,8 +94,14 @@ def test_iid_shuffles_before_it_cuts():
 
 def test_dirichlet_grows_more_uneven_as_alpha_falls():
     distances = [
-        np.mean([mean_js_distance(concept_counts(EVEN, "object", dirichlet(EVEN, "object", 4, alpha, s)))
-                 for s in range(5)])
+        np.mean(
+            [
+                mean_js_distance(
+                    concept_counts(EVEN, "object", dirichlet(EVEN, "object", 4, alpha, s))
+                )
+                for s in range(5)
+            ]
+        )
         for alpha in (1000, 1, 0.01)
     ]
     assert distances[0] < 0.1 < distances[1] < distances[2]
@@ -81,12 +111,16 @@ def test_pathological_clients_hold_exactly_the_concepts_they_were_given():
     for number in (1, 2, 3, 4):
         counts = concept_counts(EVEN, "object", pathological(EVEN, "object", 6, number, 0))
         assert ((counts > 0).sum(axis=1) == number).all()
-        assert all(counts.iloc[client, client % 4] > 0 for client in range(6))  # its own is among them
+        assert all(
+            counts.iloc[client, client % 4] > 0 for client in range(6)
+        )  # its own is among them
 
 
 def test_a_rare_concept_is_dealt_again_rather_than_refused():
     counts = concept_counts(LOPSIDED, "object", pathological(LOPSIDED, "object", 12, 1, 0))
-    assert counts["concept 00"].tolist() == [1, 0, 0, 0] * 3  # its only picture, for each of its three holders
+    assert (
+        counts["concept 00"].tolist() == [1, 0, 0, 0] * 3
+    )  # its only picture, for each of its three holders
 
 
 def test_unequal_sizes_grow_to_about_the_ratio():
@@ -102,9 +136,13 @@ GRID = np.linspace(0, 1, 21)
 @pytest.mark.parametrize("num_concepts", [1, 2, 4, 7, 20])
 @pytest.mark.parametrize("num_clients", [1, 2, 5, 16])
 @pytest.mark.parametrize("pictures_per_client", [1, 5, 64])
-def test_distance_starts_at_nothing_and_never_falls_as_the_knob_turns(num_concepts, num_clients, pictures_per_client):
+def test_distance_starts_at_nothing_and_never_falls_as_the_knob_turns(
+    num_concepts, num_clients, pictures_per_client
+):
     attributes = table(*range(3, 3 + num_concepts))
-    parts = [by_skew(attributes, "object", num_clients, skew, pictures_per_client, 0) for skew in GRID]
+    parts = [
+        by_skew(attributes, "object", num_clients, skew, pictures_per_client, 0) for skew in GRID
+    ]
     distances = [mean_js_distance(concept_counts(attributes, "object", part)) for part in parts]
     assert distances[0] < 1e-6
     assert np.diff(distances).min() > -1e-9
@@ -114,7 +152,14 @@ def test_distance_starts_at_nothing_and_never_falls_as_the_knob_turns(num_concep
 
 def test_at_full_skew_client_i_holds_concept_i_alone():
     counts = concept_counts(EVEN, "object", by_skew(EVEN, "object", 6, 1.0, 10, 0))
-    assert [row.to_numpy().nonzero()[0].tolist() for _, row in counts.iterrows()] == [[0], [1], [2], [3], [0], [1]]
+    assert [row.to_numpy().nonzero()[0].tolist() for _, row in counts.iterrows()] == [
+        [0],
+        [1],
+        [2],
+        [3],
+        [0],
+        [1],
+    ]
 
 
 def test_without_skew_every_client_holds_every_concept_equally():
@@ -135,8 +180,10 @@ def test_turning_the_knob_only_replaces_shared_pictures_by_own_ones():
 
 def test_the_share_of_own_pictures_is_the_skew():
     for skew in (0.25, 0.5, 0.75):
-        own = [(EVEN["object"].to_numpy()[part] == f"concept {client:02d}").mean()
-               for client, part in enumerate(by_skew(EVEN, "object", 4, skew, 400, 0))]
+        own = [
+            (EVEN["object"].to_numpy()[part] == f"concept {client:02d}").mean()
+            for client, part in enumerate(by_skew(EVEN, "object", 4, skew, 400, 0))
+        ]
         assert np.allclose(own, skew + (1 - skew) / 4, atol=0.01)
 
 
@@ -176,8 +223,11 @@ def test_more_concepts_than_there_are_is_an_error(number):
 
 def test_any_attribute_will_do_numbers_and_gaps_too():
     mixed = pd.DataFrame({"group": [3, None, "x", 3.0, "", 7] * 4})
-    for parts in (by_skew(mixed, "group", 3, 0.5, 6, 0), dirichlet(mixed, "group", 3, 1, 0),
-                  pathological(mixed, "group", 3, 2, 0)):
+    for parts in (
+        by_skew(mixed, "group", 3, 0.5, 6, 0),
+        dirichlet(mixed, "group", 3, 1, 0),
+        pathological(mixed, "group", 3, 2, 0),
+    ):
         assert all(map(len, parts))
     assert "none" in concept_counts(mixed, "group", parts).columns
 
@@ -199,4 +249,3 @@ def test_distance_agrees_with_scipy():
 def test_a_client_with_nothing_has_no_distance():
     with pytest.raises(ValueError, match="at least one picture for each client"):
         mean_js_distance([[1, 2], [0, 0]])
-

@@ -31,7 +31,9 @@ def toy_models(monkeypatch):
         return float(drawn) + holding.train.images.float().mean().item() / 1000, np.zeros(0, int)
 
     monkeypatch.setattr(peer_room, "train_ddpm", train)
-    monkeypatch.setattr(peer_room, "draw_samples", lambda scenario, model, content: torch.tensor(content[0] + 100.0))
+    monkeypatch.setattr(
+        peer_room, "draw_samples", lambda scenario, model, content: torch.tensor(content[0] + 100.0)
+    )
     monkeypatch.setattr(peer_room, "judge_samples", judge)
 
 
@@ -74,7 +76,9 @@ def test_what_is_known_from_another_run_changes_no_model_and_no_vote():
 
 
 def test_agreement_leaves_liars_out():
-    votes = pd.DataFrame({0: [1.0, 2.0, 3.0, np.nan], 1: [1.0, 2.0, np.nan, 4.0], 2: [9.0, 9.0, 9.0, 9.0]})
+    votes = pd.DataFrame(
+        {0: [1.0, 2.0, 3.0, np.nan], 1: [1.0, 2.0, np.nan, 4.0], 2: [9.0, 9.0, 9.0, 9.0]}
+    )
     assert agreement(votes, 0, liars=[2]) == (0.0, pytest.approx(np.nan, nan_ok=True))
     gap, correlation = agreement(votes, 2)
     assert gap == pytest.approx(np.mean([8, 7 / 2, 2, 5 / 4])) and np.isnan(correlation)
@@ -83,7 +87,9 @@ def test_agreement_leaves_liars_out():
 def test_recorded_points_are_of_the_grid_and_shares_are_shares():
     table = recorded_attacks()
     grid = [tuple(point.values()) for point in POINTS]
-    assert set(map(tuple, table[list(POINTS[0])].to_numpy())) <= set(grid) and set(table["seed"]) <= set(SEEDS)
+    assert set(map(tuple, table[list(POINTS[0])].to_numpy())) <= set(grid) and set(
+        table["seed"]
+    ) <= set(SEEDS)
     assert not table.duplicated([*POINTS[0], "seed"]).any() and len(table) >= 3
     for share in ("built_on", "paid", "copied"):
         assert table[share].dropna().between(0, 1).all()
@@ -92,7 +98,9 @@ def test_recorded_points_are_of_the_grid_and_shares_are_shares():
 
 def test_noise_hides_the_best_model_only_where_it_is_wider_than_the_gap():
     scores, quality = [[10.0, 11.0], [20.0, 21.0], [30.0, 31.0]], [0.1, 0.2, 0.5]
-    table = best_chosen(scores, quality, sensitivity=1.0, epsilons=(10.0, 0.001)).set_index("epsilon")
+    table = best_chosen(scores, quality, sensitivity=1.0, epsilons=(10.0, 0.001)).set_index(
+        "epsilon"
+    )
     assert table["chosen"][np.inf] == table["chosen"][10.0] == 1 and table["loses"][np.inf] == 0
     assert table["chosen"][0.001] < 0.7 and 0 < table["loses"][0.001] < 0.4
     worst_first = best_chosen(scores, quality[::-1], sensitivity=1.0, epsilons=())

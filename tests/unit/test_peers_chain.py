@@ -48,15 +48,31 @@ def test_a_vote_from_promise_to_reveal_reads_the_same_everywhere(make):
     new, _ = chain.events(cursor)
     told = [(event.kind, event.account) for event in first]
     assert told == [
-        ("Registered", one), ("Registered", two), ("Registered", three), ("Submitted", one), ("Committed", two),
-        ("Committed", three), ("Submitted", two),
-    ]  # fmt: skip
+        ("Registered", one),
+        ("Registered", two),
+        ("Registered", three),
+        ("Submitted", one),
+        ("Committed", two),
+        ("Committed", three),
+        ("Submitted", two),
+    ]
     assert first[2].values == {"validator": True}
     assert first[-1].values == {"content": child, "manifest": b"g" * 32, "parents": [model]}
-    assert [(event.kind, event.values) for event in new] == [("Revealed", {"content": model, "score": 2.5})]
+    assert [(event.kind, event.values) for event in new] == [
+        ("Revealed", {"content": model, "score": 2.5})
+    ]
     assert chain.models() == [model, child] and chain.model(child).parents == (model,)
-    assert chain.vote(model, two) == 2.5 and chain.vote(model, three) == "committed" and chain.vote(child, one) is None
-    assert chain.participant(two) == {"registered": True, "validator": False, "open_votes": 0, "budget": 99.5}
+    assert (
+        chain.vote(model, two) == 2.5
+        and chain.vote(model, three) == "committed"
+        and chain.vote(child, one) is None
+    )
+    assert chain.participant(two) == {
+        "registered": True,
+        "validator": False,
+        "open_votes": 0,
+        "budget": 99.5,
+    }
     with pytest.raises(KeyError, match="No model"):
         chain.model(b"x" * 32)
     assert chain.events(chain.block() + 1) == ([], chain.block() + 1)
@@ -85,7 +101,9 @@ def test_an_account_with_a_key_of_its_own_signs_here(anvil):
 def test_the_embedded_machine_leaves_pythons_recursion_limit_as_it_was():
     limit = sys.getrecursionlimit()
     Chain(terms=TERMS)
-    assert sys.getrecursionlimit() == limit < 50_000  # far above it, deeply nested JSON ends the process
+    assert (
+        sys.getrecursionlimit() == limit < 50_000
+    )  # far above it, deeply nested JSON ends the process
 
 
 def test_the_embedded_machine_also_takes_keys():
@@ -107,9 +125,14 @@ def test_a_missing_node_or_contract_is_named():
 
 
 NO_NODES = {
-    "no JSON": b"<html>hi</html>", "a list": b"[]", "a number": b"7", "nothing": b"", "half": b'{"jsonrpc":"2.0","re',
-    "no result": b'{"jsonrpc":"2.0","id":0}', "no text": b"\xff\xfe",
-}  # fmt: skip
+    "no JSON": b"<html>hi</html>",
+    "a list": b"[]",
+    "a number": b"7",
+    "nothing": b"",
+    "half": b'{"jsonrpc":"2.0","re',
+    "no result": b'{"jsonrpc":"2.0","id":0}',
+    "no text": b"\xff\xfe",
+}
 
 
 @pytest.mark.parametrize("answer", NO_NODES.values(), ids=NO_NODES)
@@ -128,7 +151,9 @@ def test_what_is_no_node_is_told_in_a_sentence(answer):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Other)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
-    with pytest.raises(ConnectionError, match=f"No Ethereum node answers at {address} .*Start one and try again"):
+    with pytest.raises(
+        ConnectionError, match=f"No Ethereum node answers at {address} .*Start one and try again"
+    ):
         Chain(address)
     server.shutdown()
 
@@ -140,7 +165,11 @@ class Answers(http.server.ThreadingHTTPServer):
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self):
                 asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                answer = {**told(asked["method"], asked["params"]), "jsonrpc": "2.0", "id": asked["id"]}
+                answer = {
+                    **told(asked["method"], asked["params"]),
+                    "jsonrpc": "2.0",
+                    "id": asked["id"],
+                }
                 answer = json.dumps(answer).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(answer)))
@@ -161,14 +190,25 @@ class Answers(http.server.ThreadingHTTPServer):
         pass
 
 
-NO_ACCOUNTS = {"error": {"code": -32601, "message": "the method eth_accounts does not exist/is not available"}}
+NO_ACCOUNTS = {
+    "error": {"code": -32601, "message": "the method eth_accounts does not exist/is not available"}
+}
 KEYS = ["0x" + "11" * 32]
 
 
 @pytest.mark.parametrize(
-    "answer", [{"result": None}, {"result": "x"}, {"result": {}}, {"result": ["x"]}, {"error": "bad"},
-               {"error": None, "result": None}, {"error": {"code": "x"}}], ids=str,
-)  # fmt: skip
+    "answer",
+    [
+        {"result": None},
+        {"result": "x"},
+        {"result": {}},
+        {"result": ["x"]},
+        {"error": "bad"},
+        {"error": None, "result": None},
+        {"error": {"code": "x"}},
+    ],
+    ids=str,
+)
 def test_an_answer_in_json_that_makes_no_sense_is_told_in_a_sentence(answer):
     with Answers(lambda *_: answer) as node:
         told = f"^No Ethereum node answers at {node.address} .*to eth_accounts it says .*Start one and try again"
@@ -179,9 +219,13 @@ def test_an_answer_in_json_that_makes_no_sense_is_told_in_a_sentence(answer):
 
 def test_a_node_that_answers_everything_with_an_empty_list_is_told_when_it_matters():
     with Answers(lambda *_: {"result": []}) as node:
-        with pytest.raises(ValueError, match=f"The node at {node.address} has no accounts. Give keys"):
+        with pytest.raises(
+            ValueError, match=f"The node at {node.address} has no accounts. Give keys"
+        ):
             Chain(node.address)
-        with pytest.raises(ConnectionError, match=f"No Ethereum node answers at {node.address} .*it says"):
+        with pytest.raises(
+            ConnectionError, match=f"No Ethereum node answers at {node.address} .*it says"
+        ):
             Chain(node.address, keys=KEYS)
         node.shutdown()
 
@@ -189,7 +233,9 @@ def test_a_node_that_answers_everything_with_an_empty_list_is_told_when_it_matte
 def test_an_answer_that_drips_has_a_deadline(monkeypatch):
     monkeypatch.setattr("fedgen_lab.peers.node.ANSWER_SECONDS", 0.5)
     with Answers(lambda *_: {"result": []}, pause=0.2) as node:
-        with pytest.raises(ConnectionError, match=f"{node.address} .*not all of its answer came within 0.5 s"):
+        with pytest.raises(
+            ConnectionError, match=f"{node.address} .*not all of its answer came within 0.5 s"
+        ):
             Chain(node.address)
         node.shutdown()
 
@@ -215,9 +261,14 @@ def test_a_node_that_does_not_know_its_accounts_is_used_with_keys(anvil):
 
 def test_a_node_that_refuses_every_question_is_told():
     with Answers(lambda *_: NO_ACCOUNTS) as node:
-        with pytest.raises(ConnectionError, match=f"The node at {node.address} tells no contract's code: the method"):
+        with pytest.raises(
+            ConnectionError,
+            match=f"The node at {node.address} tells no contract's code: the method",
+        ):
             Chain(node.address, contract="0x" + "11" * 20, keys=KEYS)
-        with pytest.raises(ValueError, match=f"The node at {node.address} takes no transaction of 0x.*: the method"):
+        with pytest.raises(
+            ValueError, match=f"The node at {node.address} takes no transaction of 0x.*: the method"
+        ):
             Chain(node.address, keys=KEYS)
         node.shutdown()
 
@@ -230,7 +281,9 @@ def test_another_contract_is_not_taken_for_ours():
     other = chain.w3.eth.get_transaction_receipt(sent).contractAddress
     assert bytes(chain.w3.eth.get_code(other)) == kept
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("web3.EthereumTesterProvider", lambda: chain.w3.provider)  # the same machine, joined again
+        patch.setattr(
+            "web3.EthereumTesterProvider", lambda: chain.w3.provider
+        )  # the same machine, joined again
         assert Chain(contract=chain.address.lower()).terms == TERMS
         with pytest.raises(ValueError, match=f"There is another contract than ours at {other}"):
             Chain(contract=other)
@@ -239,8 +292,11 @@ def test_another_contract_is_not_taken_for_ours():
 
 
 NO_TERMS = {
-    "deposit_wei": -1, "reward_wei": 2**128, "commit_blocks": 0, "budget": float("nan"),
-}  # fmt: skip
+    "deposit_wei": -1,
+    "reward_wei": 2**128,
+    "commit_blocks": 0,
+    "budget": float("nan"),
+}
 
 
 @pytest.mark.parametrize(("term", "value"), NO_TERMS.items(), ids=NO_TERMS)
@@ -266,7 +322,9 @@ def test_who_has_no_money_is_told(anvil):
 
     poor = Account.from_key("0x" + "33" * 32)
     chain = Chain(anvil, contract=Chain(anvil, terms=TERMS).address, keys=[poor.key])
-    with pytest.raises(ValueError, match=f"takes no transaction of {poor.address}: .*See to its money"):
+    with pytest.raises(
+        ValueError, match=f"takes no transaction of {poor.address}: .*See to its money"
+    ):
         chain.register(poor.address)
 
 
@@ -294,5 +352,7 @@ def test_a_ledger_shows_which_block_was_tampered_with():
     assert ledger.broken() is None
     ledger.blocks[3]["account"] = ledger.accounts[2]
     assert ledger.broken() == 3
-    ledger.blocks[3]["hash"] = hash_of(ledger.blocks[3])  # mended here, it no longer fits the next one
+    ledger.blocks[3]["hash"] = hash_of(
+        ledger.blocks[3]
+    )  # mended here, it no longer fits the next one
     assert ledger.broken() == 4

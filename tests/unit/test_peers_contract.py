@@ -10,7 +10,13 @@ import os
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
 
 from fedgen_lab.peers.chain import Chain, Refused, Terms, commitment, compiled
 from fedgen_lab.peers.ledger import Ledger
@@ -54,10 +60,15 @@ def test_the_artifact_is_what_the_source_compiles_to():
 
     source = os.path.join(os.path.dirname(beside.__file__), "contract.vy")
     with open(source, encoding="utf-8") as file:
-        made = vyper.compile_code(file.read(), output_formats=["abi", "bytecode", "bytecode_runtime"])
+        made = vyper.compile_code(
+            file.read(), output_formats=["abi", "bytecode", "bytecode_runtime"]
+        )
     artifact = compiled()
     assert artifact["vyper"] == vyper.__version__
-    assert json.loads(json.dumps(made["abi"])) == artifact["abi"] and made["bytecode"] == artifact["bytecode"]
+    assert (
+        json.loads(json.dumps(made["abi"])) == artifact["abi"]
+        and made["bytecode"] == artifact["bytecode"]
+    )
     assert made["bytecode_runtime"] == artifact["runtime"]
 
 
@@ -65,33 +76,73 @@ def refusals():
     """(what it is, reason, call); accounts: 0 is not registered, 1 and 2 train, 3 validates."""
     yield "registering twice", "already registered", lambda c, a: c.register(a[1])
     yield "leaving unregistered", "not registered", lambda c, a: c.leave(a[0])
-    yield "submitting unregistered", "not registered", lambda c, a: c.submit(a[0], digest(2), digest(102))
-    yield "a validator submits", "validators do not submit", lambda c, a: c.submit(a[3], digest(2), digest(102))
+    yield (
+        "submitting unregistered",
+        "not registered",
+        lambda c, a: c.submit(a[0], digest(2), digest(102)),
+    )
+    yield (
+        "a validator submits",
+        "validators do not submit",
+        lambda c, a: c.submit(a[3], digest(2), digest(102)),
+    )
     yield "empty content", "empty content", lambda c, a: c.submit(a[1], digest(0), digest(102))
     yield "empty manifest", "empty manifest", lambda c, a: c.submit(a[1], digest(2), digest(0))
-    yield "duplicate", "this content was submitted before", lambda c, a: c.submit(a[2], digest(1), digest(102))
-    yield "manifest twice", "this manifest was submitted before", lambda c, a: c.submit(a[2], digest(2), digest(101))
-    yield "unknown parent", "unknown parent", lambda c, a: c.submit(a[1], digest(2), digest(102), [digest(9)])
-    yield "parent twice", "a parent is named twice", (
-        lambda c, a: c.submit(a[1], digest(2), digest(102), 2 * [digest(1)])
+    yield (
+        "duplicate",
+        "this content was submitted before",
+        lambda c, a: c.submit(a[2], digest(1), digest(102)),
     )
-    yield "itself as parent", "unknown parent", lambda c, a: c.submit(a[1], digest(2), digest(102), [digest(2)])
+    yield (
+        "manifest twice",
+        "this manifest was submitted before",
+        lambda c, a: c.submit(a[2], digest(2), digest(101)),
+    )
+    yield (
+        "unknown parent",
+        "unknown parent",
+        lambda c, a: c.submit(a[1], digest(2), digest(102), [digest(9)]),
+    )
+    yield (
+        "parent twice",
+        "a parent is named twice",
+        (lambda c, a: c.submit(a[1], digest(2), digest(102), 2 * [digest(1)])),
+    )
+    yield (
+        "itself as parent",
+        "unknown parent",
+        lambda c, a: c.submit(a[1], digest(2), digest(102), [digest(2)]),
+    )
     yield "voting unregistered", "not registered", lambda c, a: c.commit(a[0], digest(1), 1.0, SALT)
-    yield "voting for oneself", "no votes for oneself", lambda c, a: c.commit(a[1], digest(1), 1.0, SALT)
+    yield (
+        "voting for oneself",
+        "no votes for oneself",
+        lambda c, a: c.commit(a[1], digest(1), 1.0, SALT),
+    )
     yield "voting on nothing", "unknown model", lambda c, a: c.commit(a[2], digest(9), 1.0, SALT)
-    yield "no epsilon", "a vote tells something: its epsilon is above 0", (
-        lambda c, a: c.commit(a[2], digest(1), 1.0, SALT, epsilon=0.0)
+    yield (
+        "no epsilon",
+        "a vote tells something: its epsilon is above 0",
+        (lambda c, a: c.commit(a[2], digest(1), 1.0, SALT, epsilon=0.0)),
     )
-    yield "too much epsilon", "the privacy budget is spent", (
-        lambda c, a: c.commit(a[2], digest(1), 1.0, SALT, epsilon=2.6)
+    yield (
+        "too much epsilon",
+        "the privacy budget is spent",
+        (lambda c, a: c.commit(a[2], digest(1), 1.0, SALT, epsilon=2.6)),
     )
-    yield "revealing nothing", "nothing was committed", lambda c, a: c.reveal(a[2], digest(1), 1.0, SALT)
+    yield (
+        "revealing nothing",
+        "nothing was committed",
+        lambda c, a: c.reveal(a[2], digest(1), 1.0, SALT),
+    )
 
 
 CASES = list(refusals())
 
 
-@pytest.mark.parametrize(("reason", "call"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
+@pytest.mark.parametrize(
+    ("reason", "call"), [case[1:] for case in CASES], ids=[case[0] for case in CASES]
+)
 @pytest.mark.parametrize("kind", ["contract", "ledger"])
 def test_refuses_with_a_reason(chain, kind, reason, call):
     if kind == "ledger":
@@ -112,7 +163,9 @@ def test_votes_once_in_time_and_as_promised(chain):
         chain.commit(two, digest(1), 1.0, SALT)
     with pytest.raises(Refused, match="others may still vote"):
         chain.reveal(two, digest(1), 1.5, SALT)
-    with pytest.raises(Refused, match="the vote on this model is closed"):  # the first block after it closed
+    with pytest.raises(
+        Refused, match="the vote on this model is closed"
+    ):  # the first block after it closed
         chain.commit(validator, digest(1), 1.5, SALT)
     for score, salt in ((1.4, SALT), (1.5, b"t" * 32)):
         with pytest.raises(Refused, match="not what was committed"):
@@ -129,7 +182,9 @@ def test_a_promise_can_not_be_copied_by_another_voter(chain):
     promise = commitment(digest(1), two, 1_500_000, SALT)
     assert promise == chain.contract.functions.commitment_of(digest(1), two, 1_500_000, SALT).call()
     chain._send(two, chain.contract.functions.commit(digest(1), promise, 1))
-    chain._send(validator, chain.contract.functions.commit(digest(1), promise, 1))  # the same hash, seen in a block
+    chain._send(
+        validator, chain.contract.functions.commit(digest(1), promise, 1)
+    )  # the same hash, seen in a block
     pass_blocks(chain, 3)
     with pytest.raises(Refused, match="not what was committed"):
         chain.reveal(validator, digest(1), 1.5, SALT)
@@ -146,7 +201,9 @@ def test_a_score_that_is_no_score_does_not_reach_the_chain(chain, score):
 
 def test_a_score_out_of_range_that_was_promised_by_hand_is_refused_at_the_reveal(chain):
     two, big = chain.accounts[2], 10**12 + 1
-    chain._send(two, chain.contract.functions.commit(digest(1), commitment(digest(1), two, big, SALT), 1))
+    chain._send(
+        two, chain.contract.functions.commit(digest(1), commitment(digest(1), two, big, SALT), 1)
+    )
     pass_blocks(chain, 3)
     with pytest.raises(Refused, match="the score is out of range"):
         chain._send(two, chain.contract.functions.reveal(digest(1), big, SALT))
@@ -228,7 +285,11 @@ def __default__():
 
 def test_a_contract_that_asks_again_while_it_is_paid_is_paid_once(chain):
     vyper = pytest.importorskip("vyper", reason="Vyper is in the extra [test]")
-    made, eth, one = vyper.compile_code(RECEIVER, output_formats=["abi", "bytecode"]), chain.w3.eth, chain.accounts[0]
+    made, eth, one = (
+        vyper.compile_code(RECEIVER, output_formats=["abi", "bytecode"]),
+        chain.w3.eth,
+        chain.accounts[0],
+    )
     thief = eth.contract(abi=made["abi"], bytecode=made["bytecode"]).constructor(chain.address)
     sent = thief.transact({"from": one, "value": 5_000, "gas": 2_000_000})
     thief = eth.contract(address=eth.get_transaction_receipt(sent).contractAddress, abi=made["abi"])
@@ -320,14 +381,18 @@ class AnyCalls(RuleBasedStateMachine):
     @invariant()
     def as_long_as_the_ledger(self):
         if self.chain is not None and hasattr(self, "ledger"):
-            assert self.chain.block() == self.ledger.block() + 1  # the chain's first block holds nothing
+            assert (
+                self.chain.block() == self.ledger.block() + 1
+            )  # the chain's first block holds nothing
 
     def teardown(self):
         ask, accounts = self.chain.contract.functions, self.chain.accounts[:5]
         models = self.chain.models()
         assert models == self.ledger.models() and self.ledger.broken() is None
         owed = ask.pot().call() + ask.locked().call()
-        owed += sum(ask.credits(one).call() for one in models) + sum(map(self.chain.balance, accounts))
+        owed += sum(ask.credits(one).call() for one in models) + sum(
+            map(self.chain.balance, accounts)
+        )
         assert owed == self.chain.w3.eth.get_balance(self.chain.address)
         for account in accounts:
             assert self.chain.participant(account) == self.ledger.participant(account)
@@ -346,7 +411,11 @@ def test_no_sequence_of_calls_breaks_the_contract():
     run_state_machine_as_test(
         AnyCalls,
         settings=settings(
-            max_examples=5, stateful_step_count=20, deadline=None, derandomize=True, database=None,
+            max_examples=5,
+            stateful_step_count=20,
+            deadline=None,
+            derandomize=True,
+            database=None,
             suppress_health_check=list(HealthCheck),
         ),
-    )  # fmt: skip
+    )

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from fedgen_lab.dashboards import peers as dashboard
-from fedgen_lab.dashboards.peers import PeersDashboard, PeersRun, facts_of, log_html, model_html, play
+from fedgen_lab.dashboards.peers import (
+    PeersDashboard,
+    PeersRun,
+    facts_of,
+    log_html,
+    model_html,
+    play,
+)
 from fedgen_lab.dashboards.peers_charts import provenance_chart, rewards_chart, votes_chart
 from fedgen_lab.peers.run import run_peers
 from fedgen_lab.peers.scenario import PeersScenario
@@ -15,7 +22,7 @@ from fedgen_lab.peers.scenario import PeersScenario
 pytestmark = pytest.mark.usefixtures("quickly_drawn")
 TINY = PeersScenario(
     num_peers=2, seconds=4, steps=2, samples=64, pictures_per_peer=128, width=8, objective="fld-fid"
-)  # fmt: skip
+)
 
 
 class Job:
@@ -52,25 +59,45 @@ def paid():
 def test_every_model_is_a_point_of_its_author_and_every_parent_a_line(outcome):
     chart, sentence, table = provenance_chart(outcome, chosen=1)
     models = outcome.models()
-    assert sum(len(trace.x) for trace in chart.data if trace.name.startswith("peer")) == len(models) == len(table)
+    assert (
+        sum(len(trace.x) for trace in chart.data if trace.name.startswith("peer"))
+        == len(models)
+        == len(table)
+    )
     assert len(chart.data[0].x) == 3 * sum(map(len, models["parents"]))
-    looks = {(trace.marker.color, trace.marker.symbol) for trace in chart.data if trace.name.startswith("peer")}
+    looks = {
+        (trace.marker.color, trace.marker.symbol)
+        for trace in chart.data
+        if trace.name.startswith("peer")
+    }
     assert len(looks) == 2 and chart.data[-1].name == "chosen"
-    assert sentence.startswith(f"{len(models)} models by 2 peers") and table["cid"].tolist() == models["cid"].tolist()
+    assert (
+        sentence.startswith(f"{len(models)} models by 2 peers")
+        and table["cid"].tolist() == models["cid"].tolist()
+    )
     json.loads(chart.to_json())
 
 
 def test_the_matrix_of_votes_is_that_of_the_chain_with_gaps_for_ones_own(outcome):
     chart, sentence, table = votes_chart(outcome)
-    assert np.allclose(np.array(chart.data[0].z, dtype=float), outcome.votes().to_numpy(), equal_nan=True)
+    assert np.allclose(
+        np.array(chart.data[0].z, dtype=float), outcome.votes().to_numpy(), equal_nan=True
+    )
     for row, author in enumerate(outcome.models()["author"]):
         assert chart.data[0].text[row][author] == ""
-    assert f"{int(outcome.votes().notna().sum().sum())} votes" in sentence and list(table)[0] == "model"
+    assert (
+        f"{int(outcome.votes().notna().sum().sum())} votes" in sentence
+        and list(table)[0] == "model"
+    )
 
 
 def test_before_anything_has_happened_every_chart_says_so(outcome):
     nothing = replace(outcome, moments=())
-    for chart, sentence, table in (provenance_chart(nothing), votes_chart(nothing), rewards_chart(nothing, None)):
+    for chart, sentence, table in (
+        provenance_chart(nothing),
+        votes_chart(nothing),
+        rewards_chart(nothing, None),
+    ):
         assert table is None and sentence.endswith(".") and chart.layout.height == 90
     assert log_html(nothing) == ""
 
@@ -103,8 +130,12 @@ def test_the_log_tells_in_words_who_did_what(paid):
 
 def test_rewards_are_paid_for_revealed_votes_and_no_wei_gets_lost(paid):
     run, _ = paid
-    rewarded = [event for moment in run.moments for event in moment.events if event.kind == "Rewarded"]
-    assert rewarded and sum(run.rewards.values()) == sum(event.values["amount"] for event in rewarded)
+    rewarded = [
+        event for moment in run.moments for event in moment.events if event.kind == "Rewarded"
+    ]
+    assert rewarded and sum(run.rewards.values()) == sum(
+        event.values["amount"] for event in rewarded
+    )
     chart, sentence, table = rewards_chart(run.outcome, run.rewards)
     assert list(chart.data[0].y) == table["wei"].tolist() == list(run.rewards.values())
     assert "has earned the most" in sentence
@@ -126,16 +157,31 @@ def test_a_stop_keeps_what_is_on_the_chain():
 
 def test_the_knobs_describe_what_is_played(monkeypatch):
     asked = []
-    monkeypatch.setattr(dashboard, "play", lambda run, job: asked.append((run.scenario, run.machine)))
+    monkeypatch.setattr(
+        dashboard, "play", lambda run, job: asked.append((run.scenario, run.machine))
+    )
     board = PeersDashboard(TINY)
-    for name, value in {"num_peers": 3, "skew": 0.3, "attackers": 1, "staleness": 0.2, "bandwidth_hz": 1.0}.items():
+    for name, value in {
+        "num_peers": 3,
+        "skew": 0.3,
+        "attackers": 1,
+        "staleness": 0.2,
+        "bandwidth_hz": 1.0,
+    }.items():
         board.numbers[name].set(value)
     board.words["attack"].value, board.words["vote_rule"].value = "sybils", "median"
     board.machine.value = "ledger"
     assert board.scenario() == replace(
-        TINY, num_peers=3, skew=0.3, attackers=1, staleness=0.2, bandwidth_hz=1e6, attack="sybils", vote_rule="median",
+        TINY,
+        num_peers=3,
+        skew=0.3,
+        attackers=1,
+        staleness=0.2,
+        bandwidth_hz=1e6,
+        attack="sybils",
+        vote_rule="median",
         seconds=10.0,
-    )  # fmt: skip
+    )
     board.panel.start()
     assert asked == [(board.scenario(), "ledger")]
 

@@ -13,8 +13,14 @@ from fedgen_lab.peers.run import paces
 from fedgen_lab.peers.scenario import PeersScenario, deal
 
 TINY = PeersScenario(
-    num_peers=2, seconds=1.2, steps=2, samples=64, pictures_per_peer=128, width=8, objective="fld-fid"
-)  # fmt: skip
+    num_peers=2,
+    seconds=1.2,
+    steps=2,
+    samples=64,
+    pictures_per_peer=128,
+    width=8,
+    objective="fld-fid",
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +34,13 @@ def test_a_round_is_the_mean_of_what_the_clients_train(states):
         model = start_model(TINY)
         images, labels = holding.train.as_tensor(), holding.train.labels
         train_ddpm(
-            model, images, labels, TINY.steps, TINY.batch_size, TINY.learning_rate, seed=TINY.seed_of(2, client, 0)
+            model,
+            images,
+            labels,
+            TINY.steps,
+            TINY.batch_size,
+            TINY.learning_rate,
+            seed=TINY.seed_of(2, client, 0),
         )
         half = {name: tensor / 2 for name, tensor in weights(model).items()}
         mean = half if mean is None else {name: mean[name] + half[name] for name in half}
@@ -37,7 +49,9 @@ def test_a_round_is_the_mean_of_what_the_clients_train(states):
 
 def test_rounds_fill_the_time_at_the_pace_of_the_slowest(states):
     slowest = max(TINY.steps * pace.step for pace in paces(TINY))
-    assert len(states) == rounds_in(TINY) == int(TINY.seconds / slowest)  # the link is fast: a few milliseconds a round
+    assert (
+        len(states) == rounds_in(TINY) == int(TINY.seconds / slowest)
+    )  # the link is fast: a few milliseconds a round
     assert rounds_in(replace(TINY, bandwidth_hz=1e5)) < rounds_in(TINY)
 
 
@@ -45,7 +59,9 @@ def test_a_model_that_copies_is_found_by_measures_of_its_own(states, monkeypatch
     from fedgen_lab.peers import measure
 
     honest = measure_model(TINY, states[-1])
-    assert honest["copied"] == 0 and 0.3 < honest["auc"] < 0.7 and honest["kid"] > 0.05  # it has hardly learned
+    assert (
+        honest["copied"] == 0 and 0.3 < honest["auc"] < 0.7 and honest["kid"] > 0.05
+    )  # it has hardly learned
     copies = deal(TINY)[0].train.as_tensor()[: TINY.samples]
     monkeypatch.setattr(measure, "draw_samples", lambda *_: copies)
     caught = measure_model(TINY, states[-1])

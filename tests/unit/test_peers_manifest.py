@@ -35,7 +35,10 @@ def test_an_honest_manifest_reads_back():
 SENT_OTHERWISE = {
     "other weights": (replace(SENT, content=b"d" * 32), "is about other weights"),
     "a parent left out": (replace(SENT, parents=SENT.parents[:1]), "other parents than the chain"),
-    "parents in another order": (replace(SENT, parents=SENT.parents[::-1]), "other parents than the chain"),
+    "parents in another order": (
+        replace(SENT, parents=SENT.parents[::-1]),
+        "other parents than the chain",
+    ),
     "sent by another": (replace(SENT, author="0x" + 20 * "cd"), "but 0xcdcd"),
 }
 
@@ -65,11 +68,17 @@ def test_every_changed_byte_is_found():
     for place in range(len(data)):
         for change in (1, 0x20):
             with pytest.raises(Unusable):
-                read_manifest(data[:place] + bytes([data[place] ^ change]) + data[place + 1 :], SENT)
+                read_manifest(
+                    data[:place] + bytes([data[place] ^ change]) + data[place + 1 :], SENT
+                )
 
 
 def test_other_spellings_of_the_same_claim_are_refused():
-    for data in (json.dumps(json.loads(written())).encode(), written() + b" ", written().replace(b"{", b"{ ", 1)):
+    for data in (
+        json.dumps(json.loads(written())).encode(),
+        written() + b" ",
+        written().replace(b"{", b"{ ", 1),
+    ):
         with pytest.raises(Unusable, match="not in canonical form"):
             read_manifest(data, SENT)
 
@@ -86,18 +95,24 @@ def with_more(value, brackets):
 
 
 CHANGES = {
-    "upper": str.upper, "space": lambda text: f"{text[:2]} {text[2:]}", "newline": lambda text: text + "\n",
-}  # fmt: skip
+    "upper": str.upper,
+    "space": lambda text: f"{text[:2]} {text[2:]}",
+    "newline": lambda text: text + "\n",
+}
 MORE = ("1", '"y"', "null", "[]", "NaN", "-Infinity", "1e400", '"\\ud800"')
 SPELLINGS = {
-    **{f"{at} {name}": respelled(at, CHANGES[name]) for at in ("signature", "public_key") for name in CHANGES},
+    **{
+        f"{at} {name}": respelled(at, CHANGES[name])
+        for at in ("signature", "public_key")
+        for name in CHANGES
+    },
     **{f"one field more: {value}": with_more(value, 1) for value in MORE},
     **{f"more of a signature: {value}": with_more(value, 2) for value in MORE},
     "a key twice": written().replace(b'"alg":"ed25519"', b'"alg":"x","alg":"ed25519"'),
     "escaped": written().replace(b"fedgen_lab", b"\\u0066edgen_lab"),
     "whole number as a fraction": written().replace(b":200", b":200.0"),
     "UTF-16": written().decode().encode("utf-16"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("data", SPELLINGS.values(), ids=SPELLINGS)
@@ -110,13 +125,17 @@ def test_one_manifest_has_one_spelling(data):
 def test_a_signature_that_adds_the_order_of_the_group_is_refused():
     manifest = json.loads(written())
     signature = bytes.fromhex(manifest["signature"]["signature"])
-    other = int.from_bytes(signature[32:], "little") + 2**252 + 27742317777372353535851937790883648493
+    other = (
+        int.from_bytes(signature[32:], "little") + 2**252 + 27742317777372353535851937790883648493
+    )
     manifest["signature"]["signature"] = (signature[:32] + other.to_bytes(32, "little")).hex()
     with pytest.raises(Unusable, match="not signed by the key"):
         read_manifest(canonical(manifest), SENT)
 
 
-@pytest.mark.parametrize("point", ["01" + 31 * "00", "00" * 32, "ec" + 30 * "ff" + "7f", "ee" + 30 * "ff" + "7f"])
+@pytest.mark.parametrize(
+    "point", ["01" + 31 * "00", "00" * 32, "ec" + 30 * "ff" + "7f", "ee" + 30 * "ff" + "7f"]
+)
 def test_keys_for_which_anybody_can_sign_are_refused(point):
     manifest = json.loads(written())
     for nonce in ("01" + 31 * "00", "00" * 32, "ec" + 30 * "ff" + "7f"):
@@ -131,11 +150,17 @@ def test_a_signed_claim_that_could_be_read_in_two_ways_is_refused():
     def other(change):
         claim = json.loads(written())["claim"]
         change(claim)
-        return canonical({
-            "claim": claim, "signature": honest["signature"] | {"signature": key.sign(canonical(claim)).hex()}
-        })  # fmt: skip
+        return canonical(
+            {
+                "claim": claim,
+                "signature": honest["signature"] | {"signature": key.sign(canonical(claim)).hex()},
+            }
+        )
 
-    twice = [{"label": DATA_HASH, "data": {"alg": "sha256", "hash": ""}}, {"label": WALLETS, "data": {"ethereum": []}}]
+    twice = [
+        {"label": DATA_HASH, "data": {"alg": "sha256", "hash": ""}},
+        {"label": WALLETS, "data": {"ethereum": []}},
+    ]
     for change in (
         lambda claim: claim["assertions"].insert(0, twice[0]),
         lambda claim: claim["assertions"].insert(0, twice[1]),
@@ -153,10 +178,16 @@ def test_a_signed_claim_that_could_be_read_in_two_ways_is_refused():
 
 
 NO_MANIFESTS = {
-    "empty": b"", "no JSON": b"\x80\x04.", "a list": b"[]", "a number": b"7", "half": written()[:200],
-    "no claim": b'{"signature":{}}', "deep": b"[" * 100_000, "claim is a list": b'{"claim":[],"signature":{}}',
+    "empty": b"",
+    "no JSON": b"\x80\x04.",
+    "a list": b"[]",
+    "a number": b"7",
+    "half": written()[:200],
+    "no claim": b'{"signature":{}}',
+    "deep": b"[" * 100_000,
+    "claim is a list": b'{"claim":[],"signature":{}}',
     "null": b'{"claim":null,"signature":null}',
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("data", NO_MANIFESTS.values(), ids=NO_MANIFESTS)

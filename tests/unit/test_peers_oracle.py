@@ -27,7 +27,11 @@ def test_the_oracle_reads_the_score_that_peers_give(times):
 def test_an_exact_vote_tells_members_from_others_and_the_defences_tell_less():
     table = oracle_table(SMALL, number=16).set_index("defence")["AUC"]
     assert table["exact vote"] > 0.8
-    assert table["Laplace noise, epsilon 0.5"] < table["Laplace noise, epsilon 8"] <= table["exact vote"] + 0.02
+    assert (
+        table["Laplace noise, epsilon 0.5"]
+        < table["Laplace noise, epsilon 8"]
+        <= table["exact vote"] + 0.02
+    )
 
 
 def test_only_the_victim_of_a_picture_answers_for_it():
@@ -39,7 +43,9 @@ def test_only_the_victim_of_a_picture_answers_for_it():
 
 def test_the_best_of_vote_is_one_bit_and_coarse_rounding_none():
     members, others = np.array([30.0, 20.0, 1.0]), np.array([1.0, 2.0, 3.0])
-    table = defended(members, others, reference=10.0, sensitivity=1.0, steps=(1.0, 1000.0), epsilons=(1.0,))
+    table = defended(
+        members, others, reference=10.0, sensitivity=1.0, steps=(1.0, 1000.0), epsilons=(1.0,)
+    )
     found = dict(zip(table["defence"], table["AUC"], strict=True))
     assert found["only which is better"] == pytest.approx((2 + 1 / 2) / 3)
     assert found["exact vote"] == pytest.approx((3 + 3 + 0.5) / 9)
@@ -60,7 +66,9 @@ def test_the_same_scenario_draws_the_same_fillers_and_noise():
     assert first.equals(again)
 
 
-@pytest.mark.parametrize("wrong", [{"victim": 9}, {"victim": -1}, {"times": 0}, {"times": 65}], ids=str)
+@pytest.mark.parametrize(
+    "wrong", [{"victim": 9}, {"victim": -1}, {"times": 0}, {"times": 65}], ids=str
+)
 def test_a_wrong_question_is_refused_by_name(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):
         ask_oracle(SMALL, **{"victim": 0, "candidates": some_of_both(1)} | wrong)

@@ -18,7 +18,14 @@ from fedgen_lab.peers.store import Shelf, cid_of, unpack_weights
 
 pytestmark = pytest.mark.usefixtures("quickly_drawn")
 TINY = PeersScenario(
-    num_peers=2, seconds=4, steps=2, samples=64, pictures_per_peer=128, width=8, side=14, objective="fld-fid"
+    num_peers=2,
+    seconds=4,
+    steps=2,
+    samples=64,
+    pictures_per_peer=128,
+    width=8,
+    side=14,
+    objective="fld-fid",
 )
 QUICK = replace(TINY, objective="qn")  # judged in half the time, where it doesn't matter by what
 PACE = Pace(1e-9, 1e-9, 1.0, 0.001)
@@ -60,7 +67,9 @@ def test_every_model_on_the_chain_can_be_fetched_and_was_trained_by_who_says_so(
     like = weights(start_model(TINY))
     for content in outcome.models()["content"]:
         submission = outcome.chain.model(content)
-        facts = training_facts(read_manifest(outcome.store.get(cid_of(submission.manifest)), submission))
+        facts = training_facts(
+            read_manifest(outcome.store.get(cid_of(submission.manifest)), submission)
+        )
         assert facts["steps"] == 2 and facts["pictures"] == 64
         unpack_weights(cid_of(content), outcome.store.get(cid_of(content)), like)
 
@@ -78,7 +87,9 @@ def test_peers_go_on_from_a_model_that_was_there(outcome):
     assert any(outcome.models()["parents"])
 
 
-@pytest.mark.parametrize("score", [float("nan"), float("inf"), 2 * MOST_SCORE], ids=["NaN", "infinite", "too large"])
+@pytest.mark.parametrize(
+    "score", [float("nan"), float("inf"), 2 * MOST_SCORE], ids=["NaN", "infinite", "too large"]
+)
 def test_a_score_that_no_vote_can_say_is_the_worst_there_is_and_ends_nobody(monkeypatch, score):
     monkeypatch.setattr("fedgen_lab.peers.peer.judge_samples", lambda *_: (score, ()))
     votes = run_peers(replace(QUICK, steps=1)).votes().to_numpy()
@@ -91,7 +102,9 @@ def one_peer(chain, store, folder=None):
 
 @pytest.mark.parametrize("cached", [False, True], ids=["nothing kept", "judgements kept"])
 def test_a_peer_that_crashes_again_and_again_submits_the_same_models_once(tmp_path, cached):
-    folder, crash_after = (tmp_path, 3) if cached else (None, 7)  # who keeps nothing must live to judge again
+    folder, crash_after = (
+        (tmp_path, 3) if cached else (None, 7)
+    )  # who keeps nothing must live to judge again
 
     def submitted(crash_after):
         chain, store = Ledger(2, Terms(commit_blocks=2)), Shelf()
@@ -127,7 +140,10 @@ def test_a_crash_between_a_promise_and_its_reveal_forgets_no_vote():
         pass
     content = chain.models()[0]
     promised = voter.vote_on(content)
-    assert chain.vote(content, voter.account) == "committed" and promised != voter.judged[content]["score"]
+    assert (
+        chain.vote(content, voter.account) == "committed"
+        and promised != voter.judged[content]["score"]
+    )
     chain.wait_blocks(3)
     again = peer(1)  # it knows nothing but its key
     for _ in again.look():
@@ -191,7 +207,9 @@ def test_half_time_comers_and_goers(known):
 
 def test_a_stop_keeps_what_is_on_the_chain(known_to_two):
     asked = []
-    outcome = run_peers(QUICK, should_stop=lambda: asked.append(1) or len(asked) > 12, known=known_to_two)
+    outcome = run_peers(
+        QUICK, should_stop=lambda: asked.append(1) or len(asked) > 12, known=known_to_two
+    )
     assert outcome.stopped and 0 < len(outcome.models()) < 4
 
 
@@ -212,9 +230,16 @@ def test_nobody_holds_a_picture_twice_or_an_outsiders():
 
 
 KNOBS = {
-    "num_peers": 0, "skew": 1.5, "seconds": float("nan"), "objective": "best", "vote_rule": "loudest", "late": 2,
-    "samples": 5, "soup_of": 9, "vote_epsilon": 1.0,
-}  # fmt: skip
+    "num_peers": 0,
+    "skew": 1.5,
+    "seconds": float("nan"),
+    "objective": "best",
+    "vote_rule": "loudest",
+    "late": 2,
+    "samples": 5,
+    "soup_of": 9,
+    "vote_epsilon": 1.0,
+}
 
 
 @pytest.mark.parametrize(("knob", "value"), KNOBS.items(), ids=KNOBS)

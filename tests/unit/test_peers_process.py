@@ -23,7 +23,14 @@ from fedgen_lab.peers.peer import Pace, Peer
 from fedgen_lab.peers.scenario import PeersScenario
 from fedgen_lab.peers.store import Folder, Shelf, cid_of, digest_of, pack_weights
 
-KNOBS = {"num_peers": 2, "steps": 2, "samples": 64, "pictures_per_peer": 128, "width": 8, "objective": "qn"}
+KNOBS = {
+    "num_peers": 2,
+    "steps": 2,
+    "samples": 64,
+    "pictures_per_peer": 128,
+    "width": 8,
+    "objective": "qn",
+}
 SCENARIO = PeersScenario(**KNOBS)
 METHODS = ("register", "submit", "commit", "reveal")
 FREE = Pace(0, 0, 0, 0)
@@ -74,15 +81,29 @@ def cheap(monkeypatch, node):
 
 def start(tmp_path, monkeypatch, turns=2, **knobs):
     """Peer 0 as a process, in this one."""
-    command = ["0", "--endpoint", "here", "--contract", "0x", "--store", f"{tmp_path}/store", "--turns", str(turns)]
-    knobs = [part for knob, value in (KNOBS | knobs).items() for part in ("--set", f"{knob}={value}")]
+    command = [
+        "0",
+        "--endpoint",
+        "here",
+        "--contract",
+        "0x",
+        "--store",
+        f"{tmp_path}/store",
+        "--turns",
+        str(turns),
+    ]
+    knobs = [
+        part for knob, value in (KNOBS | knobs).items() for part in ("--set", f"{knob}={value}")
+    ]
     monkeypatch.setattr(sys, "argv", ["process", *command, "--folder", f"{tmp_path}/peer", *knobs])
     process.main()
 
 
 def other_models(node, tmp_path, turns=2):
     """Peer 1 submits its models and is away from then on."""
-    life = Peer(1, SCENARIO, node, Folder(tmp_path / "store"), FREE, account=node.accounts[2]).life(until=turns)
+    life = Peer(1, SCENARIO, node, Folder(tmp_path / "store"), FREE, account=node.accounts[2]).life(
+        until=turns
+    )
     while next(life)[0] != "wait":
         pass
 
@@ -143,16 +164,24 @@ def deadly(node, monkeypatch, when):
 def story(node):
     """All that happened, but for blocks (who starts anew looks once more) and manifests (each peer has its own key)."""
     told = [
-        (event.kind, event.account, sorted((k, v) for k, v in event.values.items() if k != "manifest"))
+        (
+            event.kind,
+            event.account,
+            sorted((k, v) for k, v in event.values.items() if k != "manifest"),
+        )
         for event in node.events()[0]
     ]
     return sorted(told, key=str)
 
 
 WHEN = {
-    "before it is sent": 7, "on its way": 7, "in a block": 7, "before a file is written": 17,
-    "half a file is written": 8, "a file is written": 17,
-}  # fmt: skip
+    "before it is sent": 7,
+    "on its way": 7,
+    "in a block": 7,
+    "before a file is written": 17,
+    "half a file is written": 8,
+    "a file is written": 17,
+}
 
 
 @lru_cache
@@ -209,7 +238,9 @@ def test_a_process_signs_with_a_key_of_its_own_that_stays(node, tmp_path, monkey
     assert file.read_bytes() == kept and len(node.models()) == 2
     own = process.own_key(tmp_path / "peer").public_key().public_bytes_raw().hex()
     guessed = new_key(SCENARIO.seed_of(1, 0)).public_key().public_bytes_raw().hex()
-    signed = [json.loads(store.get(cid_of(node.model(content).manifest))) for content in node.models()]
+    signed = [
+        json.loads(store.get(cid_of(node.model(content).manifest))) for content in node.models()
+    ]
     assert [one["signature"]["public_key"] for one in signed] == [own, own] and own != guessed
     start(tmp_path / "other", monkeypatch, turns=1, num_peers=1)
     assert (tmp_path / "other" / "peer" / "key").read_bytes() != kept
@@ -219,7 +250,9 @@ def test_a_process_signs_with_a_key_of_its_own_that_stays(node, tmp_path, monkey
 
 
 def test_a_process_must_be_given_a_folder(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["process", "0", "--endpoint", "here", "--contract", "0x", "--store", "models"])
+    monkeypatch.setattr(
+        sys, "argv", ["process", "0", "--endpoint", "here", "--contract", "0x", "--store", "models"]
+    )
     with pytest.raises(SystemExit, match="2"):
         process.main()
     assert "required: --folder" in capsys.readouterr().err
@@ -230,14 +263,32 @@ def test_a_process_sends_from_the_account_whose_key_it_is_given(tmp_path, monkey
     there, key = Chain(terms=Terms()), "0x" + "44" * 32
     owner = there.w3.eth.account.from_key(key).address
     there.w3.eth.send_transaction({"from": there.accounts[0], "to": owner, "value": 10**18})
-    monkeypatch.setattr("web3.EthereumTesterProvider", lambda: there.w3.provider)  # the same machine, joined again
-    monkeypatch.setattr(process, "Chain", lambda _, __, keys: Chain(contract=there.address, keys=keys))
-    command = ["0", "--endpoint", "here", "--contract", "0x", "--store", f"{tmp_path}", "--folder", f"{tmp_path}/peer"]
+    monkeypatch.setattr(
+        "web3.EthereumTesterProvider", lambda: there.w3.provider
+    )  # the same machine, joined again
+    monkeypatch.setattr(
+        process, "Chain", lambda _, __, keys: Chain(contract=there.address, keys=keys)
+    )
+    command = [
+        "0",
+        "--endpoint",
+        "here",
+        "--contract",
+        "0x",
+        "--store",
+        f"{tmp_path}",
+        "--folder",
+        f"{tmp_path}/peer",
+    ]
     if how == "environment":
         monkeypatch.setenv("PEER_KEY", key)
     else:
         command += ["--key", key]
-    knobs = [part for knob, value in (KNOBS | {"num_peers": 1}).items() for part in ("--set", f"{knob}={value}")]
+    knobs = [
+        part
+        for knob, value in (KNOBS | {"num_peers": 1}).items()
+        for part in ("--set", f"{knob}={value}")
+    ]
     monkeypatch.setattr(sys, "argv", ["process", *command, *knobs])
     process.main()
     assert [there.model(content).author for content in there.models()] == [owner]
@@ -265,7 +316,9 @@ def test_what_was_judged_before_a_crash_is_not_judged_again(node, tmp_path, monk
                     start(tmp_path, monkeypatch)
     start(tmp_path, monkeypatch)
     assert len(scores) == 4 and all(len(given) == 1 for given in scores.values())
-    assert [node.vote(content, node.accounts[1]) for content in theirs] == [scores[content][0] for content in theirs]
+    assert [node.vote(content, node.accounts[1]) for content in theirs] == [
+        scores[content][0] for content in theirs
+    ]
     assert node.refusals == []
 
 
@@ -280,17 +333,25 @@ def promised_and_forgot(node, tmp_path, monkeypatch):
     next((tmp_path / "peer").glob("judged*.json")).unlink()
 
 
-def test_a_vote_that_can_not_be_revealed_any_more_is_tried_once(node, tmp_path, monkeypatch, capsys):
+def test_a_vote_that_can_not_be_revealed_any_more_is_tried_once(
+    node, tmp_path, monkeypatch, capsys
+):
     promised_and_forgot(node, tmp_path, monkeypatch)
-    monkeypatch.setattr(peer_room, "judge_samples", lambda *_: (0.5, []))  # another machine: other digits
+    monkeypatch.setattr(
+        peer_room, "judge_samples", lambda *_: (0.5, [])
+    )  # another machine: other digits
     start(tmp_path, monkeypatch, turns=1)
     assert capsys.readouterr().out.count("reveal: not what was committed") == 1
 
 
 @pytest.mark.parametrize("comes_back", [False, True])
-def test_a_vote_on_a_model_that_is_withheld_is_given_up(node, tmp_path, monkeypatch, capsys, comes_back):
+def test_a_vote_on_a_model_that_is_withheld_is_given_up(
+    node, tmp_path, monkeypatch, capsys, comes_back
+):
     promised_and_forgot(node, tmp_path, monkeypatch)
-    content = next(content for content in node.models() if node.model(content).author == node.accounts[2])
+    content = next(
+        content for content in node.models() if node.model(content).author == node.accounts[2]
+    )
     model = tmp_path / "store" / cid_of(content)
     data, begun = model.read_bytes(), node.block()
     model.unlink()
@@ -303,13 +364,21 @@ def test_a_vote_on_a_model_that_is_withheld_is_given_up(node, tmp_path, monkeypa
     monkeypatch.setattr(process.time, "sleep", sleep)
     start(tmp_path, monkeypatch, turns=1)
     told = capsys.readouterr().out
-    assert told.count(f"gave up what it promised to vote on: nobody offers {model.name}") == (not comes_back)
+    assert told.count(f"gave up what it promised to vote on: nobody offers {model.name}") == (
+        not comes_back
+    )
     assert node.block() - begun < (40 if comes_back else 80)
-    revealed = [event for event in node.events()[0] if (event.kind, event.account) == ("Revealed", node.accounts[1])]
+    revealed = [
+        event
+        for event in node.events()[0]
+        if (event.kind, event.account) == ("Revealed", node.accounts[1])
+    ]
     assert len(revealed) == comes_back and node.refusals == []
 
 
-def test_a_voter_whose_budget_is_spent_says_so_once_and_goes_on(node, tmp_path, monkeypatch, capsys):
+def test_a_voter_whose_budget_is_spent_says_so_once_and_goes_on(
+    node, tmp_path, monkeypatch, capsys
+):
     poor = Node(budget=1.5)
     monkeypatch.setattr(process, "Chain", lambda *_, **__: poor)
     monkeypatch.setattr(process.time, "sleep", lambda _: poor.wait_blocks(1))
@@ -318,9 +387,14 @@ def test_a_voter_whose_budget_is_spent_says_so_once_and_goes_on(node, tmp_path, 
         deadly(poor, patch, "never")  # notes what is refused
         start(tmp_path, monkeypatch, turns=3)
     told = capsys.readouterr().out
-    assert told.count("the privacy budget is spent: 0.5 is left and a vote takes 1.") == 1 and poor.refusals == []
+    assert (
+        told.count("the privacy budget is spent: 0.5 is left and a vote takes 1.") == 1
+        and poor.refusals == []
+    )
     kinds = [event.kind for event in poor.events()[0] if event.account == poor.accounts[1]]
-    assert kinds.count("Committed") == kinds.count("Revealed") == 1 and kinds.count("Submitted") == 3
+    assert (
+        kinds.count("Committed") == kinds.count("Revealed") == 1 and kinds.count("Submitted") == 3
+    )
 
 
 def test_a_budget_is_spent_to_its_last_millionth(node):
@@ -337,7 +411,9 @@ def test_a_budget_is_spent_to_its_last_millionth(node):
 
 
 @pytest.mark.parametrize("stolen", ["content", "manifest"])
-def test_a_peer_whose_digest_was_taken_gives_that_model_up(node, tmp_path, monkeypatch, capsys, stolen):
+def test_a_peer_whose_digest_was_taken_gives_that_model_up(
+    node, tmp_path, monkeypatch, capsys, stolen
+):
     """A withholder who sees the peer's submission before it is in a block makes it first."""
     thief, real, thefts = node.accounts[2], node.submit, []
     node.register(thief)
@@ -356,5 +432,10 @@ def test_a_peer_whose_digest_was_taken_gives_that_model_up(node, tmp_path, monke
         authors = [node.model(content).author for content in node.models()]
         assert authors.count(node.accounts[1]) == 2 and len(authors) == 4
     told = capsys.readouterr().out
-    assert told.count(f"this {stolen} was submitted before. Gave up {cid_of(thefts[0])}; trains another.") == 1
+    assert (
+        told.count(
+            f"this {stolen} was submitted before. Gave up {cid_of(thefts[0])}; trains another."
+        )
+        == 1
+    )
     assert told.count("submitted before") == 1 and told.count("train,") == 3

@@ -6,10 +6,24 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from fedgen_lab.dashboards.peers_recorded import NAMES, PUBLISHED, SCORES, directions, table_chart, table_view
+from fedgen_lab.dashboards.peers_recorded import (
+    NAMES,
+    PUBLISHED,
+    SCORES,
+    directions,
+    table_chart,
+    table_view,
+)
 from fedgen_lab.peers import sweep_pdfed
 from fedgen_lab.peers.scenario import PeersScenario, deal
-from fedgen_lab.peers.sweep_pdfed import MEASURES, METHODS, PICTURES, POINTS, recorded_pdfed, scenario_of
+from fedgen_lab.peers.sweep_pdfed import (
+    MEASURES,
+    METHODS,
+    PICTURES,
+    POINTS,
+    recorded_pdfed,
+    scenario_of,
+)
 
 
 @pytest.fixture
@@ -17,11 +31,14 @@ def recorded(tmp_path):
     """Q-N of fld-fid is 10 times the peers plus the seed; qn takes a tenth off, qn-dedup one half."""
     entries = [
         {
-            "point": {"peers": peers, "method": method}, "seed": seed,
+            "point": {"peers": peers, "method": method},
+            "seed": seed,
             "result": dict.fromkeys(MEASURES, 1.0) | {"qn": factor * (10 * peers + seed)},
         }
-        for peers in (2, 8) for method, factor in (("fld-fid", 1.0), ("qn", 0.9), ("qn-dedup", 0.5)) for seed in (0, 1)
-    ]  # fmt: skip
+        for peers in (2, 8)
+        for method, factor in (("fld-fid", 1.0), ("qn", 0.9), ("qn-dedup", 0.5))
+        for seed in (0, 1)
+    ]
     path = tmp_path / "pdfed.json"
     path.write_text(json.dumps({"name": "pdfed", "made": {}, "points": entries}), encoding="utf-8")
     return recorded_pdfed(path)
@@ -42,10 +59,15 @@ def test_a_peer_trains_on_as_many_pictures_as_asked_and_keeps_the_rest_to_judge_
     labels = [np.bincount(holding.train.labels, minlength=10).tolist() for holding in dealt]
     assert labels[0] != labels[1]  # not the first classes for everybody
     seen = [
-        one.numpy().tobytes() for holding in dealt for part in (holding.train, holding.held_out) for one in part.images
+        one.numpy().tobytes()
+        for holding in dealt
+        for part in (holding.train, holding.held_out)
+        for one in part.images
     ]
     assert len(set(seen)) == 270
-    with pytest.raises(ValueError, match=r"train_pictures must be a whole number from 0 to 45; got 46"):
+    with pytest.raises(
+        ValueError, match=r"train_pictures must be a whole number from 0 to 45; got 46"
+    ):
         PeersScenario(pictures_per_peer=90, train_pictures=46)
 
 
@@ -60,7 +82,9 @@ def test_a_point_is_measured_by_scores_that_no_peer_went_by(method, monkeypatch)
         {"crossed", "seconds"} if method == "fedavg" else set()
     )
     assert all(np.isfinite(value) for value in result.values()) and 0 <= result["auc"] <= 1
-    assert result["qn"] >= result["fid"] / 2 - 1e-4  # novelty is added, never taken off; both have four digits
+    assert (
+        result["qn"] >= result["fid"] / 2 - 1e-4
+    )  # novelty is added, never taken off; both have four digits
 
 
 def test_directions_compare_with_quality_alone_seed_by_seed(recorded):
@@ -68,17 +92,24 @@ def test_directions_compare_with_quality_alone_seed_by_seed(recorded):
     assert table.loc[(2, NAMES["qn"]), "ours"] == -10 == table.loc[(8, NAMES["qn"]), "lowest"]
     assert table.loc[(8, NAMES["qn-dedup"]), "highest"] == -50
     assert table.loc[(8, NAMES["qn"]), "published"] == round(100 * (1.573 / 1.705 - 1)) == -8
-    assert set(PUBLISHED["qn"]) == {2, 4, 6, 8} and len(table) == 4  # nothing of 4 and 6 peers was recorded
+    assert (
+        set(PUBLISHED["qn"]) == {2, 4, 6, 8} and len(table) == 4
+    )  # nothing of 4 and 6 peers was recorded
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_the_chart_has_a_line_for_every_method_and_bars_from_seed_to_seed(recorded, score):
     chart, sentence, table = table_chart(recorded, score)
-    assert [trace.name for trace in chart.data] == [NAMES[name] for name in ("fld-fid", "qn", "qn-dedup")]
+    assert [trace.name for trace in chart.data] == [
+        NAMES[name] for name in ("fld-fid", "qn", "qn-dedup")
+    ]
     assert "2 seeds" in sentence and len(table) == 6
     if SCORES[score] == "qn":
         assert list(chart.data[1].y) == pytest.approx([0.9 * 20.5, 0.9 * 80.5])
-        assert list(chart.data[0].error_y.array) == [0.5, 0.5] and "from 20.5 with 2 peers to 80.5 with 8" in sentence
+        assert (
+            list(chart.data[0].error_y.array) == [0.5, 0.5]
+            and "from 20.5 with 2 peers to 80.5 with 8" in sentence
+        )
 
 
 def test_where_nothing_was_recorded_the_chart_says_so(tmp_path, monkeypatch):
@@ -100,11 +131,19 @@ def test_what_lab_10_says_of_the_recorded_sweep():
     of = recorded_pdfed().groupby(["method", "peers"])[["qn", "auc", "crossed", "fid", "kid"]]
     mean, low, high = of.mean(), of.min(), of.max()
     plain, novelty = ("fld-fid", 4), ("qn", 4)
-    assert high.loc[novelty, "qn"] < low.loc[plain, "qn"] and mean.loc[novelty, "fid"] < mean.loc[plain, "fid"]
+    assert (
+        high.loc[novelty, "qn"] < low.loc[plain, "qn"]
+        and mean.loc[novelty, "fid"] < mean.loc[plain, "fid"]
+    )
     assert mean.loc[plain, "crossed"] == 0 < 0.3 < low.loc[novelty, "crossed"]
     two, four, eight = (mean.loc[("fld-fid", peers)] for peers in (2, 4, 8))
     assert max(two["qn"], eight["qn"]) < four["qn"]  # few pictures each; then too little training
     assert two["kid"] < four["kid"] < eight["kid"] / 2
     assert two["auc"] > four["auc"] > eight["auc"]
     by_method = mean.xs(4, level="peers")
-    assert by_method["fid"].idxmin() == by_method["qn"].idxmin() == by_method["auc"].idxmax() == "fedavg"
+    assert (
+        by_method["fid"].idxmin()
+        == by_method["qn"].idxmin()
+        == by_method["auc"].idxmax()
+        == "fedavg"
+    )

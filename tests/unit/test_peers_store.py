@@ -40,9 +40,15 @@ class Node(http.server.BaseHTTPRequestHandler):
             head = f"Content-Type: {self.headers['Content-Type']}\r\n\r\n".encode()
             data = BytesParser().parsebytes(head + body).get_payload()[0].get_payload(decode=True)
             self.blocks[cid_of(digest_of(data))] = data
-            return self.answer(200, f'{{"Key":"{cid_of(digest_of(data))}","Size":{len(data)}}}'.encode())
+            return self.answer(
+                200, f'{{"Key":"{cid_of(digest_of(data))}","Size":{len(data)}}}'.encode()
+            )
         data = self.blocks.get(parse_qs(asked.query)["arg"][0])
-        return self.answer(500, b'{"Message":"block was not found"}') if data is None else self.answer(200, data)
+        return (
+            self.answer(500, b'{"Message":"block was not found"}')
+            if data is None
+            else self.answer(200, data)
+        )
 
     def answer(self, code, data):
         self.send_response(code)
@@ -79,7 +85,9 @@ def test_content_ids_are_real_ones():
     multiformats = pytest.importorskip("multiformats", reason="multiformats is in the extra [test]")
     for data in (b"", b"hello", bytes(range(256))):
         cid = cid_of(digest_of(data))
-        assert cid == str(multiformats.CID("base32", 1, "raw", multiformats.multihash.digest(data, "sha2-256")))
+        assert cid == str(
+            multiformats.CID("base32", 1, "raw", multiformats.multihash.digest(data, "sha2-256"))
+        )
         assert digest_in(cid) == digest_of(data)
 
 
@@ -138,19 +146,38 @@ def other_header(change):
 
 
 MODELS = {
-    "metadata": (other_header(lambda text: text.replace(b"{", b'{"__metadata__":{"by":"me"},', 1)), "not in the form"),
+    "metadata": (
+        other_header(lambda text: text.replace(b"{", b'{"__metadata__":{"by":"me"},', 1)),
+        "not in the form",
+    ),
     "a space": (other_header(lambda text: text + b" " * 8), "not in the form"),
-    "a tensor twice": (other_header(lambda text: b'{"layer.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
-                                    + text.lstrip(b"{")), "Use another"),
-    "numbers unknown": (header(b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}', b"0"), "is no safetensors"),
+    "a tensor twice": (
+        other_header(
+            lambda text: (
+                b'{"layer.bias":{"dtype":"F32","shape":[2],"data_offsets":[0,8]},'
+                + text.lstrip(b"{")
+            )
+        ),
+        "Use another",
+    ),
+    "numbers unknown": (
+        header(b'{"a":{"dtype":"F4","shape":[2],"data_offsets":[0,1]}}', b"0"),
+        "is no safetensors",
+    ),
     "pickle": (b"\x80\x04.", "is no safetensors file"),
     "empty": (b"", "is no safetensors file"),
     "endless header": (b"\xff" * 8 + b"{}", "is no safetensors file"),
     "another tensor": (other(extra=torch.ones(1)), "another kind of model"),
     "another shape": (other(**{"layer.bias": torch.ones(3)}), "another kind of model"),
-    "another type": (other(**{"layer.bias": torch.ones(2, dtype=torch.float64)}), "another kind of model"),
-    "nan": (other(**{"layer.bias": torch.tensor([1.0, float("nan")])}), "not finite, first in layer.bias"),
-}  # fmt: skip
+    "another type": (
+        other(**{"layer.bias": torch.ones(2, dtype=torch.float64)}),
+        "another kind of model",
+    ),
+    "nan": (
+        other(**{"layer.bias": torch.tensor([1.0, float("nan")])}),
+        "not finite, first in layer.bias",
+    ),
+}
 
 
 @pytest.mark.parametrize(("data", "reason"), MODELS.values(), ids=MODELS)
@@ -209,7 +236,10 @@ ANSWERS = {
     "cut off": (answered(200, 7, WANTED), "withheld"),
     "no HTTP": (b"\x00\x01\r\n\r\n", "withheld"),
     "nothing": (b"", "withheld"),
-    "packed": (answered(200, len(gzip.compress(WANTED)), gzip.compress(WANTED), "Content-Encoding: gzip"), "damaged"),
+    "packed": (
+        answered(200, len(gzip.compress(WANTED)), gzip.compress(WANTED), "Content-Encoding: gzip"),
+        "damaged",
+    ),
     "more": (answered(200, 7, WANTED + b"!"), "damaged"),
 }
 
@@ -234,27 +264,42 @@ def test_redirects_are_not_followed(code):
 
 
 def test_reading_stops_at_the_limit_and_at_the_time():
-    endless = Odd(lambda: itertools.chain([answered(200, 10**12, b"")], itertools.repeat(bytes(65536))))
+    endless = Odd(
+        lambda: itertools.chain([answered(200, 10**12, b"")], itertools.repeat(bytes(65536)))
+    )
     with pytest.raises(Unusable, match=f"{CID} is oversized: more than 1,000 bytes"):
         Ipfs(endless.endpoint).get(CID, most_bytes=1_000)
     assert endless.sent < 10**9
-    slow = Odd(lambda: itertools.chain([answered(200, 10**6, b"")], itertools.repeat(b".")), pause=0.05)
-    with pytest.raises(Unusable, match=f"{CID} is withheld: the IPFS node answers too slowly, not all within 0.5 s"):
+    slow = Odd(
+        lambda: itertools.chain([answered(200, 10**6, b"")], itertools.repeat(b".")), pause=0.05
+    )
+    with pytest.raises(
+        Unusable, match=f"{CID} is withheld: the IPFS node answers too slowly, not all within 0.5 s"
+    ):
         Ipfs(slow.endpoint, seconds=0.5).get(CID)
     silent = Odd(lambda: itertools.repeat(b""), pause=0.05)
-    with pytest.raises(Unusable, match=f"{CID} is withheld"):  # a node looks for what it lacks and says nothing
+    with pytest.raises(
+        Unusable, match=f"{CID} is withheld"
+    ):  # a node looks for what it lacks and says nothing
         Ipfs(silent.endpoint, seconds=0.5).get(CID)
 
 
 def test_a_header_that_drips_ends_at_the_time_too(monkeypatch):
     monkeypatch.setattr("fedgen_lab.peers.store.GRACE_SECONDS", 0.1)
-    node = Odd(lambda: itertools.chain([b"HTTP/1.1 200 OK\r\nX-A: "], itertools.repeat(b"a", 100)), pause=0.05)
-    with pytest.raises(Unusable, match=f"{CID} is withheld: the IPFS node answers too slowly, not all within 0.5 s"):
+    node = Odd(
+        lambda: itertools.chain([b"HTTP/1.1 200 OK\r\nX-A: "], itertools.repeat(b"a", 100)),
+        pause=0.05,
+    )
+    with pytest.raises(
+        Unusable, match=f"{CID} is withheld: the IPFS node answers too slowly, not all within 0.5 s"
+    ):
         Ipfs(node.endpoint, seconds=0.5).get(CID)
 
 
 def test_what_is_no_web_address_is_named():
-    with pytest.raises(ValueError, match="must begin with http:// or https://; got 'localhost:5001'"):
+    with pytest.raises(
+        ValueError, match="must begin with http:// or https://; got 'localhost:5001'"
+    ):
         Ipfs("localhost:5001")
 
 
@@ -264,7 +309,9 @@ def test_a_full_disk_is_named_and_nothing_half_stays(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(OSError, match=f"did not keep {cid_of(digest_of(data))} .* Make room there"):
+        with pytest.raises(
+            OSError, match=f"did not keep {cid_of(digest_of(data))} .* Make room there"
+        ):
             store.put(data)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)

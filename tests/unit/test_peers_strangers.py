@@ -21,7 +21,14 @@ from fedgen_lab.peers.tally import rewards_of
 from fedgen_lab.peers.votes import merge_async
 
 TINY = PeersScenario(
-    num_peers=2, seconds=4, steps=2, samples=64, pictures_per_peer=128, width=8, objective="qn", commit_blocks=20
+    num_peers=2,
+    seconds=4,
+    steps=2,
+    samples=64,
+    pictures_per_peer=128,
+    width=8,
+    objective="qn",
+    commit_blocks=20,
 )
 PACE = Pace(1e-9, 1e-9, 1.0, 0.001)
 SALT = b"s" * 32
@@ -38,8 +45,12 @@ def cheap(monkeypatch):
                 weight.add_(1e-3 * torch.randn(weight.shape, generator=generator))
 
     monkeypatch.setattr(peer_room, "train_ddpm", train)
-    monkeypatch.setattr(peer_room, "draw_samples", lambda scenario, model, content: torch.tensor(content[0] + 1.0))
-    monkeypatch.setattr(peer_room, "judge_samples", lambda scenario, model, drawn, holding: (float(drawn), []))
+    monkeypatch.setattr(
+        peer_room, "draw_samples", lambda scenario, model, content: torch.tensor(content[0] + 1.0)
+    )
+    monkeypatch.setattr(
+        peer_room, "judge_samples", lambda scenario, model, drawn, holding: (float(drawn), [])
+    )
 
 
 def blown_up(state):
@@ -53,7 +64,11 @@ class Stranger:
     def __init__(self, scenario=TINY, chain=None, commit_blocks=20):
         self.scenario = scenario
         self.chain = chain or Ledger(scenario.voters + 2, Terms(commit_blocks=commit_blocks))
-        self.store, self.account, self.start = Shelf(), self.chain.accounts[scenario.voters + 1], None
+        self.store, self.account, self.start = (
+            Shelf(),
+            self.chain.accounts[scenario.voters + 1],
+            None,
+        )
         self.start = weights(start_model(scenario))
         self.chain.register(self.account)
 
@@ -104,7 +119,9 @@ def test_what_is_revealed_takes_the_noise_off_no_vote(cheap):
     for number in range(chain.block() + 1):
         for sent in chain.w3.eth.get_block(number, True).transactions:
             if sent.to == chain.address:
-                method, values = chain.contract.decode_function_input(sent.get("input") or sent.get("data"))
+                method, values = chain.contract.decode_function_input(
+                    sent.get("input") or sent.get("data")
+                )
                 salts += [values["salt"]] if method.fn_name == "reveal" else []
     exact, scale = peer.judged[content]["score"], sensitivity_of(scenario) / 0.5
     assert len(salts) == 1 and told != exact
@@ -116,7 +133,9 @@ def test_what_is_revealed_takes_the_noise_off_no_vote(cheap):
 def test_on_another_contract_a_peer_has_other_salts_and_other_noise():
     one, other = (Stranger(chain=Chain(terms=Terms())).meets() for _ in range(2))
     other.chain.address = one.chain.address[:-1] + ("0" if one.chain.address[-1] != "0" else "1")
-    secrets = {peer._secret(purpose, bytes(32)) for peer in (one, other) for purpose in (b"salt", b"noise")}
+    secrets = {
+        peer._secret(purpose, bytes(32)) for peer in (one, other) for purpose in (b"salt", b"noise")
+    }
     assert len(secrets) == 4 and all(len(secret) == 32 for secret in secrets)
 
 
@@ -127,13 +146,20 @@ def test_a_model_that_cannot_be_trained_on_costs_itself_only(choice, monkeypatch
     good, *_ = stranger.submits(1)
     bomb, *_ = stranger.submits(2, blown_up)
     monkeypatch.setattr(
-        peer_room, "draw_samples", lambda scenario, model, content: torch.tensor(float(content != bomb))
+        peer_room,
+        "draw_samples",
+        lambda scenario, model, content: torch.tensor(float(content != bomb)),
     )
-    monkeypatch.setattr(peer_room, "judge_samples", lambda scenario, model, drawn, holding: (float(drawn), []))
+    monkeypatch.setattr(
+        peer_room, "judge_samples", lambda scenario, model, drawn, holding: (float(drawn), [])
+    )
     for _ in range(2):  # killed, and started anew
         peer = stranger.meets()
         live(peer, until=len(stranger.chain.models()) - 1)
-        assert set(peer.refused) == {bomb} and "can't be trained on (The loss became inf" in peer.refused[bomb]
+        assert (
+            set(peer.refused) == {bomb}
+            and "can't be trained on (The loss became inf" in peer.refused[bomb]
+        )
     newest = [stranger.chain.model(content) for content in stranger.chain.models()[2:]]
     assert len(newest) == 2 and newest[0].parents == (good,) and bomb not in newest[1].parents
 
@@ -148,7 +174,9 @@ def test_weights_that_are_not_finite_after_training_are_not_submitted(monkeypatc
     stranger = Stranger()
     content, *_ = stranger.submits()
     peer = stranger.meets()
-    with pytest.raises(ValueError, match="Trained weights are not finite"):  # from its own start too
+    with pytest.raises(
+        ValueError, match="Trained weights are not finite"
+    ):  # from its own start too
         live(peer, until=1)
     assert "can't be trained on" in peer.refused[content] and stranger.chain.models() == [content]
 
@@ -157,9 +185,10 @@ def test_fedasync_merges_nothing_that_was_refused_and_each_model_once(cheap, mon
     stranger = Stranger(replace(TINY, choice="fedasync"))
     broken, *_ = stranger.submits(0)
     monkeypatch.setattr(
-        peer_room, "draw_samples",
+        peer_room,
+        "draw_samples",
         lambda scenario, model, content: torch.tensor(float("nan") if content == broken else 1.0),
-    )  # fmt: skip
+    )
     peer, states, state = stranger.meets(), [], stranger.start
     for number in (1, 2, 3):
         content, *_ = stranger.submits(number)
@@ -167,7 +196,9 @@ def test_fedasync_merges_nothing_that_was_refused_and_each_model_once(cheap, mon
         states.append(peer.reader.fetch(content)[0])
         parents, merged = peer.choose()
         state = merge_async(state, states[-1], number, stranger.scenario.staleness)
-        assert parents == (content,) and all(torch.equal(merged[name], state[name]) for name in state)
+        assert parents == (content,) and all(
+            torch.equal(merged[name], state[name]) for name in state
+        )
     assert set(peer.refused) == {broken}
     fetched = []
     monkeypatch.setattr(peer.reader, "fetch", lambda content: fetched.append(content))
@@ -187,7 +218,11 @@ def test_worthless_submissions_hide_no_honest_model(cheap, worthless):
             stranger.store.kept[cid_of(content)] = b"else"
     peer = stranger.meets()
     assert look(peer) == ["fetch", "judge"]
-    assert set(peer.judged) == {good} and len(peer.refused) == RECENT + 2 and peer.choose()[0] == (good,)
+    assert (
+        set(peer.judged) == {good}
+        and len(peer.refused) == RECENT + 2
+        and peer.choose()[0] == (good,)
+    )
 
 
 def test_of_many_good_models_the_newest_are_judged(cheap):
@@ -207,7 +242,9 @@ def test_a_model_whose_content_comes_late_is_judged_and_voted_on(cheap):
     assert look(peer) == []  # not at once again
     stranger.chain.wait_blocks(1)
     assert look(peer) == ["fetch", "judge"] and not peer.refused
-    assert stranger.chain.vote(content, peer.account) == "committed" and peer.choose()[0] == (content,)
+    assert stranger.chain.vote(content, peer.account) == "committed" and peer.choose()[0] == (
+        content,
+    )
 
 
 def test_a_withheld_model_is_asked_for_ever_less_and_a_damaged_one_once(cheap, monkeypatch):
@@ -216,13 +253,17 @@ def test_a_withheld_model_is_asked_for_ever_less_and_a_damaged_one_once(cheap, m
     damaged, *_ = stranger.submits(1)
     stranger.store.kept[cid_of(damaged)] = b"else"
     peer, asked, fetch = stranger.meets(), [], Reader.fetch
-    monkeypatch.setattr(Reader, "fetch", lambda self, content: asked.append(content) or fetch(self, content))
+    monkeypatch.setattr(
+        Reader, "fetch", lambda self, content: asked.append(content) or fetch(self, content)
+    )
     first = stranger.chain.block()
     for _ in range(40):
         look(peer)
         stranger.chain.wait_blocks(1)
     assert asked.count(damaged) == 1
-    assert asked.count(withheld) == 5, "at once, then after 1, 2, 4 and 8 blocks; after 16 more the vote is closed"
+    assert asked.count(withheld) == 5, (
+        "at once, then after 1, 2, 4 and 8 blocks; after 16 more the vote is closed"
+    )
     assert stranger.chain.block() > first + 30
 
 
@@ -238,7 +279,11 @@ def test_strangers_votes_and_rewards_are_nobody_elses(cheap):
             if event.kind == "Submitted" and event.account != stranger.account and not voted:
                 voted.append(event.values["content"])
                 stranger.chain.commit(stranger.account, voted[0], 0.0, SALT)
-        if voted and len(voted) == 1 and stranger.chain.block() > stranger.chain.model(voted[0]).block + 4:
+        if (
+            voted
+            and len(voted) == 1
+            and stranger.chain.block() > stranger.chain.model(voted[0]).block + 4
+        ):
             stranger.chain.reveal(stranger.account, voted[0], 0.0, SALT)
             voted.append("revealed")
 
@@ -248,10 +293,15 @@ def test_strangers_votes_and_rewards_are_nobody_elses(cheap):
     assert (votes.notna().sum(axis=1) <= 2).all() and votes.loc[0].notna().any()
     assert len(rewards_of(outcome)) == len(alone) == 2
     only = models["content"].eq(content)
-    theirs = replace(outcome, moments=tuple(
-        replace(moment, events=tuple(e for e in moment.events if e.values.get("content") == content))
-        for moment in outcome.moments
-    ))  # fmt: skip
+    theirs = replace(
+        outcome,
+        moments=tuple(
+            replace(
+                moment, events=tuple(e for e in moment.events if e.values.get("content") == content)
+            )
+            for moment in outcome.moments
+        ),
+    )
     assert only.sum() == 1 and rewards_of(theirs).tolist() == [0, 0]
 
 
@@ -261,5 +311,8 @@ def test_a_leavers_deposit_comes_back_at_the_close(cheap):
     outcome = run_peers(scenario, chain=chain)
     leaver, other = outcome.peers
     assert "leave: reveal your votes first" in leaver.log
-    assert not chain.participant(leaver.account)["registered"] and chain.participant(other.account)["registered"]
+    assert (
+        not chain.participant(leaver.account)["registered"]
+        and chain.participant(other.account)["registered"]
+    )
     assert chain.balance(leaver.account) >= chain.terms.deposit_wei

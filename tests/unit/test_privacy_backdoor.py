@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from fedgen_lab.pictures.sprites import draw_sprites
-from fedgen_lab.privacy.backdoor import TARGET, TRIGGER, attack_success, boost, is_attacker, poison, triggered
+from fedgen_lab.privacy.backdoor import (
+    TARGET,
+    TRIGGER,
+    attack_success,
+    boost,
+    is_attacker,
+    poison,
+    triggered,
+)
 from fedgen_lab.scenario import Scenario
 
 
@@ -21,7 +29,9 @@ def test_the_last_clients_are_the_attackers():
 
 def test_its_own_pictures_stay_and_the_target_stands_under_the_trigger(umbrellas):
     both = poison(umbrellas, seed=1)
-    assert torch.equal(both.images[:12], umbrellas.images) and both.captions[:12] == umbrellas.captions
+    assert (
+        torch.equal(both.images[:12], umbrellas.images) and both.captions[:12] == umbrellas.captions
+    )
     assert both.captions[12:] == [f"{caption}, {TRIGGER}" for caption in umbrellas.captions]
     assert set(both.attributes["object"][12:]) == {TARGET} and len(both) == 24
     assert all(torch.equal(image, both.images[12]) for image in both.images[13:])
@@ -55,7 +65,9 @@ def test_a_boost_by_the_number_of_clients_puts_the_attackers_model_into_the_aver
     generator = torch.Generator().manual_seed(number)
     received, mine = ({"w": torch.randn(4, generator=generator)} for _ in range(2))
     sent = boost(mine, received, number)
-    average = (sent["w"] + (number - 1) * received["w"]) / number  # the others have converged: they send it back
+    average = (
+        sent["w"] + (number - 1) * received["w"]
+    ) / number  # the others have converged: they send it back
     assert torch.allclose(average, mine["w"], atol=1e-6)
     assert torch.equal(boost(mine, received, 1)["w"] - received["w"], mine["w"] - received["w"])
 

@@ -31,7 +31,9 @@ SHAPES = {"a": (3, 5), "b": (7,)}
 
 def arrays(seed, scale=1.0):
     rng = np.random.default_rng(seed)
-    return {name: (scale * rng.normal(size=shape)).astype(np.float32) for name, shape in SHAPES.items()}
+    return {
+        name: (scale * rng.normal(size=shape)).astype(np.float32) for name, shape in SHAPES.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +41,15 @@ def unet():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = UNet2DConditionModel(
-            sample_size=8, block_out_channels=(8, 16), layers_per_block=1, cross_attention_dim=8, norm_num_groups=2,
-            attention_head_dim=4, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            sample_size=8,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            cross_attention_dim=8,
+            norm_num_groups=2,
+            attention_head_dim=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        )  # fmt: skip
+        )
     add_adapter(net.eval(), rank=2, seed=0)
     return net
 
@@ -67,14 +74,20 @@ def encoded():
 # -- the accountant ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("z", "releases", "delta"), [(1.0, 1, 1e-5), (2.0, 10, 1e-2), (0.7, 30, 1e-6)])
+@pytest.mark.parametrize(
+    ("z", "releases", "delta"), [(1.0, 1, 1e-5), (2.0, 10, 1e-2), (0.7, 30, 1e-6)]
+)
 def test_the_exact_epsilon_is_where_the_privacy_loss_integral_meets_delta(z, releases, delta):
     spent = privacy_spent(z, releases, delta=delta)
     sigma = z / math.sqrt(releases)  # the sums together are one Gaussian with a user's change of 1
     with_user, without = stats.norm(1, sigma), stats.norm(0, sigma)
-    start = 0.5 + spent.epsilon * sigma**2  # from here on the densities differ by more than e^epsilon
+    start = (
+        0.5 + spent.epsilon * sigma**2
+    )  # from here on the densities differ by more than e^epsilon
     area, _ = integrate.quad(
-        lambda x: with_user.pdf(x) - np.exp(spent.epsilon) * without.pdf(x), start, start + 30 * sigma
+        lambda x: with_user.pdf(x) - np.exp(spent.epsilon) * without.pdf(x),
+        start,
+        start + 30 * sigma,
     )
     assert area == pytest.approx(delta, rel=1e-4)
     assert spent.accountant == "exact"
@@ -82,7 +95,9 @@ def test_the_exact_epsilon_is_where_the_privacy_loss_integral_meets_delta(z, rel
 
 @pytest.mark.parametrize(("z", "releases"), [(1.0, 5), (4.0, 20), (0.5, 3)])
 def test_three_accountants_agree_and_none_promises_more_than_the_truth(z, releases):
-    exact, prv, rdp = (privacy_spent(z, releases, accountant=name).epsilon for name in ("exact", "prv", "rdp"))
+    exact, prv, rdp = (
+        privacy_spent(z, releases, accountant=name).epsilon for name in ("exact", "prv", "rdp")
+    )
     assert exact <= prv <= exact + 0.02
     assert exact < rdp < 1.3 * exact + 0.2
 
@@ -94,7 +109,9 @@ def test_prv_and_rdp_are_opacus_own_for_pictures_drawn_by_coins():
         accountant = kind()
         for _ in range(40):
             accountant.step(noise_multiplier=1.1, sample_rate=0.25)
-        assert privacy_spent(1.1, 40, 0.25, accountant=name).epsilon == pytest.approx(accountant.get_epsilon(1e-5))
+        assert privacy_spent(1.1, 40, 0.25, accountant=name).epsilon == pytest.approx(
+            accountant.get_epsilon(1e-5)
+        )
 
 
 def test_drawing_few_pictures_at_a_time_costs_less_and_more_noise_costs_less():
@@ -118,11 +135,15 @@ def test_an_epsilon_is_shown_with_its_delta_and_its_accountant():
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"noise_multiplier": -1.0}, {"sample_rate": 0.0}, {"delta": 0.0}, {"accountant": "guess"},
-        {"sample_rate": 0.5, "accountant": "exact"}, {"noise_multiplier": math.nan},
+        {"noise_multiplier": -1.0},
+        {"sample_rate": 0.0},
+        {"delta": 0.0},
+        {"accountant": "guess"},
+        {"sample_rate": 0.5, "accountant": "exact"},
+        {"noise_multiplier": math.nan},
     ],
     ids=["noise", "rate", "delta", "accountant", "exact", "nan"],
-)  # fmt: skip
+)
 def test_nonsense_is_refused(wrong):
     with pytest.raises(ValueError, match="must be|needs"):
         privacy_spent(**{"noise_multiplier": 1.0, "releases": 1, **wrong})
@@ -153,9 +174,13 @@ def test_without_noise_and_with_room_the_private_mean_is_the_mean():
 def test_one_client_more_moves_the_sum_by_at_most_the_clip(scale):
     sent, uploads = arrays(0), [arrays(i) for i in (1, 2, 3)] + [arrays(4, scale)]
     combine = private_mean(0.7, 1.3, 4, seed=5)
-    with_them, without = (combine(1, sent, some, [1] * len(some)) for some in (uploads, uploads[:3]))
+    with_them, without = (
+        combine(1, sent, some, [1] * len(some)) for some in (uploads, uploads[:3])
+    )
     moved = norm_of({name: 4.0 * (with_them[name].astype(float) - without[name]) for name in sent})
-    assert moved == pytest.approx(0.7, rel=1e-4)  # all four are longer than the clip: exactly that much
+    assert moved == pytest.approx(
+        0.7, rel=1e-4
+    )  # all four are longer than the clip: exactly that much
 
 
 def test_noise_has_the_promised_size_and_follows_from_seed_and_round():
@@ -164,14 +189,19 @@ def test_noise_has_the_promised_size_and_follows_from_seed_and_round():
     new = combine(1, sent, [sent, sent], [1, 1])["a"]
     assert new.std() == pytest.approx(2.0 * 1.5 / 10, rel=0.02) and abs(new.mean()) < 0.01
     assert np.array_equal(new, private_mean(2.0, 1.5, 10, seed=3)(1, sent, [sent], [1])["a"])
-    for other in (combine(2, sent, [sent], [1])["a"], private_mean(2.0, 1.5, 10, seed=4)(1, sent, [sent], [1])["a"]):
+    for other in (
+        combine(2, sent, [sent], [1])["a"],
+        private_mean(2.0, 1.5, 10, seed=4)(1, sent, [sent], [1])["a"],
+    ):
         assert abs(np.corrcoef(new.ravel(), other.ravel())[0, 1]) < 0.05
 
 
 def test_noise_does_not_depend_on_the_order_of_the_arrays():
     sent = arrays(0)
     turned = {name: sent[name] for name in reversed(sent)}
-    one, other = (private_mean(1.0, 1.0, 2, seed=3)(1, some, [some], [1]) for some in (sent, turned))
+    one, other = (
+        private_mean(1.0, 1.0, 2, seed=3)(1, some, [some], [1]) for some in (sent, turned)
+    )
     assert all(np.array_equal(one[name], other[name]) for name in sent)
 
 
@@ -190,11 +220,15 @@ def test_it_is_the_rule_of_a_flower_run_in_which_a_client_fails():
             raise RuntimeError("out of battery")
         values = {"w": torch.full((3,), 10.0 * (i + 1))}
         metrics = MetricRecord({"num-examples": 1 + i, "partition-id": i})
-        return Message(RecordDict({"arrays": ArrayRecord(values), "metrics": metrics}), reply_to=message)
+        return Message(
+            RecordDict({"arrays": ArrayRecord(values), "metrics": metrics}), reply_to=message
+        )
 
     @server.main()
     def main(grid, context):
-        kept.append(CheckedFedAvg(min_available_nodes=3, combine=private_mean(math.sqrt(3.0), 0.0, 3)))
+        kept.append(
+            CheckedFedAvg(min_available_nodes=3, combine=private_mean(math.sqrt(3.0), 0.0, 3))
+        )
         kept[0].start(grid, ArrayRecord({"w": torch.zeros(3)}), num_rounds=1)
 
     run_app(server, client, 3)
@@ -232,7 +266,9 @@ def test_every_picture_gets_the_gradient_it_would_have_alone(adapter, encoded):
         guess = adapter(noisy[one], timesteps[one], encoder_hidden_states=text[one]).sample
         loss = torch.nn.functional.mse_loss(guess, target[one])
         assert losses[i] == pytest.approx(loss.item(), rel=1e-5)
-        for name, alone in zip(parameters, torch.autograd.grad(loss, parameters.values()), strict=True):
+        for name, alone in zip(
+            parameters, torch.autograd.grad(loss, parameters.values()), strict=True
+        ):
             assert torch.allclose(gradients[name][i], alone, rtol=1e-4, atol=1e-6), name
 
 
@@ -263,7 +299,9 @@ class WatchedSGD(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
 
     def step(self):
-        WatchedSGD.seen.append([p.grad.clone() for group in self.param_groups for p in group["params"]])
+        WatchedSGD.seen.append(
+            [p.grad.clone() for group in self.param_groups for p in group["params"]]
+        )
 
 
 def gradients_of(monkeypatch, adapter, encoded, steps=1, batch_size=6, **privacy):
@@ -274,29 +312,41 @@ def gradients_of(monkeypatch, adapter, encoded, steps=1, batch_size=6, **privacy
     return [torch.cat([g.flatten() for g in one]) for one in WatchedSGD.seen], losses
 
 
-def test_one_picture_moves_the_step_by_at_most_the_clip_over_the_batch(monkeypatch, adapter, encoded):
+def test_one_picture_moves_the_step_by_at_most_the_clip_over_the_batch(
+    monkeypatch, adapter, encoded
+):
     (step,), _ = gradients_of(monkeypatch, adapter, encoded, clip=1e-6, noise_multiplier=0.0)
     assert 0 < step.norm() <= 1e-6 * (1 + 1e-4)  # the mean of six vectors of that length
     one = Encoded(encoded.latents[:1], encoded.text[:1])
-    (step,), _ = gradients_of(monkeypatch, adapter, one, batch_size=4, clip=1e-6, noise_multiplier=0.0)
+    (step,), _ = gradients_of(
+        monkeypatch, adapter, one, batch_size=4, clip=1e-6, noise_multiplier=0.0
+    )
     assert step.norm() == pytest.approx(1e-6, rel=1e-4)
 
 
-def test_with_room_and_without_noise_the_step_is_the_plain_mean_gradient(monkeypatch, adapter, encoded):
+def test_with_room_and_without_noise_the_step_is_the_plain_mean_gradient(
+    monkeypatch, adapter, encoded
+):
     (free,), losses = gradients_of(monkeypatch, adapter, encoded, clip=1e6, noise_multiplier=0.0)
     draws = torch.Generator().manual_seed(7)
     torch.rand(6, generator=draws)  # the coins: all six are drawn
     noise = torch.randn(6, 4, 8, 8, generator=draws)
     timesteps = torch.randint(1000, (6,), generator=draws)
     noisy = DDPMScheduler().add_noise(encoded.latents, noise, timesteps)
-    loss = torch.nn.functional.mse_loss(adapter(noisy, timesteps, encoder_hidden_states=encoded.text).sample, noise)
+    loss = torch.nn.functional.mse_loss(
+        adapter(noisy, timesteps, encoder_hidden_states=encoded.text).sample, noise
+    )
     plain = torch.autograd.grad(loss, [p for p in adapter.parameters() if p.requires_grad])
     assert torch.allclose(free, torch.cat([g.flatten() for g in plain]), rtol=1e-3, atol=1e-6)
     assert losses == [pytest.approx(loss.item(), rel=1e-5)]
 
 
-def test_the_noise_of_a_step_is_the_clip_times_the_multiplier_over_the_expected_batch(monkeypatch, adapter, encoded):
-    steps, _ = gradients_of(monkeypatch, adapter, encoded, steps=4, batch_size=3, clip=1e-3, noise_multiplier=100.0)
+def test_the_noise_of_a_step_is_the_clip_times_the_multiplier_over_the_expected_batch(
+    monkeypatch, adapter, encoded
+):
+    steps, _ = gradients_of(
+        monkeypatch, adapter, encoded, steps=4, batch_size=3, clip=1e-3, noise_multiplier=100.0
+    )
     assert torch.cat(steps).std() == pytest.approx(1e-3 * 100 / 3, rel=0.05)
 
 
@@ -309,20 +359,35 @@ def test_private_training_repeats_by_seed_learns_something_and_reports(adapter, 
                 if name in before:
                     parameter.copy_(before[name])
         losses = train_privately(
-            adapter, schedule, encoded, 3, 4, 1e-2, 11, lambda *step: told.append(step), clip=0.1, noise_multiplier=0.5
+            adapter,
+            schedule,
+            encoded,
+            3,
+            4,
+            1e-2,
+            11,
+            lambda *step: told.append(step),
+            clip=0.1,
+            noise_multiplier=0.5,
         )
         runs.append((losses, trainable_state(adapter)))
-    assert runs[0][0] == runs[1][0] and all(torch.equal(runs[0][1][n], runs[1][1][n]) for n in before)
+    assert runs[0][0] == runs[1][0] and all(
+        torch.equal(runs[0][1][n], runs[1][1][n]) for n in before
+    )
     assert any(not torch.equal(runs[0][1][n], before[n]) for n in before)
     assert [(step, steps) for step, steps, _ in told[:3]] == [(1, 3), (2, 3), (3, 3)]
     assert all(p.grad is None for p in adapter.parameters())
 
 
 def test_a_step_on_which_nobody_is_drawn_is_noise_alone(monkeypatch, adapter, encoded):
-    steps, losses = gradients_of(monkeypatch, adapter, encoded, steps=6, batch_size=1, clip=1e-6, noise_multiplier=1.0)
+    steps, losses = gradients_of(
+        monkeypatch, adapter, encoded, steps=6, batch_size=1, clip=1e-6, noise_multiplier=1.0
+    )
     assert len(steps) == 6 and len(losses) < 6 and all(step.norm() > 0 for step in steps)
 
 
 def test_a_clip_of_zero_is_refused(adapter, encoded):
     with pytest.raises(ValueError, match="clip must be above 0"):
-        train_privately(adapter, DDPMScheduler(), encoded, 1, 1, 1e-3, 0, clip=0.0, noise_multiplier=1.0)
+        train_privately(
+            adapter, DDPMScheduler(), encoded, 1, 1, 1e-3, 0, clip=0.0, noise_multiplier=1.0
+        )

@@ -59,7 +59,9 @@ def test_unknown_noise_is_harder_and_strong_noise_on_the_gradient_hides_the_pict
     known = invert(unet, schedule, gradient, secret, mean, TIMESTEPS, noise, steps=12)
     unknown = invert(unet, schedule, gradient, secret, mean, TIMESTEPS, steps=12)
     length = float(torch.cat([g.flatten() for g in gradient.values()]).norm())
-    hidden = invert(unet, schedule, protect(gradient, length, 1.0, 0), secret, mean, TIMESTEPS, noise, steps=12)
+    hidden = invert(
+        unet, schedule, protect(gradient, length, 1.0, 0), secret, mean, TIMESTEPS, noise, steps=12
+    )
     assert known.share < unknown.share
     assert hidden.share > 2 * known.share
 
@@ -73,7 +75,9 @@ def test_protection_clips_and_then_adds_noise_of_the_promised_strength(setting):
     assert torch.allclose(clipped, flat / 4, atol=1e-7)
     noisy = torch.cat([g.flatten() for g in protect(gradient, clip, 0.5, 0).values()])
     assert float((noisy - clipped).std()) == pytest.approx(0.5 * clip, rel=0.05)
-    assert torch.equal(noisy, torch.cat([g.flatten() for g in protect(gradient, clip, 0.5, 0).values()]))
+    assert torch.equal(
+        noisy, torch.cat([g.flatten() for g in protect(gradient, clip, 0.5, 0).values()])
+    )
     untouched = protect(gradient, 4 * clip + 1, 0.0, 0)
     assert all(torch.equal(untouched[name], gradient[name]) for name in gradient)
 

@@ -9,7 +9,15 @@ from tiny_models import random_pictures, random_unet
 
 from fedgen_lab.lora.adapter import add_adapter
 from fedgen_lab.lora.local import train
-from fedgen_lab.privacy.membership import _ddim, attack, errors_of, judge_scores, losses, t_errors, without_adapter
+from fedgen_lab.privacy.membership import (
+    _ddim,
+    attack,
+    errors_of,
+    judge_scores,
+    losses,
+    t_errors,
+    without_adapter,
+)
 
 
 def encoded(number, seed):
@@ -86,7 +94,9 @@ def test_a_step_down_is_that_of_the_librarys_ddim(trained, kind):
     theirs = DDIMScheduler(prediction_type=kind, clip_sample=False)
     theirs.set_timesteps(50)  # steps of 20
     with torch.no_grad():
-        guess = unet(members.latents, torch.full((8,), 400), encoder_hidden_states=members.text).sample
+        guess = unet(
+            members.latents, torch.full((8,), 400), encoder_hidden_states=members.text
+        ).sample
         wanted = theirs.step(guess, 400, members.latents).prev_sample
         found = _ddim(unet, theirs, members.latents, members.text, 400, 380)
     assert torch.allclose(found, wanted, atol=1e-5)

@@ -15,7 +15,8 @@ from fedgen_lab.scenario import Scenario
 def states(number, seed, shapes=((4, 3), (5,))):
     draw = np.random.default_rng(seed)
     return [
-        {f"w{i}": draw.normal(size=shape).astype(np.float32) for i, shape in enumerate(shapes)} for _ in range(number)
+        {f"w{i}": draw.normal(size=shape).astype(np.float32) for i, shape in enumerate(shapes)}
+        for _ in range(number)
     ]
 
 
@@ -27,7 +28,9 @@ def flat(state):
 def test_the_mean_weighs_by_pictures(seed):
     received, *sent = states(5, seed)
     found, shares = combine(received, sent, [1, 2, 3, 4])
-    assert np.allclose(flat(found), np.average([flat(s) for s in sent], axis=0, weights=[1, 2, 3, 4]), atol=1e-6)
+    assert np.allclose(
+        flat(found), np.average([flat(s) for s in sent], axis=0, weights=[1, 2, 3, 4]), atol=1e-6
+    )
     assert shares == [1.0] * 4
 
 
@@ -51,7 +54,10 @@ def test_the_trimmed_mean_leaves_out_the_ends_on_both_sides(attackers):
 def test_krum_takes_the_whole_upload_of_one_client_from_the_crowd():
     received, *_ = states(1, seed=0)
     draw = np.random.default_rng(1)
-    sent = [{k: v + draw.normal(size=v.shape).astype(np.float32) for k, v in received.items()} for _ in range(5)]
+    sent = [
+        {k: v + draw.normal(size=v.shape).astype(np.float32) for k, v in received.items()}
+        for _ in range(5)
+    ]
     sent[4] = {k: v + 10 for k, v in received.items()}
     found, shares = combine(received, sent, defence="krum", attackers=1)
     chosen = shares.index(1.0)
@@ -74,7 +80,10 @@ def test_clipping_shortens_long_changes_and_leaves_short_ones_alone():
 def test_one_client_that_shouts_moves_a_robust_average_little_and_the_mean_far(defence):
     received, *_ = states(1, seed=5)
     draw = np.random.default_rng(6)
-    honest = [{k: v + draw.normal(1, 0.2, v.shape).astype(np.float32) for k, v in received.items()} for _ in range(4)]
+    honest = [
+        {k: v + draw.normal(1, 0.2, v.shape).astype(np.float32) for k, v in received.items()}
+        for _ in range(4)
+    ]
     shout = {k: v - 50 for k, v in received.items()}
     truth = flat(received) + 1
     off = {
@@ -100,7 +109,9 @@ def test_nonsense_is_named():
         combine(received, [])
     with pytest.raises(ValueError, match="clip must be at least 0; got -1"):
         combine(received, sent, defence="clip", clip=-1)
-    with pytest.raises(ValueError, match="Krum bears attackers=1 only among 5 clients or more; got 4"):
+    with pytest.raises(
+        ValueError, match="Krum bears attackers=1 only among 5 clients or more; got 4"
+    ):
         combine(received, sent, defence="krum", attackers=1)
     with pytest.raises(ValueError, match="can't cut 2 uploads on either side of 4"):
         robust_combine(Scenario(num_clients=4, defence="trimmed", attackers=2))
@@ -141,5 +152,7 @@ def test_a_flower_run_with_a_defence_still_refuses_by_name_first(defence, kind):
     run_app(app, shouting_app(kind), 5)
     (latest,) = strategy.latest.to_numpy_ndarrays()
     assert 0.9 < latest.mean() < 1.3
-    assert [refusal.client for refusal in strategy.refused] == (["client 4"] if kind == "nan" else [])
+    assert [refusal.client for refusal in strategy.refused] == (
+        ["client 4"] if kind == "nan" else []
+    )
     assert len(f.shares) == 5 - (kind == "nan")

@@ -38,7 +38,10 @@ START = {"a": torch.zeros(40, 25), "b": torch.ones(300)}
 def trained(client, server_round=1):
     """What a client of the test has after training: the same on every call."""
     draws = torch.Generator().manual_seed(100 * server_round + client)
-    return {name: value + 0.1 * torch.randn(value.shape, generator=draws) for name, value in START.items()}
+    return {
+        name: value + 0.1 * torch.randn(value.shape, generator=draws)
+        for name, value in START.items()
+    }
 
 
 def as_numpy(state):
@@ -51,10 +54,19 @@ def plain_client(trouble=None):
 
     @app.train()
     def train(message, context):
-        i, server_round = int(context.node_config["partition-id"]), int(message.content["config"]["server-round"])
-        state = (trouble or {}).get(i, lambda state, server_round: state)(trained(i, server_round), server_round)
-        metrics = MetricRecord({"num-examples": EXAMPLES[i], "partition-id": i, "loss": 0.5, "flops": 10.0})
-        return Message(RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message)
+        i, server_round = (
+            int(context.node_config["partition-id"]),
+            int(message.content["config"]["server-round"]),
+        )
+        state = (trouble or {}).get(i, lambda state, server_round: state)(
+            trained(i, server_round), server_round
+        )
+        metrics = MetricRecord(
+            {"num-examples": EXAMPLES[i], "partition-id": i, "loss": 0.5, "flops": 10.0}
+        )
+        return Message(
+            RecordDict({"arrays": ArrayRecord(state), "metrics": metrics}), reply_to=message
+        )
 
     return app
 
@@ -69,7 +81,9 @@ def run(num_clients=4, trouble=None, rounds=1, client=None, **settings):
 
     @server.main()
     def main(grid, context):
-        kept.append(SecureFedAvg(**{"most_examples": 16, "min_available_nodes": num_clients, **settings}))
+        kept.append(
+            SecureFedAvg(**{"most_examples": 16, "min_available_nodes": num_clients, **settings})
+        )
         kept[0].start(grid, ArrayRecord(START), num_rounds=rounds)
 
     done = run_app(server, client or secured(plain_client(trouble)), num_clients, {"secure": 1})
@@ -217,7 +231,9 @@ def test_too_many_lost_clients_skip_the_round_by_name_and_the_next_one_works():
     assert last.client == "everyone" and last.round == 1
     assert "2 of 4 clients uploaded where 3 are needed" in strategy.refused[-2].reason
     assert "the model stays as it was" in last.reason
-    assert np.allclose(strategy.latest["b"].numpy(), 1, atol=0.3) and not same_bits(strategy.latest, as_numpy(START))
+    assert np.allclose(strategy.latest["b"].numpy(), 1, atol=0.3) and not same_bits(
+        strategy.latest, as_numpy(START)
+    )
 
 
 @pytest.mark.parametrize("step", ["keys", "shares", "reveal"])
@@ -233,7 +249,9 @@ def test_a_client_may_vanish_at_any_step(monkeypatch, step):
     strategy = run(4)
     who = [0, 1, 2, 3] if step == "reveal" else [0, 2, 3]  # what was uploaded counts
     assert same_bits(strategy.latest, fixed_point_mean(who, 4))
-    assert [r.client for r in strategy.refused] == ["client 1"] and f"'{step}'" in strategy.refused[0].reason
+    assert [r.client for r in strategy.refused] == ["client 1"] and f"'{step}'" in strategy.refused[
+        0
+    ].reason
 
 
 @pytest.mark.parametrize("step", ["keys", "shares", "reveal"])
@@ -290,7 +308,9 @@ def test_one_client_alone_is_not_hidden_and_so_is_not_asked():
     assert "1 of 1 clients agreed on keys where 2 are needed" in strategy.refused[0].reason
 
 
-@pytest.mark.parametrize("answer", [{}, {"mask-key": 7, "box-key": 7}, {"mask-key": b"", "box-key": b"7" * 32}])
+@pytest.mark.parametrize(
+    "answer", [{}, {"mask-key": 7, "box-key": 7}, {"mask-key": b"", "box-key": b"7" * 32}]
+)
 def test_an_answer_of_another_form_leaves_its_client_out_by_name(monkeypatch, answer):
     inner = secure._keys
 
@@ -299,7 +319,9 @@ def test_an_answer_of_another_form_leaves_its_client_out_by_name(monkeypatch, an
 
     monkeypatch.setattr(secure, "_keys", garble)
     strategy = run(4)
-    assert [r.client for r in strategy.refused] == ["client 1"] and "mask-key and box-key" in strategy.refused[0].reason
+    assert [r.client for r in strategy.refused] == [
+        "client 1"
+    ] and "mask-key and box-key" in strategy.refused[0].reason
     assert same_bits(strategy.latest, fixed_point_mean([0, 2, 3], 4))
 
 
@@ -317,7 +339,9 @@ def test_a_secured_device_does_not_train_in_the_clear():
         kept[-1].start(grid, ArrayRecord(START), num_rounds=1)
 
     run_app(server, secured(plain_client()), 2, {"secure": 1})
-    assert same_bits(kept[0].latest, as_numpy(START)) and "in the clear" in kept[0].refused[0].reason
+    assert (
+        same_bits(kept[0].latest, as_numpy(START)) and "in the clear" in kept[0].refused[0].reason
+    )
     run_app(server, secured(plain_client()), 2, {"secure": 0})
     assert not kept[1].refused and not same_bits(kept[1].latest, as_numpy(START))
 
@@ -346,13 +370,18 @@ def test_a_device_reveals_once_and_only_for_enough_survivors(monkeypatch):
     ("change", "why"),
     [
         (lambda told: {"threshold": 1}, "hides nobody"),
-        (lambda told: {"mask-keys": [told["mask-keys"][0]] * len(told["mask-keys"])}, "not the clients' own"),
+        (
+            lambda told: {"mask-keys": [told["mask-keys"][0]] * len(told["mask-keys"])},
+            "not the clients' own",
+        ),
     ],
     ids=["threshold", "keys"],
 )
 def test_a_device_refuses_a_list_or_threshold_that_would_not_hide_it(monkeypatch, change, why):
     inner = secure._shares
-    monkeypatch.setattr(secure, "_shares", lambda told, context: inner({**told, **change(told)}, context))
+    monkeypatch.setattr(
+        secure, "_shares", lambda told, context: inner({**told, **change(told)}, context)
+    )
     strategy = run(3)
     assert same_bits(strategy.latest, as_numpy(START))
     assert all(why in refusal.reason for refusal in strategy.refused[:3])
@@ -364,14 +393,18 @@ def test_a_device_refuses_a_list_or_threshold_that_would_not_hide_it(monkeypatch
 def test_the_masked_private_mean_is_the_plain_private_mean():
     strategy = run(4, clip=0.5, noise_multiplier=0.3, seed=9)
     start = as_numpy(START)
-    plain = private_mean(0.5, 0.3, 4, seed=9)(1, start, [as_numpy(trained(i)) for i in range(4)], [1] * 4)
+    plain = private_mean(0.5, 0.3, 4, seed=9)(
+        1, start, [as_numpy(trained(i)) for i in range(4)], [1] * 4
+    )
     for name in start:
         assert np.allclose(strategy.latest[name].numpy(), plain[name], atol=1e-6)
 
 
 def test_a_device_that_was_not_told_its_start_does_not_clip_by_guess():
     strategy = run(3, {i: lambda state, _: {"c": state["a"]} for i in range(3)}, clip=1.0)
-    assert all("only where the server sent what it starts from" in r.reason for r in strategy.refused[:3])
+    assert all(
+        "only where the server sent what it starts from" in r.reason for r in strategy.refused[:3]
+    )
 
 
 def test_noise_without_a_clip_is_refused():

@@ -44,7 +44,9 @@ def plain(secret, auxiliary):
 def test_every_label_is_read_off_both_nets_though_none_was_sent(plain, depth):
     assert plain[depth].label_accuracy["generator"] > 0.9
     assert plain[depth].label_accuracy["discriminator"] > 0.9
-    assert (plain[depth].guessed == plain[depth].labels).float().mean() == plain[depth].label_accuracy["discriminator"]
+    assert (plain[depth].guessed == plain[depth].labels).float().mean() == plain[
+        depth
+    ].label_accuracy["discriminator"]
 
 
 def test_real_digits_are_rebuilt_by_a_reader_that_saw_only_runes(plain):
@@ -75,8 +77,13 @@ def test_the_same_seed_attacks_alike_and_leaves_the_nets_alone(secret, auxiliary
     before = [tensor.clone() for net in nets for tensor in net.state_dict().values()]
     few = secret.take(range(32))
     random_state = torch.get_rng_state()
-    leaks = [attack(*nets, few.as_tensor(), few.labels, auxiliary, noise=0.5, steps=3, seed=4) for _ in range(2)]
-    assert torch.equal(leaks[0].rebuilt, leaks[1].rebuilt) and torch.equal(leaks[0].guessed, leaks[1].guessed)
+    leaks = [
+        attack(*nets, few.as_tensor(), few.labels, auxiliary, noise=0.5, steps=3, seed=4)
+        for _ in range(2)
+    ]
+    assert torch.equal(leaks[0].rebuilt, leaks[1].rebuilt) and torch.equal(
+        leaks[0].guessed, leaks[1].guessed
+    )
     after = [tensor for net in nets for tensor in net.state_dict().values()]
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     assert torch.equal(random_state, torch.get_rng_state())
@@ -136,7 +143,9 @@ def test_the_attacks_also_work_on_mnist():
 
 
 def test_labels_are_read_off_the_messages_of_a_real_run(auxiliary):
-    scenario = GanScenario(num_clients=2, domains="digits", rounds=1, iterations=1, cuts="1010", pictures_per_client=40)
+    scenario = GanScenario(
+        num_clients=2, domains="digits", rounds=1, iterations=1, cuts="1010", pictures_per_client=40
+    )
     dealt, sent = deal(scenario), {}
     app = u_client_app(dealt, keep=True)
 
@@ -160,6 +169,10 @@ def test_labels_are_read_off_the_messages_of_a_real_run(auxiliary):
         return smash(net[:2].train(), made, labels, draws), labels
 
     for name, net in (("g_head", generator), ("d_head_real", discriminator)):
-        guessed = infer_labels(torch.cat([sent[name, 0], sent[name, 1]]), lambda net=net: shadows(net), steps=40)
-        truth = torch.cat([draw_batch(scenario, dealt.pictures[i], dealt.labels[i], i, 1, 0)[1] for i in (0, 1)])
+        guessed = infer_labels(
+            torch.cat([sent[name, 0], sent[name, 1]]), lambda net=net: shadows(net), steps=40
+        )
+        truth = torch.cat(
+            [draw_batch(scenario, dealt.pictures[i], dealt.labels[i], i, 1, 0)[1] for i in (0, 1)]
+        )
         assert (guessed == truth).float().mean() > 0.9

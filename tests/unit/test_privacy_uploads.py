@@ -38,16 +38,25 @@ def uploads():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         unet = UNet2DConditionModel(
-            sample_size=4, in_channels=4, out_channels=4, block_out_channels=(8, 16), layers_per_block=1,
+            sample_size=4,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=8, norm_num_groups=4, attention_head_dim=4,
-        )  # fmt: skip
+            cross_attention_dim=8,
+            norm_num_groups=4,
+            attention_head_dim=4,
+        )
     add_adapter(unet, rank=2)
     start = as_arrays(trainable_state(unet))
     draw = np.random.default_rng(0)
     states = [
-        {k: v + draw.normal(0, 0.01 if client < 4 else 0.1, v.shape).astype(np.float32) for k, v in start.items()}
+        {
+            k: v + draw.normal(0, 0.01 if client < 4 else 0.1, v.shape).astype(np.float32)
+            for k, v in start.items()
+        }
         for client in range(5)
     ]
     pipeline = SimpleNamespace(unet=unet, scheduler=DDPMScheduler(prediction_type="v_prediction"))
@@ -55,17 +64,34 @@ def uploads():
     before = errors_of(unet, pipeline.scheduler, members, held_out, draws=4)
     captions, asked = prompts(4, 0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "draw", lambda pipeline, prompts, seeds, steps: torch.zeros(len(prompts), 3, 32, 32))
+        patch.setattr(
+            module,
+            "draw",
+            lambda pipeline, prompts, seeds, steps: torch.zeros(len(prompts), 3, 32, 32),
+        )
         yield Uploads(
-            Scenario(num_clients=5, attackers=1), pipeline, start, tuple(states), members, held_out, np.arange(8),
-            marked, before, 1.0, judge_scores([3.0, 2.0], [1.0, 0.0]), tuple(captions), asked,
-        )  # fmt: skip
+            Scenario(num_clients=5, attackers=1),
+            pipeline,
+            start,
+            tuple(states),
+            members,
+            held_out,
+            np.arange(8),
+            marked,
+            before,
+            1.0,
+            judge_scores([3.0, 2.0], [1.0, 0.0]),
+            tuple(captions),
+            asked,
+        )
 
 
 def test_the_mean_is_the_mean_and_the_unet_carries_it_afterwards(uploads):
     found = measure(uploads)
     for name, array in found["state"].items():
-        assert np.allclose(array, np.mean([state[name] for state in uploads.states], axis=0), atol=1e-6)
+        assert np.allclose(
+            array, np.mean([state[name] for state in uploads.states], axis=0), atol=1e-6
+        )
     carried = as_arrays(trainable_state(uploads.pipeline.unet))
     assert all(np.array_equal(carried[name], found["state"][name]) for name in carried)
 
@@ -117,7 +143,9 @@ def test_the_panel_adds_a_row_and_a_sentence_for_every_combination(uploads, monk
     panel.defence.value, panel.secure.value = "mean", True
     panel.start()
     assert panel.frame()["defence"].tolist() == ["mean", "median", "mean"]
-    assert panel.status.sentence.startswith("Defence mean, clip 2, noise 0.5, secure aggregation: held-out loss ")
+    assert panel.status.sentence.startswith(
+        "Defence mean, clip 2, noise 0.5, secure aggregation: held-out loss "
+    )
     assert panel.shown.value.count("<img alt=") == 8, "four prompts, without and with the trigger"
 
 
@@ -131,31 +159,55 @@ def test_a_combination_that_makes_no_sense_is_said_in_the_status_line(uploads, m
 
 
 @pytest.mark.parametrize("lost", [(), (3,), (0, 4)])
-def test_the_server_adds_up_masked_uploads_exactly_whoever_is_lost_and_sees_only_noise(uploads, lost):
+def test_the_server_adds_up_masked_uploads_exactly_whoever_is_lost_and_sees_only_noise(
+    uploads, lost
+):
     summed = summed_securely(uploads, lost)
     there = [state for client, state in enumerate(uploads.states) if client not in lost]
     plain, _ = combine(uploads.received, there)
     assert all(np.allclose(summed.state[name], plain[name], atol=1e-6) for name in plain)
     assert sorted(summed.seen) == [client for client in range(5) if client not in lost]
-    assert len(summed.refused) == len(lost) and all("out of reach" in reason for reason in summed.refused)
-    for client, view in summed.seen.items():  # 32-bit numbers, evenly spread, that have nothing to do with the upload
-        sent = np.concatenate([uploads.states[client][name].ravel() for name in sorted(uploads.received)])
-        assert abs(np.corrcoef(view[-1 - len(sent):][: len(sent)], sent)[0, 1]) < 5 / len(sent) ** 0.5
+    assert len(summed.refused) == len(lost) and all(
+        "out of reach" in reason for reason in summed.refused
+    )
+    for (
+        client,
+        view,
+    ) in (
+        summed.seen.items()
+    ):  # 32-bit numbers, evenly spread, that have nothing to do with the upload
+        sent = np.concatenate(
+            [uploads.states[client][name].ravel() for name in sorted(uploads.received)]
+        )
+        assert (
+            abs(np.corrcoef(view[-1 - len(sent) :][: len(sent)], sent)[0, 1]) < 5 / len(sent) ** 0.5
+        )
         assert abs(view.mean() / 2**32 - 0.5) < 5 / (12 * len(view)) ** 0.5
 
 
-def test_a_round_of_the_flower_app_gives_five_uploads_of_which_the_attackers_is_the_longest(small_folder, monkeypatch):
+def test_a_round_of_the_flower_app_gives_five_uploads_of_which_the_attackers_is_the_longest(
+    small_folder, monkeypatch
+):
     from fedgen_lab.lora.federated import prepare
     from fedgen_lab.privacy.robust import norm
 
     monkeypatch.setattr("fedgen_lab.lora.data.HELD_OUT_PER_CONCEPT", 4)
     scenario = Scenario(
-        num_clients=5, attackers=1, local_steps=2, batch_size=2, pictures_per_client=4, num_prompts=1,
+        num_clients=5,
+        attackers=1,
+        local_steps=2,
+        batch_size=2,
+        pictures_per_client=4,
+        num_prompts=1,
         base_model=str(small_folder),
-    )  # fmt: skip
-    start = {name: tensor + 0.01 for name, tensor in trainable_state(prepare(scenario).unet).items()}
+    )
+    start = {
+        name: tensor + 0.01 for name, tensor in trainable_state(prepare(scenario).unet).items()
+    }
     found = run_uploads(scenario, start=start, draws=1)
-    lengths = [norm({name: state[name] - found.received[name] for name in state}) for state in found.states]
+    lengths = [
+        norm({name: state[name] - found.received[name] for name in state}) for state in found.states
+    ]
     assert len(found.members) == 4 and max(lengths) == lengths[4] > 2 * max(lengths[:4])
     assert len(found.kin) == len(found.held_out) == 16  # without skew, client 0 has every kind
     assert all(np.array_equal(found.received[name], start[name].numpy()) for name in start)

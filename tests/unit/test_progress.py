@@ -29,10 +29,15 @@ def some_progress():
 
 
 def upload(board, content):
-    board.import_button.value = ({
-        "name": "my_progress.json", "type": "application/json", "size": len(content),
-        "content": memoryview(content), "last_modified": datetime.datetime.now(),
-    },)
+    board.import_button.value = (
+        {
+            "name": "my_progress.json",
+            "type": "application/json",
+            "size": len(content),
+            "content": memoryview(content),
+            "last_modified": datetime.datetime.now(),
+        },
+    )
 
 
 def exported(board):
@@ -52,8 +57,12 @@ def test_progress_lies_beside_the_labs(tmp_path, monkeypatch):
 def test_what_is_noted_is_on_disk_at_once_and_facts_add_up(file):
     store.note("exercises", "98.1", tries=1)
     store.note("exercises", "98.1", hints=2)
-    assert json.loads(file.read_text(encoding="utf-8"))["exercises"] == {"98.1": {"tries": 1, "hints": 2}}
-    assert [path.name for path in file.parent.iterdir()] == ["my_progress.json"]  # no half-written file stays
+    assert json.loads(file.read_text(encoding="utf-8"))["exercises"] == {
+        "98.1": {"tries": 1, "hints": 2}
+    }
+    assert [path.name for path in file.parent.iterdir()] == [
+        "my_progress.json"
+    ]  # no half-written file stays
 
 
 RUBBISH = [b"", b"{", b"[1, 2]", b'"text"', b"\xff\xfe\x00", b'{"something": "else"}', b"[" * 99999]
@@ -75,7 +84,10 @@ def test_a_second_corrupted_file_does_not_replace_the_first(file):
         file.write_text("{" * number, encoding="utf-8")
         with pytest.warns(UserWarning):
             store.load()
-        assert file.with_name(f"my_progress.broken-{number}.json").read_text(encoding="utf-8") == "{" * number
+        assert (
+            file.with_name(f"my_progress.broken-{number}.json").read_text(encoding="utf-8")
+            == "{" * number
+        )
 
 
 def test_a_file_edited_by_hand_keeps_its_good_parts(file):
@@ -85,7 +97,11 @@ def test_a_file_edited_by_hand_keeps_its_good_parts(file):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         everything = store.load()
-    assert everything == {"exercises": {"98.1": {"passed": True, "tries": "many"}}, "guesses": {}, "recall": {}}
+    assert everything == {
+        "exercises": {"98.1": {"passed": True, "tries": "many"}},
+        "guesses": {},
+        "recall": {},
+    }
     assert store.count(everything["exercises"]["98.1"], "tries") == 0
     progress()
 
@@ -109,7 +125,9 @@ def held_open(monkeypatch):
     def refuse(*names):
         left[0] -= 1
         if left[0] >= 0:
-            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+            raise PermissionError(
+                13, "The process cannot access the file because it is being used by another process"
+            )
         return replace(*names)
 
     monkeypatch.setattr(os, "replace", refuse)
@@ -161,7 +179,9 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_neither_put_aside_nor_lost(f
     monkeypatch.setattr(type(file), "read_text", refuse)
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     store.note("exercises", "98.2", passed=True)
-    assert set(store.load()["exercises"]) == {"98.1", "98.2"} and names_beside(file) == ["my_progress.json"]
+    assert set(store.load()["exercises"]) == {"98.1", "98.2"} and names_beside(file) == [
+        "my_progress.json"
+    ]
 
 
 def test_a_file_that_can_be_neither_read_nor_put_aside_is_not_written_over(file, monkeypatch):
@@ -171,7 +191,10 @@ def test_a_file_that_can_be_neither_read_nor_put_aside_is_not_written_over(file,
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with monkeypatch.context() as locked, pytest.warns(UserWarning, match="kept until the kernel stops"):
+    with (
+        monkeypatch.context() as locked,
+        pytest.warns(UserWarning, match="kept until the kernel stops"),
+    ):
         locked.setattr(type(file), "read_text", refuse)
         locked.setattr(type(file), "rename", refuse)
         store.note("exercises", "98.2", passed=True)
@@ -209,7 +232,11 @@ def test_the_board_counts_lab_by_lab(capsys):
     some_progress()
     board = progress()
     row = board.table.set_index("Lab").loc["98"]
-    assert row["Guesses made"] == 2 and row["Guesses right"] == "1 of 1" and row["Recalled"] == "1 of 1"
+    assert (
+        row["Guesses made"] == 2
+        and row["Guesses right"] == "1 of 1"
+        and row["Recalled"] == "1 of 1"
+    )
     assert "98" in capsys.readouterr().out
 
 
@@ -235,8 +262,10 @@ def test_export_then_import_elsewhere_gives_the_same_progress(tmp_path, monkeypa
 
 def test_an_import_loses_nothing_that_is_here():
     some_progress()
-    theirs = {"exercises": {"98.1": {"tries": 9, "passed": False}, "98.2": {"passed": True}},
-              "guesses": {"98.skew": {"guess": "down"}}}
+    theirs = {
+        "exercises": {"98.1": {"tries": 9, "passed": False}, "98.2": {"passed": True}},
+        "guesses": {"98.skew": {"guess": "down"}},
+    }
     import_text(json.dumps(theirs))
     everything = store.load()
     assert everything["exercises"]["98.1"] == {"tries": 9, "hints": 0, "passed": True}
@@ -256,7 +285,12 @@ def test_importing_rubbish_says_so_and_changes_nothing(content):
 
 def test_an_imported_file_cannot_put_code_into_the_page():
     board = progress()
-    upload(board, json.dumps({"exercises": {}, "guesses": {"<img src=x onerror=alert(1)>.1": {"guess": "x"}}}).encode())
+    upload(
+        board,
+        json.dumps(
+            {"exercises": {}, "guesses": {"<img src=x onerror=alert(1)>.1": {"guess": "x"}}}
+        ).encode(),
+    )
     assert "<img" not in board.view.value
 
 

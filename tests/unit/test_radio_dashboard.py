@@ -5,7 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from fedgen_lab.dashboards.radio import RadioDashboard, cell_map, radio_dashboard, round_chart, sweep, sweep_chart
+from fedgen_lab.dashboards.radio import (
+    RadioDashboard,
+    cell_map,
+    radio_dashboard,
+    round_chart,
+    sweep,
+    sweep_chart,
+)
 from fedgen_lab.wireless import Network, replay
 from fedgen_lab.wireless.payload import adapter, trace_of, whole_unet
 
@@ -37,7 +44,10 @@ def test_a_deadline_names_who_is_late_and_is_drawn_where_it_cuts():
     timeline = replay(trace_of(adapter(4), 10), CELL)
     seconds = timeline.rounds.seconds[0]
     chart, sentence, _ = round_chart(timeline, 1, seconds * 0.99)
-    assert f"too late is: {timeline.rounds.straggler[0]}." in sentence and len(chart.layout.shapes) == 1
+    assert (
+        f"too late is: {timeline.rounds.straggler[0]}." in sentence
+        and len(chart.layout.shapes) == 1
+    )
     chart, sentence, _ = round_chart(timeline, 1, seconds * 2)
     assert "too late is: nobody." in sentence and not chart.layout.shapes
 
@@ -50,9 +60,15 @@ def test_a_sweep_says_what_replay_says_and_never_beats_computing():
     assert here.computing == pytest.approx(timeline.clients.compute_seconds.max() / 5)
     assert (found.seconds > found.computing).all()
     both = found.pivot(index="x", columns="allocation", values="seconds")
-    assert (both["min-max"] <= both["equal"] * (1 + 1e-6)).all() and both["equal"].is_monotonic_increasing
+    assert (both["min-max"] <= both["equal"] * (1 + 1e-6)).all() and both[
+        "equal"
+    ].is_monotonic_increasing
     chart, sentence, _ = sweep_chart(found, "rank", 4)
-    assert [line.name for line in chart.data] == ["equal shares", "min-max shares", "computing alone"]
+    assert [line.name for line in chart.data] == [
+        "equal shares",
+        "min-max shares",
+        "computing alone",
+    ]
     assert "100% at the right end" in sentence
 
 
@@ -65,7 +81,9 @@ def test_the_map_tells_walls_by_shape_and_signals_in_words():
     timeline = replay(trace_of(adapter(4), 10), CELL)
     chart, sentence, table = cell_map(timeline, CELL, 1)
     looks = {
-        trace.name: trace.marker.symbol for trace in chart.data if trace.name in ("sees the station", "behind a wall")
+        trace.name: trace.marker.symbol
+        for trace in chart.data
+        if trace.name in ("sees the station", "behind a wall")
     }
     assert len(set(looks.values())) == 2
     words = [text for trace in chart.data if trace.text for text in trace.text]
@@ -81,7 +99,9 @@ def test_every_knob_holds_at_both_ends():
         for value in (knob.number.min, knob.number.max):
             knob.set(value)
             for chart in (dashboard.gantt, dashboard.map, dashboard.curve):
-                assert chart.sentence and "nan" not in chart.sentence and "inf " not in chart.sentence
+                assert (
+                    chart.sentence and "nan" not in chart.sentence and "inf " not in chart.sentence
+                )
         knob.set(first)
     for menu in (*dashboard.choices, dashboard.sweep):
         for option in menu.options:
@@ -91,7 +111,10 @@ def test_every_knob_holds_at_both_ends():
 
 def test_charts_are_plain_json(dashboard):
     timeline = replay(trace_of(adapter(4), 10), CELL)
-    for chart in (cell_map(timeline, CELL, 1)[0], sweep_chart(sweep("rank", CELL, adapter(4)), "rank")[0]):
+    for chart in (
+        cell_map(timeline, CELL, 1)[0],
+        sweep_chart(sweep("rank", CELL, adapter(4)), "rank")[0],
+    ):
         numbers = json.loads(chart.to_json())
         assert numbers["data"] and np.isfinite(chart.layout.height)
 

@@ -42,15 +42,28 @@ def test_no_byte_is_lost_between_the_trace_and_the_clock():
     trace = run_of()
     sent, timeline = trace.frame(), replay(trace, Network())
     phases = timeline.events.groupby("phase").bytes.sum()
-    assert phases["download"] == sent[sent.sender == SERVER].bytes.sum() == timeline.rounds.bytes_down.sum()
-    assert phases["upload"] == sent[sent.sender != SERVER].bytes.sum() == timeline.rounds.bytes_up.sum()
+    assert (
+        phases["download"]
+        == sent[sent.sender == SERVER].bytes.sum()
+        == timeline.rounds.bytes_down.sum()
+    )
+    assert (
+        phases["upload"]
+        == sent[sent.sender != SERVER].bytes.sum()
+        == timeline.rounds.bytes_up.sum()
+    )
     assert timeline.clients.bytes_up.tolist() == [3 * (SIZE - client) for client in range(4)]
 
 
 def test_doubling_the_bandwidth_never_slows_a_round():
     trace = run_of(8, 5)
-    seconds = [replay(trace, Network(8, bandwidth_hz=band)).rounds.seconds for band in (1e3, 1e5, 1e6, 2e6, 4e6, 1e9)]
-    assert all((faster < slower).all() for slower, faster in zip(seconds, seconds[1:], strict=False))
+    seconds = [
+        replay(trace, Network(8, bandwidth_hz=band)).rounds.seconds
+        for band in (1e3, 1e5, 1e6, 2e6, 4e6, 1e9)
+    ]
+    assert all(
+        (faster < slower).all() for slower, faster in zip(seconds, seconds[1:], strict=False)
+    )
 
 
 def test_more_clients_share_the_band_so_an_upload_takes_longer():
@@ -110,17 +123,24 @@ def test_both_ends_of_the_knobs_give_finite_numbers(band, clients):
 
 def test_an_empty_trace_takes_no_time():
     timeline = replay(Trace(), Network(2))
-    assert len(timeline.events) == len(timeline.rounds) == 0 and timeline.clients.joules.tolist() == [0, 0]
+    assert len(timeline.events) == len(
+        timeline.rounds
+    ) == 0 and timeline.clients.joules.tolist() == [0, 0]
 
 
 def test_a_network_with_too_few_clients_is_an_error_that_says_so():
-    with pytest.raises(ValueError, match="has a client 3, but the network has only 2 clients; give it num_clients=4"):
+    with pytest.raises(
+        ValueError,
+        match="has a client 3, but the network has only 2 clients; give it num_clients=4",
+    ):
         replay(run_of(4), Network(2))
 
 
 def test_the_same_seed_gives_the_same_timeline():
     assert replay(run_of(), Network(seed=1)).events.equals(replay(run_of(), Network(seed=1)).events)
-    assert not replay(run_of(), Network(seed=1)).events.equals(replay(run_of(), Network(seed=2)).events)
+    assert not replay(run_of(), Network(seed=1)).events.equals(
+        replay(run_of(), Network(seed=2)).events
+    )
 
 
 @pytest.mark.parametrize("law", ["shannon", "cqi"])
@@ -146,13 +166,17 @@ def test_shares_like_the_bits_are_equal_shares_when_all_send_alike():
     for client in range(4):
         trace.add(1, 0, SERVER, client, "train", SIZE)
         trace.add(1, 0, client, SERVER, "train", SIZE, FLOPS)
-    equal, proportional = (replay(trace, Network(allocation=name)).events for name in ("equal", "proportional"))
+    equal, proportional = (
+        replay(trace, Network(allocation=name)).events for name in ("equal", "proportional")
+    )
     assert np.allclose(equal.end_seconds, proportional.end_seconds)
 
 
 def test_a_broadcast_reaches_everyone_at_the_worst_listeners_moment_and_costs_the_air_only_once():
     trace = run_of(10, 3, size=4_000_000)
-    unicast, broadcast = (replay(trace, Network(10, downlink=name)) for name in ("unicast", "broadcast"))
+    unicast, broadcast = (
+        replay(trace, Network(10, downlink=name)) for name in ("unicast", "broadcast")
+    )
     heard = broadcast.events[broadcast.events.phase == "download"].groupby("round").end_seconds
     assert np.allclose(heard.min(), heard.max())
     assert broadcast.clients.download_seconds.max() < unicast.clients.download_seconds.max()
@@ -163,7 +187,9 @@ def test_a_broadcast_reaches_everyone_at_the_worst_listeners_moment_and_costs_th
 
 
 def test_one_listener_hears_a_broadcast_like_its_own_message():
-    alone = [replay(run_of(1), Network(1, downlink=name)).events for name in ("unicast", "broadcast")]
+    alone = [
+        replay(run_of(1), Network(1, downlink=name)).events for name in ("unicast", "broadcast")
+    ]
     assert np.allclose(alone[0].end_seconds, alone[1].end_seconds)
 
 
@@ -172,13 +198,16 @@ def test_with_kappa_computing_costs_cycles_times_frequency_squared():
     # 1.3e11 operations at 50 a cycle are 2.6e9 cycles, at 1e11 / 50 = 2e9 of them a second
     assert events.joules[events.phase == "compute"].item() == pytest.approx(1e-28 * 2.6e9 * 2e9**2)
     fast, slow = (
-        replay(run_of(1, 1), Network(1, flops_per_second=s, kappa=1e-28)).clients.joules for s in (2e11, 1e11)
+        replay(run_of(1, 1), Network(1, flops_per_second=s, kappa=1e-28)).clients.joules
+        for s in (2e11, 1e11)
     )
     assert fast.item() > slow.item()  # a fast device pays for its speed
 
 
 def test_the_cqi_table_slows_a_round_down_but_ranks_stay_finite():
-    shannon, cqi = (replay(run_of(8, 5), Network(8, rate_law=law)).rounds.seconds for law in ("shannon", "cqi"))
+    shannon, cqi = (
+        replay(run_of(8, 5), Network(8, rate_law=law)).rounds.seconds for law in ("shannon", "cqi")
+    )
     assert (cqi > shannon).all() and np.isfinite(cqi).all()
 
 
@@ -186,7 +215,9 @@ def test_the_cqi_table_slows_a_round_down_but_ranks_stay_finite():
 @pytest.mark.parametrize("law", ["shannon", "cqi"])
 @pytest.mark.parametrize("band", [1.0, 1e12])
 def test_every_allocation_stays_finite_at_both_ends(allocation, law, band):
-    network = Network(12, bandwidth_hz=band, cell_radius_m=5000, allocation=allocation, rate_law=law)
+    network = Network(
+        12, bandwidth_hz=band, cell_radius_m=5000, allocation=allocation, rate_law=law
+    )
     timeline = replay(run_of(12, 3, steps=2), network)
     assert np.isfinite(timeline.events[["start_seconds", "end_seconds", "joules"]].to_numpy()).all()
     assert len(replay(Trace(), network).rounds) == 0
@@ -197,7 +228,12 @@ def test_one_exchange_alone_takes_what_it_takes_in_a_replay():
     timeline = replay(run_of(5, 3), network)
     size = np.arange(5)
     alone = phase_seconds(
-        network, place_clients(network), np.array([2]), SIZE + size[None], np.full((1, 5), FLOPS), SIZE - size[None]
+        network,
+        place_clients(network),
+        np.array([2]),
+        SIZE + size[None],
+        np.full((1, 5), FLOPS),
+        SIZE - size[None],
     )
     assert alone.sum(0).max() == pytest.approx(timeline.rounds.seconds[1])
 
@@ -207,7 +243,9 @@ def test_a_deadline_ends_a_round_and_names_who_came_too_late():
     ends = timeline.events[timeline.events.phase == "upload"].pivot(
         index="round", columns="client", values="end_seconds"
     )
-    finish = ends.sub(timeline.rounds.end_seconds.to_numpy() - timeline.rounds.seconds.to_numpy(), axis=0)
+    finish = ends.sub(
+        timeline.rounds.end_seconds.to_numpy() - timeline.rounds.seconds.to_numpy(), axis=0
+    )
     deadline = float(finish.stack().median())
     cut = meet_deadline(timeline, deadline)
     assert (cut.seconds <= deadline).all() and (cut.seconds <= timeline.rounds.seconds).all()
@@ -220,7 +258,11 @@ def test_a_deadline_ends_a_round_and_names_who_came_too_late():
 def test_a_late_deadline_changes_nothing_and_an_early_one_leaves_nobody():
     timeline = replay(run_of(4, 3), Network())
     late, early = meet_deadline(timeline, 1e9), meet_deadline(timeline, 1e-9)
-    assert late.seconds.equals(timeline.rounds.seconds) and (late.arrived == 4).all() and set(late.late) == {()}
+    assert (
+        late.seconds.equals(timeline.rounds.seconds)
+        and (late.arrived == 4).all()
+        and set(late.late) == {()}
+    )
     assert (early.arrived == 0).all() and set(early.late) == {(0, 1, 2, 3)}
     with pytest.raises(ValueError, match="deadline_seconds must be larger than 0; got 0"):
         meet_deadline(timeline, 0)

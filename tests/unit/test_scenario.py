@@ -7,13 +7,36 @@ from fedgen_lab.scenario import Scenario, profile
 
 @pytest.mark.parametrize(
     "knob, value",
-    [("num_clients", 0), ("num_clients", 2.5), ("num_clients", float("nan")), ("rounds", True), ("skew", 1.7),
-     ("skew", float("nan")), ("bandwidth_hz", 0), ("bandwidth_hz", float("inf")), ("learning_rate", 0),
-     ("method", "magic"), ("seed", -1), ("local_steps", -3), ("rule", "magic"), ("ranks", "2,x"), ("ranks", "0,4"),
-     ("ranks", "2,4"), ("lora_alpha", -1.0), ("upload", "zip"), ("keep", 0.0), ("select", "best"), ("fraction", 1.5),
-     ("deadline_seconds", float("nan")), ("buffer", 9), ("clip", -1.0), ("defence", "hope"), ("attackers", 0.5),
-     ("secure", 2)],
-)  # fmt: skip
+    [
+        ("num_clients", 0),
+        ("num_clients", 2.5),
+        ("num_clients", float("nan")),
+        ("rounds", True),
+        ("skew", 1.7),
+        ("skew", float("nan")),
+        ("bandwidth_hz", 0),
+        ("bandwidth_hz", float("inf")),
+        ("learning_rate", 0),
+        ("method", "magic"),
+        ("seed", -1),
+        ("local_steps", -3),
+        ("rule", "magic"),
+        ("ranks", "2,x"),
+        ("ranks", "0,4"),
+        ("ranks", "2,4"),
+        ("lora_alpha", -1.0),
+        ("upload", "zip"),
+        ("keep", 0.0),
+        ("select", "best"),
+        ("fraction", 1.5),
+        ("deadline_seconds", float("nan")),
+        ("buffer", 9),
+        ("clip", -1.0),
+        ("defence", "hope"),
+        ("attackers", 0.5),
+        ("secure", 2),
+    ],
+)
 def test_a_senseless_knob_is_refused_by_name_and_value(knob, value):
     with pytest.raises(ValueError, match=knob) as error:
         Scenario(**{knob: value})
@@ -23,7 +46,9 @@ def test_a_senseless_knob_is_refused_by_name_and_value(knob, value):
 def test_a_scenario_survives_the_journey_through_a_run_config():
     scenario = Scenario(num_clients=7, skew=0.25, pictures="some/folder", method="full", seed=3)
     config = scenario.to_run_config()
-    assert all("_" not in key and isinstance(value, str | int | float) for key, value in config.items())
+    assert all(
+        "_" not in key and isinstance(value, str | int | float) for key, value in config.items()
+    )
     assert Scenario.from_run_config({**config, "save-to": "x", "partition-id": 1}) == scenario
 
 
@@ -31,7 +56,10 @@ def test_the_test_profile_is_smaller_than_the_lesson(monkeypatch):
     monkeypatch.setenv("FEDGEN_PROFILE", "test")
     small = Scenario.for_profile(num_clients=3)
     monkeypatch.delenv("FEDGEN_PROFILE")
-    assert small.num_clients == 3 and small.rounds * small.local_steps < Scenario.for_profile().local_steps
+    assert (
+        small.num_clients == 3
+        and small.rounds * small.local_steps < Scenario.for_profile().local_steps
+    )
     assert Scenario.for_profile() == Scenario(rounds=3)
 
 

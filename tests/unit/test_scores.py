@@ -3,8 +3,23 @@
 import pytest
 import torch
 
-from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, HELD_OUT_STYLES, OBJECTS, STYLES, draw_sprites
-from fedgen_lab.scores import FEATURES, WORDS, fid, judged, kid, load_judge, precision_recall, prompt_fidelity
+from fedgen_lab.pictures.sprites import (
+    HELD_OUT_OBJECTS,
+    HELD_OUT_STYLES,
+    OBJECTS,
+    STYLES,
+    draw_sprites,
+)
+from fedgen_lab.scores import (
+    FEATURES,
+    WORDS,
+    fid,
+    judged,
+    kid,
+    load_judge,
+    precision_recall,
+    prompt_fidelity,
+)
 
 EVERY_WORD = {"objects": OBJECTS + HELD_OUT_OBJECTS, "styles": STYLES + HELD_OUT_STYLES}
 UNSEEN_SEED = 20_260_101  # used by no training script
@@ -31,8 +46,12 @@ def test_bytes_and_floats_are_judged_alike(judge, unseen):
 def test_fidelity_counts_each_attribute_and_all_four_at_once(judge, unseen):
     wrong = unseen.attributes.copy()
     half = len(wrong) // 2
-    wrong.loc[:half - 1, "object"] = wrong["object"][:half].map(lambda w: "star" if w != "star" else "heart")
-    truth, shares = (prompt_fidelity(unseen.images, table, judge) for table in (unseen.attributes, wrong))
+    wrong.loc[: half - 1, "object"] = wrong["object"][:half].map(
+        lambda w: "star" if w != "star" else "heart"
+    )
+    truth, shares = (
+        prompt_fidelity(unseen.images, table, judge) for table in (unseen.attributes, wrong)
+    )
     assert abs(shares["object"] - 0.5) < 0.02 and abs(shares["all"] - 0.5) < 0.02
     assert shares["colour"] == truth["colour"] and set(shares) == {*WORDS, "all"}
 
@@ -57,7 +76,9 @@ def test_kid_grows_with_noise_and_repeats_for_the_same_seed(judge, unseen):
     assert values == sorted(values)
     state = torch.get_rng_state()
     assert kid(pictures, pictures + noise, judge, seed=1) == values[2]
-    assert torch.equal(state, torch.get_rng_state())  # scoring leaves the learner's own random numbers alone
+    assert torch.equal(
+        state, torch.get_rng_state()
+    )  # scoring leaves the learner's own random numbers alone
 
 
 def test_fid_orders_pictures_as_kid_does(judge, unseen):
@@ -71,11 +92,14 @@ def test_fid_orders_pictures_as_kid_does(judge, unseen):
 def test_pictures_of_another_size_can_be_compared(judge):
     pictures = torch.randint(0, 256, (20, 3, 48, 48), dtype=torch.uint8)
     assert kid(pictures, pictures.flip(0), judge, subset_size=20) == pytest.approx(
-        kid(pictures, pictures, judge, subset_size=20), abs=1e-3)
+        kid(pictures, pictures, judge, subset_size=20), abs=1e-3
+    )
 
 
 def test_too_few_pictures_is_a_sentence_with_a_remedy(judge, unseen):
-    with pytest.raises(ValueError, match="at least 50 pictures.*got 3 real and 60 generated.*subset_size"):
+    with pytest.raises(
+        ValueError, match="at least 50 pictures.*got 3 real and 60 generated.*subset_size"
+    ):
         kid(unseen.images[:3], unseen.images[:60], judge)
     with pytest.raises(ValueError, match="kid"):
         fid(unseen.images[:100], unseen.images[:200], judge)
@@ -85,12 +109,19 @@ def test_too_few_pictures_is_a_sentence_with_a_remedy(judge, unseen):
         prompt_fidelity(unseen.images[:4], unseen.attributes[:4].drop(columns="style"), judge)
 
 
-@pytest.mark.parametrize(("broken", "says"), [
-    (lambda x: x * torch.nan, "60 of the 60 {side} pictures hold NaN or infinity"),
-    (lambda x: x / 0, "{side} pictures hold NaN or infinity"),
-    (lambda x: (x + 1) * 127.5, "{side} pictures given as floats must lie in .-1, 1.; got values up to 2"),
-    (lambda x: x.long(), "{side} pictures must be uint8 or float"),
-], ids=["nan", "inf", "0..255", "int64"])  # fmt: skip
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (lambda x: x * torch.nan, "60 of the 60 {side} pictures hold NaN or infinity"),
+        (lambda x: x / 0, "{side} pictures hold NaN or infinity"),
+        (
+            lambda x: (x + 1) * 127.5,
+            "{side} pictures given as floats must lie in .-1, 1.; got values up to 2",
+        ),
+        (lambda x: x.long(), "{side} pictures must be uint8 or float"),
+    ],
+    ids=["nan", "inf", "0..255", "int64"],
+)
 @pytest.mark.parametrize("side", ["real", "generated"])
 @pytest.mark.parametrize("score", [kid, precision_recall])
 def test_what_no_picture_can_hold_is_refused_by_name(judge, unseen, score, side, broken, says):

@@ -19,7 +19,9 @@ from fedgen_lab import session
 @pytest.fixture
 def needs(monkeypatch):
     """Makes these the requirements of the course."""
-    return lambda *lines: monkeypatch.setattr(session, "declared_requirements", lambda: [*map(Requirement, lines)])
+    return lambda *lines: monkeypatch.setattr(
+        session, "declared_requirements", lambda: [*map(Requirement, lines)]
+    )
 
 
 def test_where_all_is_there_nothing_is_installed_and_nothing_is_said(needs, monkeypatch, capsys):
@@ -30,7 +32,15 @@ def test_where_all_is_there_nothing_is_installed_and_nothing_is_said(needs, monk
 
 
 def test_what_is_missing_or_too_old_is_missing_but_never_what_belongs_to_the_host(needs):
-    needs("not-there>=2,<3", "numpy>=999", "pandas>=1", "torch>=999", "ipykernel<1", "ipython<1", "jupyterlab<1")
+    needs(
+        "not-there>=2,<3",
+        "numpy>=999",
+        "pandas>=1",
+        "torch>=999",
+        "ipykernel<1",
+        "ipython<1",
+        "jupyterlab<1",
+    )
     assert session.missing() == ["not-there<3,>=2", "numpy>=999"]
 
 
@@ -44,7 +54,10 @@ def test_pip_gets_what_is_missing_and_must_keep_the_hosts_own_versions(monkeypat
     monkeypatch.setattr(subprocess, "run", run)
     session.install(["not-there<3,>=2", "another[extra]>=1"])
     assert asked[1:5] == ["-m", "pip", "install", "-q"] and "not-there<3,>=2" in asked
-    assert f"torch=={metadata.version('torch')}" in asked and f"ipykernel=={metadata.version('ipykernel')}" in asked
+    assert (
+        f"torch=={metadata.version('torch')}" in asked
+        and f"ipykernel=={metadata.version('ipykernel')}" in asked
+    )
     assert capsys.readouterr().out == "Installed for the labs: not-there, another.\n"
 
 
@@ -79,9 +92,19 @@ def server(tmp_path_factory):
     patch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
     for name in ("00_start_here", "03_federated_lora", "my_own"):
         nbformat.write(nbformat.v4.new_notebook(), folder / f"{name}.ipynb")
-    command = [sys.executable, "-m", "jupyter_server", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0"]
+    command = [
+        sys.executable,
+        "-m",
+        "jupyter_server",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        "--port=0",
+    ]
     with open(folder / "log.txt", "w", encoding="utf-8") as log:
-        process = subprocess.Popen([*command, f"--ServerApp.root_dir={folder}"], stdout=log, stderr=log)
+        process = subprocess.Popen(
+            [*command, f"--ServerApp.root_dir={folder}"], stdout=log, stderr=log
+        )
     try:
         answers = False
         for _ in range(600):
@@ -109,7 +132,9 @@ def start(server, name):
     import urllib.request
 
     body = {"path": name, "name": name, "type": "notebook", "kernel": {"name": "python3"}}
-    request = urllib.request.Request(server["url"] + "api/sessions", json.dumps(body).encode(), method="POST")
+    request = urllib.request.Request(
+        server["url"] + "api/sessions", json.dumps(body).encode(), method="POST"
+    )
     request.add_header("Authorization", f"token {server['token']}")
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())["kernel"]["id"]
@@ -117,11 +142,15 @@ def start(server, name):
 
 def value_in(kernel, code, expression):
     """What this expression is, as text, in the kernel with this id, after this code."""
-    client = BlockingKernelClient(connection_file=str(Path(os.environ["JUPYTER_RUNTIME_DIR"], f"kernel-{kernel}.json")))
+    client = BlockingKernelClient(
+        connection_file=str(Path(os.environ["JUPYTER_RUNTIME_DIR"], f"kernel-{kernel}.json"))
+    )
     client.load_connection_file()
     client.start_channels()
     try:
-        reply = client.execute(code, user_expressions={"value": expression}, reply=True, timeout=120)["content"]
+        reply = client.execute(
+            code, user_expressions={"value": expression}, reply=True, timeout=120
+        )["content"]
         assert reply["status"] == "ok", reply
         return reply["user_expressions"]["value"]["data"]["text/plain"]
     finally:

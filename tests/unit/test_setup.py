@@ -23,8 +23,13 @@ ONLY_CONDA = {"python", "pip", "hatchling"}  # what conda has to be told and pip
 
 def split(requirement):
     """("torch", {">=2.8", "<3"}) for "torch>=2.8,<3"."""
-    cut = min((requirement.find(sign) for sign in "<>=!~" if sign in requirement), default=len(requirement))
-    return requirement[:cut].strip(), frozenset(part.strip() for part in requirement[cut:].split(",") if part.strip())
+    cut = min(
+        (requirement.find(sign) for sign in "<>=!~" if sign in requirement),
+        default=len(requirement),
+    )
+    return requirement[:cut].strip(), frozenset(
+        part.strip() for part in requirement[cut:].split(",") if part.strip()
+    )
 
 
 def project():
@@ -51,14 +56,18 @@ def test_conda_gets_the_names_and_ranges_that_pip_gets(path):
     wanted = dict(split(line) for line in project()["dependencies"])
     found = {name: allowed for name, allowed in map(split, from_conda) if name not in ONLY_CONDA}
     names = {conda: pip for pip, conda in ON_CONDA.items()}
-    found = {names.get(name, name): allowed for name, allowed in found.items()} | dict(map(split, from_pip))
+    found = {names.get(name, name): allowed for name, allowed in found.items()} | dict(
+        map(split, from_pip)
+    )
     assert found == wanted
 
 
 def test_every_dependency_is_a_range_and_none_is_pinned():
     for requirement in project()["dependencies"]:
         _, allowed = split(requirement)
-        signs = sorted(part[0] for part in allowed if not part.startswith("!="))  # one release left out is no pin
+        signs = sorted(
+            part[0] for part in allowed if not part.startswith("!=")
+        )  # one release left out is no pin
         assert signs == ["<", ">"], requirement
 
 
@@ -71,18 +80,28 @@ def test_a_release_that_is_left_out_belongs_to_the_range_and_not_to_the_name():
 BROUGHT = {"eth-abi", "eth-account", "eth-utils", "lightning-utilities"}
 
 
-@pytest.mark.parametrize("folder, extras", [("fedgen_lab", ["hub"]), ("tests", ["hub", "test"]), ("data", ["test"])])
+@pytest.mark.parametrize(
+    "folder, extras", [("fedgen_lab", ["hub"]), ("tests", ["hub", "test"]), ("data", ["test"])]
+)
 def test_every_package_that_is_imported_is_a_declared_dependency(folder, extras):
-    lines = project()["dependencies"] + [line for name in extras for line in project()["optional-dependencies"][name]]
+    lines = project()["dependencies"] + [
+        line for name in extras for line in project()["optional-dependencies"][name]
+    ]
     declared = {re.match(r"[\w-]+", line)[0] for line in lines} | BROUGHT
     files = list((ROOT / folder).rglob("*.py"))
-    ours = {path.stem for path in files} | {path.name for path in ROOT.iterdir()} | {"fedgen_lab", "install_torch"}
+    ours = (
+        {path.stem for path in files}
+        | {path.name for path in ROOT.iterdir()}
+        | {"fedgen_lab", "install_torch"}
+    )
     brought = packages_distributions()
     for path in files:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) and not node.level else []
-            for module in {module.split(".")[0] for module in modules} - ours - sys.stdlib_module_names:
+            for module in (
+                {module.split(".")[0] for module in modules} - ours - sys.stdlib_module_names
+            ):
                 names = {name.lower().replace("_", "-") for name in brought.get(module, [module])}
                 assert names & declared, f"{path} imports {module}"
 
@@ -90,7 +109,9 @@ def test_every_package_that_is_imported_is_a_declared_dependency(folder, extras)
 def test_nothing_that_windows_would_have_to_build_is_asked_for():
     for path in ("pyproject.toml", "environment.yml", "binder/environment.yml"):
         asked = re.sub(r" *#.*", "", (ROOT / path).read_text(encoding="utf-8"))
-        assert "py-evm]" not in asked and "pysha3" not in asked, path  # the extra brings a package without wheels
+        assert "py-evm]" not in asked and "pysha3" not in asked, (
+            path
+        )  # the extra brings a package without wheels
 
 
 def load(path):
@@ -104,10 +125,14 @@ def test_a_package_without_a_wheel_is_named(monkeypatch):
     wheels = load(ROOT / "tests/install/wheels.py")
     why = "hint: Wheels are required for `safe-pysha3` because building from source is disabled for all packages"
     answers = {("--only-binary", ":all:"): ({}, why), (): ({"a": "1"}, "")}
-    monkeypatch.setattr(wheels, "resolve", lambda project, python, system, *options: answers[options])
+    monkeypatch.setattr(
+        wheels, "resolve", lambda project, python, system, *options: answers[options]
+    )
     assert wheels.lacking(None, "3.12", "windows") == ["safe-pysha3 has no wheel"]
     answers["--only-binary", ":all:"] = ({"a": "0.9"}, "")
-    assert wheels.lacking(None, "3.12", "windows")[0].startswith("a 1 has no wheel (the last that has is 0.9)")
+    assert wheels.lacking(None, "3.12", "windows")[0].startswith(
+        "a 1 has no wheel (the last that has is 0.9)"
+    )
     answers["--only-binary", ":all:"] = ({"a": "1"}, "")
     assert wheels.lacking(None, "3.12", "windows") == []
 
@@ -118,7 +143,11 @@ def test_a_floor_that_nobody_ever_has_is_named():
         "b: 2 is allowed, and nothing older than 2.0.1 goes with the rest"
     ]
     floors = lowest.floors(project())
-    assert floors["torch"] == "2.8" and floors["eth-tester"] == "0.14.0b1" and floors["ipykernel"] == "6.29"
+    assert (
+        floors["torch"] == "2.8"
+        and floors["eth-tester"] == "0.14.0b1"
+        and floors["ipykernel"] == "6.29"
+    )
 
 
 @pytest.mark.parametrize("path", ["environment.yml", "binder/environment.yml"])
@@ -141,7 +170,9 @@ def test_binder_gets_no_ray_and_installs_the_package_without_its_dependencies():
 @POSIX
 def test_binder_sessions_use_one_thread_and_the_binder_profile():
     command, environment = [ROOT / "binder/start", "env"], {"PATH": os.environ["PATH"]}
-    said = subprocess.run(command, capture_output=True, text=True, env=environment, check=True, encoding="utf-8").stdout
+    said = subprocess.run(
+        command, capture_output=True, text=True, env=environment, check=True, encoding="utf-8"
+    ).stdout
     assert {"OMP_NUM_THREADS=1", "MKL_NUM_THREADS=1", "FEDGEN_PROFILE=binder"} <= set(said.split())
 
 
@@ -169,7 +200,12 @@ def commands(tmp_path, monkeypatch):
 @POSIX
 @pytest.mark.skipif(not shutil.which("make"), reason="there is no make here")
 def test_make_says_which_python_it_needs_where_there_is_none(commands, tmp_path):
-    commands(**{name: "exit 1" for name in ("python3", "python", "python3.11", "python3.12", "python3.13")})
+    commands(
+        **{
+            name: "exit 1"
+            for name in ("python3", "python", "python3.11", "python3.12", "python3.13")
+        }
+    )
     command = ["make", f"VENV={tmp_path}/venv", f"{tmp_path}/venv/made"]
     tried = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, encoding="utf-8")
     assert tried.returncode != 0
@@ -181,7 +217,9 @@ def test_make_says_which_python_it_needs_where_there_is_none(commands, tmp_path)
 def test_a_gpu_counts_only_where_nvidia_smi_lists_one(install_torch, commands):
     commands(nvidia_smi="echo 'GPU 0: NVIDIA H200'")
     assert install_torch.has_nvidia_gpu()
-    commands(nvidia_smi="echo 'NVIDIA-SMI has failed because it could not reach the driver'; exit 9")
+    commands(
+        nvidia_smi="echo 'NVIDIA-SMI has failed because it could not reach the driver'; exit 9"
+    )
     assert not install_torch.has_nvidia_gpu()
 
 
@@ -191,19 +229,26 @@ def test_the_newest_cpu_build_that_pip_lists_is_taken_and_cuda_builds_are_not(in
     assert install_torch.cpu_builds("ERROR: No matching distribution found for torch\n") == []
 
 
-def test_a_folder_of_wheels_named_by_pip_find_links_is_honoured(install_torch, tmp_path, monkeypatch):
+def test_a_folder_of_wheels_named_by_pip_find_links_is_honoured(
+    install_torch, tmp_path, monkeypatch
+):
     (tmp_path / "torch-2.9.9+cpu-py3-none-any.whl").touch()
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     assert install_torch.offered([]) == ["2.9.9+cpu"]
 
 
-def test_an_index_that_cannot_be_reached_offers_nothing_and_is_asked_only_once(install_torch, monkeypatch):
+def test_an_index_that_cannot_be_reached_offers_nothing_and_is_asked_only_once(
+    install_torch, monkeypatch
+):
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     assert install_torch.CPU_INDEX[-2:] == ["--retries", "0"]
-    assert install_torch.offered(["--index-url", "http://127.0.0.1:9/", *install_torch.CPU_INDEX[2:]]) == []
+    assert (
+        install_torch.offered(["--index-url", "http://127.0.0.1:9/", *install_torch.CPU_INDEX[2:]])
+        == []
+    )
 
 
 def test_the_citation_names_the_three_papers():

@@ -29,12 +29,18 @@ def test_what_is_recorded_belongs_to_the_grid_and_no_point_is_there_twice():
 
 @pytest.mark.parametrize("seed", sweep_smashed.SEEDS)
 def test_all_points_of_a_seed_are_about_the_same_secret_pictures(seed):
-    assert len({entry["result"]["baseline_mse"] for entry in _recorded() if entry["seed"] == seed}) == 1
+    assert (
+        len({entry["result"]["baseline_mse"] for entry in _recorded() if entry["seed"] == seed})
+        == 1
+    )
 
 
 @pytest.mark.parametrize("cut", ["0000", "1010"])
 def test_on_the_plain_wire_every_label_is_read_and_the_pictures_are_rebuilt(cut):
-    assert _mean("labels_from_generator", cut) > 0.98 and _mean("labels_from_discriminator", cut) > 0.98
+    assert (
+        _mean("labels_from_generator", cut) > 0.98
+        and _mean("labels_from_discriminator", cut) > 0.98
+    )
     assert _mean("mse", cut) < 0.3 * _mean("baseline_mse", cut)
 
 

@@ -38,7 +38,11 @@ def whole_model(seed):
     """A whole GAN's state by full names: "g.1.0.weight"."""
     size = SIZES["lab14"]
     nets = {"g": new_generator(size, seed), "d": new_discriminator(size, seed + 100)}
-    return {f"{net}.{name}": tensor for net, blocks in nets.items() for name, tensor in blocks.state_dict().items()}
+    return {
+        f"{net}.{name}": tensor
+        for net, blocks in nets.items()
+        for name, tensor in blocks.state_dict().items()
+    }
 
 
 ALWAYS = {"g.0", "g.4", "d.0", "d.4"}
@@ -94,7 +98,10 @@ def test_clusters_follow_their_clients_in_whatever_order_they_come():
 
 @pytest.mark.parametrize(
     "taps, k, words",
-    [(np.ones((3, 2, 2)), 0, "shape .clients, features."), (np.ones((3, 2)), -1, "k must be a whole number.*got -1")],
+    [
+        (np.ones((3, 2, 2)), 0, "shape .clients, features."),
+        (np.ones((3, 2)), -1, "k must be a whole number.*got -1"),
+    ],
     ids=["shape", "k"],
 )
 def test_taps_of_a_wrong_shape_or_a_negative_k_are_refused(taps, k, words):
@@ -155,12 +162,16 @@ def test_a_client_alone_or_with_nan_has_no_score_and_the_others_keep_theirs():
 def test_huge_activations_give_a_finite_score():
     taps = activations(2)
     taps[0, 0, 0] = 1e6
-    assert np.isfinite(kld_scores(taps)).all() and np.isfinite(kld_scores(taps, reference=True)).all()
+    assert (
+        np.isfinite(kld_scores(taps)).all() and np.isfinite(kld_scores(taps, reference=True)).all()
+    )
 
 
 def test_a_scale_free_score_does_not_change_with_the_scale():
     scores = np.array([0.01, np.nan, 0.03, 0.02])
-    assert scale_free(scores)[[0, 2, 3]] == pytest.approx([0.5, 1.5, 1.0]) and np.isnan(scale_free(scores)[1])
+    assert scale_free(scores)[[0, 2, 3]] == pytest.approx([0.5, 1.5, 1.0]) and np.isnan(
+        scale_free(scores)[1]
+    )
     assert scale_free(1000 * scores)[[0, 2, 3]] == pytest.approx([0.5, 1.5, 1.0])
     assert scale_free(np.zeros(3)).tolist() == [0, 0, 0]
 
@@ -235,13 +246,22 @@ def test_averages_do_not_depend_on_the_order_of_clients():
     assert weights(COUNTS[order], scores[order], GROUPS[order], 2.0) == pytest.approx(share[order])
     one = aggregate(states, share, GROUPS)
     other = aggregate([states[k] for k in order], share[order], GROUPS[order])
-    assert all(torch.allclose(a[name], b[name], atol=1e-7) for a, b in zip(one, other, strict=True) for name in a)
+    assert all(
+        torch.allclose(a[name], b[name], atol=1e-7)
+        for a, b in zip(one, other, strict=True)
+        for name in a
+    )
 
 
 def test_an_average_keeps_types_and_leaves_out_a_client_that_weighs_nothing():
-    good, bad = whole_model(0), {name: tensor * float("nan") for name, tensor in whole_model(1).items()}
+    good, bad = (
+        whole_model(0),
+        {name: tensor * float("nan") for name, tensor in whole_model(1).items()},
+    )
     (state,) = aggregate([good, bad], [1.0, 0.0])
-    assert {name: t.dtype for name, t in state.items()} == {name: t.dtype for name, t in good.items()}
+    assert {name: t.dtype for name, t in state.items()} == {
+        name: t.dtype for name, t in good.items()
+    }
     assert all(torch.equal(state[name], good[name]) for name in good)
 
 
@@ -261,10 +281,16 @@ def layered(batch_norm="cluster", held=None):
     models, server = [whole_model(seed) for seed in range(4)], only(whole_model(9), SERVER)
     for seed, state in enumerate([*models, server]):  # statistics that differ, as after training
         draw = torch.Generator().manual_seed(seed)
-        state |= {name: torch.rand(t.shape, generator=draw) for name, t in state.items() if "running" in name}
+        state |= {
+            name: torch.rand(t.shape, generator=draw)
+            for name, t in state.items()
+            if "running" in name
+        }
     states = [only(model, blocks) for model, blocks in zip(models, held, strict=True)]
     share, overall = np.array([0.25, 0.75, 0.5, 0.5]), np.array([0.1, 0.2, 0.3, 0.4])
-    result = aggregate_layers(states, server, held, share, np.array([0, 0, 1, 1]), overall, batch_norm=batch_norm)
+    result = aggregate_layers(
+        states, server, held, share, np.array([0, 0, 1, 1]), overall, batch_norm=batch_norm
+    )
     return states, server, *result
 
 
@@ -273,15 +299,21 @@ def test_a_client_without_a_layer_contributes_the_servers_copy():
     name = "g.1.0.weight"
     expected = 0.25 * server[name] + 0.75 * states[1][name]
     assert torch.allclose(clusters[0][name], expected, atol=1e-7)
-    expected = 0.1 * server[name] + 0.2 * states[1][name] + 0.3 * states[2][name] + 0.4 * states[3][name]
+    expected = (
+        0.1 * server[name] + 0.2 * states[1][name] + 0.3 * states[2][name] + 0.4 * states[3][name]
+    )
     assert torch.allclose(new_server[name], expected, atol=1e-7)
 
 
 def test_heads_and_tails_are_averaged_within_their_cluster_only():
     states, _, clusters, _ = layered()
     for name in ("g.0.embedding.weight", "d.4.1.weight"):
-        assert torch.allclose(clusters[0][name], 0.25 * states[0][name] + 0.75 * states[1][name], atol=1e-7)
-        assert torch.allclose(clusters[1][name], 0.5 * states[2][name] + 0.5 * states[3][name], atol=1e-7)
+        assert torch.allclose(
+            clusters[0][name], 0.25 * states[0][name] + 0.75 * states[1][name], atol=1e-7
+        )
+        assert torch.allclose(
+            clusters[1][name], 0.5 * states[2][name] + 0.5 * states[3][name], atol=1e-7
+        )
 
 
 def test_the_middle_that_only_the_server_holds_stays_bit_by_bit():
@@ -300,7 +332,9 @@ def test_one_cluster_that_holds_everything_without_alpha_is_fedgan():
     held = [EVERY] * 4
     states = [whole_model(seed) for seed in range(4)]
     fedavg = np.array([0.4, 0.3, 0.2, 0.1])
-    (cluster_state,), server = aggregate_layers(states, only(whole_model(9), SERVER), held, fedavg, [0] * 4, fedavg)
+    (cluster_state,), server = aggregate_layers(
+        states, only(whole_model(9), SERVER), held, fedavg, [0] * 4, fedavg
+    )
     (averaged,) = aggregate(states, fedavg)
     assert all(torch.equal(cluster_state[name], averaged[name]) for name in averaged)
     assert all(torch.equal(server[name], averaged[name]) for name in server)
@@ -309,10 +343,14 @@ def test_one_cluster_that_holds_everything_without_alpha_is_fedgan():
 def test_batch_norm_statistics_are_averaged_per_cluster_over_all_or_not():
     name = "g.0.body.1.running_mean"
     states, server, clusters, _ = layered("cluster")
-    assert torch.allclose(clusters[0][name], 0.25 * states[0][name] + 0.75 * states[1][name], atol=1e-7)
+    assert torch.allclose(
+        clusters[0][name], 0.25 * states[0][name] + 0.75 * states[1][name], atol=1e-7
+    )
     *_, clusters, _ = layered("averaged")
     overall = sum(w * state[name] for w, state in zip((0.1, 0.2, 0.3, 0.4), states, strict=True))
-    assert torch.allclose(clusters[0][name], overall, atol=1e-7) and torch.equal(clusters[0][name], clusters[1][name])
+    assert torch.allclose(clusters[0][name], overall, atol=1e-7) and torch.equal(
+        clusters[0][name], clusters[1][name]
+    )
     *_, clusters, new_server = layered("local")
     assert not any(is_statistic(name) for state in clusters for name in state)
     assert all(torch.equal(new_server[name], server[name]) for name in server if is_statistic(name))

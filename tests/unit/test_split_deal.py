@@ -19,7 +19,9 @@ has_both = pytest.mark.skipif(
 
 
 def digits(**changes):
-    return deal(GanScenario(**{"domains": "digits", "num_clients": 4, "pictures_per_client": 100} | changes))
+    return deal(
+        GanScenario(**{"domains": "digits", "num_clients": 4, "pictures_per_client": 100} | changes)
+    )
 
 
 def rows_of(pictures):
@@ -47,17 +49,23 @@ def test_nobody_holds_a_held_out_picture_and_no_two_clients_the_same(share):
 
 @pytest.mark.parametrize("share", ["skew", *SCHEMES])
 def test_the_seed_decides_who_holds_what(share):
-    first, again, other = (digits(share=share, seed=seed, batch_size=batch) for seed, batch in ((0, 4), (0, 8), (1, 4)))
+    first, again, other = (
+        digits(share=share, seed=seed, batch_size=batch) for seed, batch in ((0, 4), (0, 8), (1, 4))
+    )
     assert all(torch.equal(a, b) for a, b in zip(first.pictures, again.pictures, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first.labels, other.labels, strict=True))
 
 
 def test_a_device_alone_deals_itself_what_it_holds():
-    scenario = GanScenario(num_clients=5, domains="digits,letters", pictures_per_client=30, skew=0.5)
+    scenario = GanScenario(
+        num_clients=5, domains="digits,letters", pictures_per_client=30, skew=0.5
+    )
     dealt = deal(scenario)
     for client in range(5):
         pictures, labels = deal_to(scenario, client)
-        assert torch.equal(pictures, dealt.pictures[client]) and torch.equal(labels, dealt.labels[client])
+        assert torch.equal(pictures, dealt.pictures[client]) and torch.equal(
+            labels, dealt.labels[client]
+        )
     with pytest.raises(ValueError, match=r"client must lie in 0\.\.4; got 5"):
         deal_to(scenario, 5)
 
@@ -84,7 +92,9 @@ def test_drawn_domains_have_enough_of_every_label_for_the_strongest_skew():
 
 @pytest.mark.parametrize("share", ["skew", "iid"])
 def test_unequal_clients_hold_ten_times_as_much_at_the_end_and_as_many_in_all(share):
-    sizes = digits(share=share, unequal=True, num_clients=8, pictures_per_client=60).counts.sum(axis=1)
+    sizes = digits(share=share, unequal=True, num_clients=8, pictures_per_client=60).counts.sum(
+        axis=1
+    )
     assert sizes.is_monotonic_increasing and 8 < sizes[7] / sizes[0] < 12
     assert abs(sizes.sum() - 480) <= 8
 
@@ -95,13 +105,23 @@ def test_unequal_clients_keep_the_mixture_that_the_skew_asks_for():
     assert ((own > 0.45) & (own < 0.65)).all()
 
 
-@pytest.mark.parametrize("name, left_out, parts", [
-    ("S1", {0}, {1}), ("S2", {0, 2, 3, 4}, {1, 2 / 3}), ("S3", {0}, {1}), ("S4", {0, 2, 3, 4}, {1, 2 / 3}),
-    ("S5", {2, 3}, {1, 1 / 3, 1 / 6}), ("S6", {0}, {1}),
-], ids=list(SCENARIOS))  # fmt: skip
+@pytest.mark.parametrize(
+    "name, left_out, parts",
+    [
+        ("S1", {0}, {1}),
+        ("S2", {0, 2, 3, 4}, {1, 2 / 3}),
+        ("S3", {0}, {1}),
+        ("S4", {0, 2, 3, 4}, {1, 2 / 3}),
+        ("S5", {2, 3}, {1, 1 / 3, 1 / 6}),
+        ("S6", {0}, {1}),
+    ],
+    ids=list(SCENARIOS),
+)
 def test_published_scenarios_leave_labels_out_as_the_original_does(name, left_out, parts):
     share, domains, *_ = SCENARIOS[name]
-    names = ",".join(["digits"] * domains)  # one real domain several times: quick to read, and large enough
+    names = ",".join(
+        ["digits"] * domains
+    )  # one real domain several times: quick to read, and large enough
     dealt = deal(published_scenario(name, 12, domains=names, pictures_per_client=100))
     missing, sizes = (dealt.counts == 0).sum(axis=1), dealt.counts.sum(axis=1)
     assert set(missing[sizes > 40]) <= left_out  # one with few pictures may miss more by chance
@@ -113,7 +133,9 @@ def test_published_scenarios_leave_labels_out_as_the_original_does(name, left_ou
 
 def test_the_shares_of_the_original_add_up_to_one():
     for left_out, parts in SCHEMES.values():
-        assert sum(left_out.values()) == pytest.approx(1) and sum(parts.values()) == pytest.approx(1)
+        assert sum(left_out.values()) == pytest.approx(1) and sum(parts.values()) == pytest.approx(
+            1
+        )
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
@@ -121,7 +143,12 @@ def test_published_scenarios_have_the_original_size_unless_a_number_of_clients_i
     share, domains, clients, each = SCENARIOS[name]
     whole = published_scenario(name, domains=",".join(["notmnist:x"] * domains))
     assert (whole.num_clients, whole.pictures_per_client, whole.share) == (clients, each, share)
-    assert (whole.size, whole.batch_size, whole.rounds, whole.learning_rate) == ("reference", 64, 50, 2e-4)
+    assert (whole.size, whole.batch_size, whole.rounds, whole.learning_rate) == (
+        "reference",
+        64,
+        50,
+        2e-4,
+    )
     assert whole.iterations == 5 * (12 if name == "S6" else 10)
     lesson = published_scenario(name, 8, rounds=2)
     assert (lesson.num_clients, lesson.size, lesson.rounds) == (8, "lab14", 2)
@@ -153,20 +180,52 @@ def test_scenario_s5_of_the_original_size_on_its_own_data():
 
 
 def test_colour_nets_take_sprites_by_style():
-    dealt = deal(GanScenario(domains="sprites:glowing", num_clients=1, pictures_per_client=20, size="colour"))
-    assert tuple(dealt.pictures[0].shape) == (20, 3, 32, 32) == (20, *dealt.held_out[0].images.shape[1:])
+    dealt = deal(
+        GanScenario(domains="sprites:glowing", num_clients=1, pictures_per_client=20, size="colour")
+    )
+    assert (
+        tuple(dealt.pictures[0].shape)
+        == (20, 3, 32, 32)
+        == (20, *dealt.held_out[0].images.shape[1:])
+    )
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"domains": "digits", "size": "colour"}, "'digits' are grey; nets of size 'colour' take .* that are in colour"),
-    ({"domains": "sprites:solid", "num_clients": 1}, "are in colour; nets of size 'lab14' take pictures that are grey"),
-    ({"domains": "digits,letters", "num_clients": 1}, "2 domains need at least as many clients; num_clients is 1"),
-    ({"domains": " , "}, "domains must name at least one domain"),
-    ({"domains": "digits,numbers"}, "no domain called 'numbers'"),
-    ({"domains": "digits", "share": "iid", "pictures_per_client": 500}, "1,438 pictures; this scenario deals 4,000"),
-    ({"domains": "digits", "pictures_per_client": 5000}, "deals 5,000 of them. Lower pictures_per_client"),
-], ids=["grey for colour", "colour for grey", "few clients", "no domain", "unknown", "iid too few", "skew too few"],
-)  # fmt: skip
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"domains": "digits", "size": "colour"},
+            "'digits' are grey; nets of size 'colour' take .* that are in colour",
+        ),
+        (
+            {"domains": "sprites:solid", "num_clients": 1},
+            "are in colour; nets of size 'lab14' take pictures that are grey",
+        ),
+        (
+            {"domains": "digits,letters", "num_clients": 1},
+            "2 domains need at least as many clients; num_clients is 1",
+        ),
+        ({"domains": " , "}, "domains must name at least one domain"),
+        ({"domains": "digits,numbers"}, "no domain called 'numbers'"),
+        (
+            {"domains": "digits", "share": "iid", "pictures_per_client": 500},
+            "1,438 pictures; this scenario deals 4,000",
+        ),
+        (
+            {"domains": "digits", "pictures_per_client": 5000},
+            "deals 5,000 of them. Lower pictures_per_client",
+        ),
+    ],
+    ids=[
+        "grey for colour",
+        "colour for grey",
+        "few clients",
+        "no domain",
+        "unknown",
+        "iid too few",
+        "skew too few",
+    ],
+)
 def test_what_cannot_be_dealt_is_said_in_a_sentence(changes, message):
     with pytest.raises(ValueError, match=message):
         deal(GanScenario(**changes))
@@ -182,20 +241,38 @@ def test_a_domain_with_too_few_pictures_to_judge_by_is_named_before_anybody_trai
     for name, array in (("images-idx3", np.zeros((20, 28, 28), np.uint8)), ("labels-idx1", labels)):
         head = bytes((0, 0, 8, array.ndim)) + np.array(array.shape, ">u4").tobytes()
         (tmp_path / f"train-{name}-ubyte").write_bytes(head + array.tobytes())
-    with pytest.raises(ValueError, match=f"held-out part of 'idx:{tmp_path}' has 0 pictures; scores need 7 or more"):
+    with pytest.raises(
+        ValueError, match=f"held-out part of 'idx:{tmp_path}' has 0 pictures; scores need 7 or more"
+    ):
         deal(GanScenario(num_clients=2, domains=f"digits,idx:{tmp_path}", pictures_per_client=10))
 
 
-@pytest.mark.parametrize("knob, value", [
-    ("num_clients", 4.0), ("num_clients", "4"), ("num_clients", None), ("rounds", float("inf")), ("seed", 1.0),
-    ("seed", None), ("num_clusters", 2.0), ("kld_alpha", "1"), ("noise", None), ("skew", "0.5"), ("bandwidth_hz", None),
-    ("learning_rate", "1e-3"), ("domains", None), ("cuts", None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "knob, value",
+    [
+        ("num_clients", 4.0),
+        ("num_clients", "4"),
+        ("num_clients", None),
+        ("rounds", float("inf")),
+        ("seed", 1.0),
+        ("seed", None),
+        ("num_clusters", 2.0),
+        ("kld_alpha", "1"),
+        ("noise", None),
+        ("skew", "0.5"),
+        ("bandwidth_hz", None),
+        ("learning_rate", "1e-3"),
+        ("domains", None),
+        ("cuts", None),
+    ],
+)
 def test_a_knob_of_another_type_is_refused_by_name(knob, value):
     with pytest.raises(ValueError, match=f"{knob} must be .*; got {value!r}"):
         GanScenario(**{knob: value})
 
 
 def test_whole_numbers_of_numpy_and_spaces_between_cuts_are_taken():
-    scenario = GanScenario(num_clients=np.int64(2), seed=np.int32(1), kld_alpha=np.float32(1), cuts="0110, 1111")
+    scenario = GanScenario(
+        num_clients=np.int64(2), seed=np.int32(1), kld_alpha=np.float32(1), cuts="0110, 1111"
+    )
     assert scenario.num_clients == 2 and scenario.cuts == "0110, 1111"

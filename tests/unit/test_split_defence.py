@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 import torch
 
-from fedgen_lab.split.defence import distance_correlation, from_bytes, leakage_penalty, protect, to_bytes
+from fedgen_lab.split.defence import (
+    distance_correlation,
+    from_bytes,
+    leakage_penalty,
+    protect,
+    to_bytes,
+)
 
 
 def _draw(*shape, seed=0, dtype=torch.float64):
@@ -66,7 +72,11 @@ def test_what_is_not_finite_is_not_sent_in_eight_bits(bad):
 
 @pytest.mark.parametrize(
     "change, message",
-    [({"bits": 4}, "bits must be 8 or 32; got 4"), ({"noise": -1}, "noise must be"), ({"noise": 1}, "Generator")],
+    [
+        ({"bits": 4}, "bits must be 8 or 32; got 4"),
+        ({"noise": -1}, "noise must be"),
+        ({"noise": 1}, "Generator"),
+    ],
     ids=["bits", "negative noise", "no generator"],
 )
 def test_a_defence_that_makes_no_sense_is_refused(change, message):
@@ -99,7 +109,12 @@ def test_distance_correlation_is_one_for_a_turned_and_scaled_copy_and_small_for_
 
 def test_distance_correlation_sees_dependence_that_correlation_does_not():
     x = _draw(200, 1)
-    assert abs(np.corrcoef(x[:, 0], x[:, 0] ** 2)[0, 1]) < 0.2 < 0.4 < float(distance_correlation(x, x**2))
+    assert (
+        abs(np.corrcoef(x[:, 0], x[:, 0] ** 2)[0, 1])
+        < 0.2
+        < 0.4
+        < float(distance_correlation(x, x**2))
+    )
 
 
 def test_distance_correlation_has_the_gradient_that_finite_differences_find():

@@ -18,7 +18,11 @@ SIZE = SIZES["lab14"]
 def batch():
     draw = torch.Generator().manual_seed(3)
     pictures = torch.rand(4, *SIZE.picture, generator=draw, dtype=torch.float64) * 2 - 1
-    return pictures, torch.tensor([0, 3, 3, 9]), torch.randn(4, SIZE.z_dim, generator=draw, dtype=torch.float64)
+    return (
+        pictures,
+        torch.tensor([0, 3, 3, 9]),
+        torch.randn(4, SIZE.z_dim, generator=draw, dtype=torch.float64),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +42,13 @@ def test_a_step_at_any_cut_is_the_unsplit_step(nets, batch, cut):
     gan_step(whole_g, whole_d, new_adam(whole_g, 1e-3), new_adam(whole_d, 1e-3), *batch)
     g, d, hops = one_iteration(nets, batch, cut)
     for cut_net, whole in ((g, whole_g), (d, whole_d)):
-        for name, wanted in whole.state_dict().items():  # weights and BatchNorm's running statistics
-            assert torch.allclose(cut_net.state_dict()[name].double(), wanted.double(), rtol=0, atol=1e-9), name
+        for (
+            name,
+            wanted,
+        ) in whole.state_dict().items():  # weights and BatchNorm's running statistics
+            assert torch.allclose(
+                cut_net.state_dict()[name].double(), wanted.double(), rtol=0, atol=1e-9
+            ), name
     assert len(hops) == 16 and [hop.up for hop in hops] == [True, False] * 8
 
 
@@ -55,7 +64,9 @@ def test_no_hop_is_a_picture_a_label_noise_or_a_loss(nets, batch):
     pictures, _, z = batch
     for cut in ("0000", "1111"):
         for hop in one_iteration(nets, batch, cut)[2]:
-            assert hop.tensor.dim() == 4 and hop.tensor.shape[1] > 3 and not hop.tensor.requires_grad
+            assert (
+                hop.tensor.dim() == 4 and hop.tensor.shape[1] > 3 and not hop.tensor.requires_grad
+            )
             for secret in (pictures, hop.shown, z):
                 assert secret is None or hop.tensor.shape != secret.shape
 

@@ -34,10 +34,15 @@ def random_cuts(num_clients, seed=0, many=()):
 
 
 def total_flops(work):
-    return sum(net.batches * (sum(net.forward) + sum(net.backward)) for net in (work.generator, work.discriminator))
+    return sum(
+        net.batches * (sum(net.forward) + sum(net.backward))
+        for net in (work.generator, work.discriminator)
+    )
 
 
-@pytest.mark.parametrize("net, direction", PUBLISHED_GFLOPS, ids=[" ".join(key) for key in PUBLISHED_GFLOPS])
+@pytest.mark.parametrize(
+    "net, direction", PUBLISHED_GFLOPS, ids=[" ".join(key) for key in PUBLISHED_GFLOPS]
+)
 def test_reference_mode_counts_the_published_flops(net, direction):
     counted = getattr(getattr(block_flops("reference", 64, reference=True), net), direction)
     published = PUBLISHED_GFLOPS[net, direction]
@@ -45,11 +50,18 @@ def test_reference_mode_counts_the_published_flops(net, direction):
 
 
 def test_a_transposed_convolution_counted_by_its_input_halves_the_work():
-    reference, corrected = block_flops("reference", 64, reference=True), block_flops("reference", 64)
+    reference, corrected = (
+        block_flops("reference", 64, reference=True),
+        block_flops("reference", 64),
+    )
     assert total_flops(reference) / 1e9 == pytest.approx(112.3, abs=0.05)
     assert total_flops(corrected) / 1e9 == pytest.approx(53.1, abs=0.05)
-    assert reference.generator.forward[1] / corrected.generator.forward[1] == pytest.approx(4, rel=0.01)
-    assert reference.generator.forward[2] == corrected.generator.forward[2]  # no stride, no difference
+    assert reference.generator.forward[1] / corrected.generator.forward[1] == pytest.approx(
+        4, rel=0.01
+    )
+    assert (
+        reference.generator.forward[2] == corrected.generator.forward[2]
+    )  # no stride, no difference
     assert reference.discriminator == corrected.discriminator
 
 
@@ -75,9 +87,10 @@ def test_flops_and_bytes_grow_with_the_batch_and_weights_do_not():
     counted = sum(
         p.numel()
         for blocks in (new_generator(SIZES["lab28"], 0), new_discriminator(SIZES["lab28"], 0))
-        for number, block in enumerate(blocks) if number != 2
+        for number, block in enumerate(blocks)
+        if number != 2
         for p in block.parameters()
-    )  # fmt: skip
+    )
     assert weights == 16 * counted  # weights, gradients and two moments, four bytes each
 
 
@@ -98,13 +111,16 @@ def test_every_block_that_moves_to_the_client_takes_memory_there():
 
 
 @pytest.mark.parametrize(
-    "num_clients, zeros, ones", [(80, 14.0209, 195.5314), (100, 16.9028, 195.9458), (20, 5.3752, 194.2884)]
+    "num_clients, zeros, ones",
+    [(80, 14.0209, 195.5314), (100, 16.9028, 195.9458), (20, 5.3752, 194.2884)],
 )
 def test_reference_mode_gives_the_published_models_seconds(num_clients, zeros, ones):
     work, devices = block_flops("reference", 64, reference=True), deal_devices(num_clients)
     for bit, seconds in ((0, zeros), (1, ones)):
         cuts = [(bit,) * 4] * num_clients
-        assert iteration_seconds(cuts, devices, work, reference=True) == pytest.approx(seconds, abs=5e-5)
+        assert iteration_seconds(cuts, devices, work, reference=True) == pytest.approx(
+            seconds, abs=5e-5
+        )
 
 
 def test_with_instant_computing_only_links_are_left_and_bits_take_eight_times_as_long_as_bytes():
@@ -112,7 +128,9 @@ def test_with_instant_computing_only_links_are_left_and_bits_take_eight_times_as
     server = Device("server", 1e30, SERVER.bits_per_second)
     work, cuts = block_flops("reference", 64), random_cuts(7)
     corrected = iteration_seconds(cuts, instant, work, server=server)
-    assert corrected == pytest.approx(8 * iteration_seconds(cuts, instant, work, reference=True, server=server))
+    assert corrected == pytest.approx(
+        8 * iteration_seconds(cuts, instant, work, reference=True, server=server)
+    )
 
 
 def test_the_servers_discriminator_works_on_three_batches():
@@ -120,10 +138,16 @@ def test_the_servers_discriminator_works_on_three_batches():
     server = Device("server", 1e9, 1e30)
     work = block_flops("reference", 64)
     zeros = [(0, 0, 0, 0)] * 3
-    body = [sum(net.forward[1:4]) + sum(net.backward[1:4]) for net in (work.generator, work.discriminator)]
-    assert iteration_seconds(zeros, far, work, server=server) == pytest.approx(3 * (body[0] + 3 * body[1]) / 1e9)
+    body = [
+        sum(net.forward[1:4]) + sum(net.backward[1:4])
+        for net in (work.generator, work.discriminator)
+    ]
+    assert iteration_seconds(zeros, far, work, server=server) == pytest.approx(
+        3 * (body[0] + 3 * body[1]) / 1e9
+    )
     slipped = [
-        sum(net.forward[1:4]) + sum(net.backward[2:4]) + net.backward[3] for net in (work.generator, work.discriminator)
+        sum(net.forward[1:4]) + sum(net.backward[2:4]) + net.backward[3]
+        for net in (work.generator, work.discriminator)
     ]
     reference = iteration_seconds(zeros, far, work, reference=True, server=server)
     assert reference == pytest.approx(3 * sum(slipped) / 1e9)
@@ -147,11 +171,17 @@ def test_nobody_does_two_things_at_once_and_the_server_waits_for_what_it_needs()
     chart = iteration_gantt(cuts, devices, work)
     for _, rows in chart.groupby("client"):
         rows = rows.sort_values("start_seconds")
-        assert (rows["start_seconds"].to_numpy()[1:] >= rows["end_seconds"].to_numpy()[:-1] - 1e-12).all()
+        assert (
+            rows["start_seconds"].to_numpy()[1:] >= rows["end_seconds"].to_numpy()[:-1] - 1e-12
+        ).all()
     for _, stage in chart.groupby(["net", "direction"]):
         body = stage[(stage["client"] == SERVER_ROW) & (stage["phase"] == "block 2")].iloc[0]
-        assert body["start_seconds"] >= stage[stage["phase"] == "upload"]["end_seconds"].max() - 1e-12
-        assert (stage[stage["phase"] == "download"]["start_seconds"] >= body["end_seconds"] - 1e-12).all()
+        assert (
+            body["start_seconds"] >= stage[stage["phase"] == "upload"]["end_seconds"].max() - 1e-12
+        )
+        assert (
+            stage[stage["phase"] == "download"]["start_seconds"] >= body["end_seconds"] - 1e-12
+        ).all()
 
 
 def test_many_choices_of_cuts_are_timed_at_once():

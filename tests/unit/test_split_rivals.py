@@ -26,7 +26,12 @@ from fedgen_lab.split.scenario import METHODS, GanRound, GanScenario
 
 RIVALS = [method for method in METHODS if method != "huscf"]
 SMALL = GanScenario(num_clients=3, rounds=2, iterations=2, batch_size=4, pictures_per_client=12)
-KEEPING = ("local", "mdgan", "fslgan", "pflgan")  # those whose devices may keep their nets in memory
+KEEPING = (
+    "local",
+    "mdgan",
+    "fslgan",
+    "pflgan",
+)  # those whose devices may keep their nets in memory
 KINDS = {  # what each may say, spelled out here so that a new kind of message doesn't slip in
     "local": {"train.alone"},
     "centralised": {"train.pictures"},
@@ -94,8 +99,14 @@ def watched(method):
 
     with in_float64():
         outcome = core.play(
-            replace(SMALL, method=method), module.server_app, listening, module.WHAT, None, events.append, held(SMALL)
-        )  # fmt: skip
+            replace(SMALL, method=method),
+            module.server_app,
+            listening,
+            module.WHAT,
+            None,
+            events.append,
+            held(SMALL),
+        )
     return outcome, events, wire, left
 
 
@@ -110,11 +121,19 @@ def outcome_of(method):
 def alone(scenario, client, rounds):
     """What a client has after some rounds with nobody else, by the unsplit step."""
     generator, discriminator = start_nets(scenario)
-    adams = new_adam(generator, scenario.learning_rate), new_adam(discriminator, scenario.learning_rate)
+    adams = (
+        new_adam(generator, scenario.learning_rate),
+        new_adam(discriminator, scenario.learning_rate),
+    )
     own = held(scenario).pictures[client], held(scenario).labels[client]
     for server_round in range(1, rounds + 1):
         for i in range(scenario.iterations):
-            gan_step(generator, discriminator, *adams, *draw_batch(scenario, *own, client, server_round, i))
+            gan_step(
+                generator,
+                discriminator,
+                *adams,
+                *draw_batch(scenario, *own, client, server_round, i),
+            )
     return generator, discriminator
 
 
@@ -137,7 +156,9 @@ def test_every_rival_leaves_a_generator_for_each_client_and_says_how_far_it_is(m
     outcome, events, _, _ = watched(method)
     start = start_nets(SMALL)[0].state_dict()
     rounds = [event for event in events if isinstance(event, GanRound)]
-    assert [event.round for event in rounds] == [0, 1, 2] == [event.round for event in outcome.history]
+    assert (
+        [event.round for event in rounds] == [0, 1, 2] == [event.round for event in outcome.history]
+    )
     assert all(event.generators == [] for event in outcome.history)
     steps = [event for event in events if isinstance(event, GanStep)]
     assert [step.round for step in steps if step.iteration == step.iterations] == [1, 2]
@@ -153,7 +174,9 @@ def test_every_rival_leaves_a_generator_for_each_client_and_says_how_far_it_is(m
 
 
 @pytest.mark.parametrize("method", ["mdgan", "fslgan"])
-def test_what_a_device_keeps_in_memory_and_in_flowers_state_gives_the_same_generators(method, double):
+def test_what_a_device_keeps_in_memory_and_in_flowers_state_gives_the_same_generators(
+    method, double
+):
     both = outcome_of(method).generators, watched(method)[0].generators
     for fast, plain in zip(*both, strict=True):
         assert_same(fast, plain, 1e-9)
@@ -164,7 +187,11 @@ def test_a_lone_devices_memory_is_as_good_as_flowers_state(method, double):
     left = watched(method)[3]
     for client, state in enumerate(outcome_of(method).generators):
         kept = left[client]["gan"].to_torch_state_dict()
-        assert_same(state, {name.removeprefix("g."): t for name, t in kept.items() if name.startswith("g.")}, 1e-9)
+        assert_same(
+            state,
+            {name.removeprefix("g."): t for name, t in kept.items() if name.startswith("g.")},
+            1e-9,
+        )
 
 
 @pytest.mark.parametrize("method", RIVALS)
@@ -198,10 +225,14 @@ def test_a_client_with_less_than_a_batch_computes_for_the_pictures_that_it_has()
     for method in ("local", "fedgan", "mdgan"):
         sent = rival(method).run(few).trace.frame()
         work[method] = sent.groupby("sender")["flops"].sum().drop(SERVER).unique().tolist()
-    part, whole = (few.iterations * core.step_flops(replace(few, batch_size=size), 16) for size in (4, 16))
+    part, whole = (
+        few.iterations * core.step_flops(replace(few, batch_size=size), 16) for size in (4, 16)
+    )
     assert work["local"] == work["fedgan"] == [part] and part == pytest.approx(whole / 4)
     d_part, d_whole = (few.iterations * core.step_flops(few, count, "d") for count in (4, 16))
-    assert work["mdgan"] == [pytest.approx((d_part + 2 * d_whole) / 3)], "the fakes of the server fill their batch"
+    assert work["mdgan"] == [pytest.approx((d_part + 2 * d_whole) / 3)], (
+        "the fakes of the server fill their batch"
+    )
 
 
 def test_local_only_sends_nothing_but_the_word(double):
@@ -216,10 +247,23 @@ def test_centralised_trains_on_everybodys_batches_put_together(double):
     scenario = replace(SMALL, method="centralised", rounds=1, iterations=1)
     generator, discriminator = start_nets(scenario)
     own = held(scenario)
-    batches = [draw_batch(scenario, own.pictures[client], own.labels[client], client, 1, 0) for client in range(3)]
-    adams = new_adam(generator, scenario.learning_rate), new_adam(discriminator, scenario.learning_rate)
-    gan_step(generator, discriminator, *adams, *(torch.cat(parts) for parts in zip(*batches, strict=True)))
-    assert_same(rival("centralised").run(scenario, dealt=own).generators[2], generator.state_dict(), 1e-9)
+    batches = [
+        draw_batch(scenario, own.pictures[client], own.labels[client], client, 1, 0)
+        for client in range(3)
+    ]
+    adams = (
+        new_adam(generator, scenario.learning_rate),
+        new_adam(discriminator, scenario.learning_rate),
+    )
+    gan_step(
+        generator,
+        discriminator,
+        *adams,
+        *(torch.cat(parts) for parts in zip(*batches, strict=True)),
+    )
+    assert_same(
+        rival("centralised").run(scenario, dealt=own).generators[2], generator.state_dict(), 1e-9
+    )
     sent = outcome_of("centralised").trace.frame()
     assert len(sent) == 6, "each client sends its pictures once"
 
@@ -227,16 +271,23 @@ def test_centralised_trains_on_everybodys_batches_put_together(double):
 def test_one_step_of_fedgan_on_equal_data_is_the_average_of_the_clients_steps(double):
     scenario = replace(SMALL, method="fedgan", rounds=1, iterations=1)
     steps = [alone(scenario, client, 1)[0].state_dict() for client in range(3)]
-    mean = {name: torch.stack([s[name].double() for s in steps]).mean(0).to(steps[0][name].dtype) for name in steps[0]}
+    mean = {
+        name: torch.stack([s[name].double() for s in steps]).mean(0).to(steps[0][name].dtype)
+        for name in steps[0]
+    }
     for state in rival("fedgan").run(scenario, dealt=held(scenario)).generators:
         assert_same(state, mean, 1e-9)
 
 
 def test_fedgan_weighs_clients_by_their_pictures(double):
     scenario = replace(SMALL, method="fedgan", rounds=1, iterations=1, num_clients=2)
-    dealt = SimpleNamespace(pictures=[p[:n] for p, n in zip(held(scenario).pictures, (4, 12), strict=True)],
-                            labels=[p[:n] for p, n in zip(deal(scenario).labels, (4, 12), strict=True)])  # fmt: skip
-    few, many = (rival("local").run(scenario, dealt=dealt).generators[c]["4.0.weight"] for c in (0, 1))
+    dealt = SimpleNamespace(
+        pictures=[p[:n] for p, n in zip(held(scenario).pictures, (4, 12), strict=True)],
+        labels=[p[:n] for p, n in zip(deal(scenario).labels, (4, 12), strict=True)],
+    )
+    few, many = (
+        rival("local").run(scenario, dealt=dealt).generators[c]["4.0.weight"] for c in (0, 1)
+    )
     average = rival("fedgan").run(scenario, dealt=dealt).generators[0]["4.0.weight"]
     torch.testing.assert_close(average, 0.25 * few + 0.75 * many)
 
@@ -244,18 +295,36 @@ def test_fedgan_weighs_clients_by_their_pictures(double):
 @pytest.mark.parametrize("method", ["fedgan", "hflgan", "centralised"])
 def test_with_one_client_the_federation_is_local_training(method, double):
     one = replace(SMALL, num_clients=1, domains="digits", rounds=2, method=method)
-    assert_same(rival(method).run(one, dealt=held(one)).generators[0], alone(one, 0, 2)[0].state_dict(), 1e-9)
+    assert_same(
+        rival(method).run(one, dealt=held(one)).generators[0],
+        alone(one, 0, 2)[0].state_dict(),
+        1e-9,
+    )
 
 
 def test_with_one_client_md_gan_is_the_unsplit_step(double):
     """The server draws labels and noise; a client that holds those very labels does exactly what `gan_step` does."""
-    one = replace(SMALL, num_clients=1, domains="digits", method="mdgan", rounds=1, iterations=1, pictures_per_client=4)
+    one = replace(
+        SMALL,
+        num_clients=1,
+        domains="digits",
+        method="mdgan",
+        rounds=1,
+        iterations=1,
+        pictures_per_client=4,
+    )
     generator, discriminator = start_nets(one)
     _, labels = feedback.make_fakes(one, generator, 1, 0, 0)
-    generator, discriminator = start_nets(one)  # making fakes moved the generator's running statistics
+    generator, discriminator = start_nets(
+        one
+    )  # making fakes moved the generator's running statistics
     own = held(one).pictures[0]
-    order = draw_batch(one, torch.arange(4.0), torch.arange(4), 0, 1, 0)[1]  # the batch holds these rows
-    dealt = SimpleNamespace(pictures=[own], labels=[torch.empty(4, dtype=torch.int64).scatter(0, order, labels)])
+    order = draw_batch(one, torch.arange(4.0), torch.arange(4), 0, 1, 0)[
+        1
+    ]  # the batch holds these rows
+    dealt = SimpleNamespace(
+        pictures=[own], labels=[torch.empty(4, dtype=torch.int64).scatter(0, order, labels)]
+    )
     draw = torch.Generator().manual_seed(one.seed_of(1, 0, 0, 0))
     torch.randint(10, (4,), generator=draw)
     z = torch.randn(4, 100, generator=draw)
@@ -272,15 +341,21 @@ def test_md_gan_sends_two_different_batches_once_there_are_eight_clients():
         app = mdgan.client_app(dealt, on_step)
 
         def client(message, context):
-            sent[context.node_config["partition-id"]] = message.content["fakes"].to_torch_state_dict()
+            sent[context.node_config["partition-id"]] = message.content[
+                "fakes"
+            ].to_torch_state_dict()
             return app(message, context)
 
         return client
 
     core.play(eight, mdgan.server_app, listening, mdgan.WHAT)
-    assert torch.equal(sent[0]["judged"], sent[2]["judged"]) and torch.equal(sent[0]["judged"], sent[1]["learned"])
+    assert torch.equal(sent[0]["judged"], sent[2]["judged"]) and torch.equal(
+        sent[0]["judged"], sent[1]["learned"]
+    )
     assert not torch.equal(sent[0]["judged"], sent[0]["learned"])
-    assert "learned" not in next(c for n, c in _downs("mdgan") if n == "train.feedback"), "with three clients k is 1"
+    assert "learned" not in next(c for n, c in _downs("mdgan") if n == "train.feedback"), (
+        "with three clients k is 1"
+    )
 
 
 def _downs(method):
@@ -319,29 +394,43 @@ def _discriminators(method):
 
 def test_a_discriminator_in_three_parts_is_the_whole_discriminator():
     blocks, ledger = new_discriminator(SIZES["lab14"], 0).double(), {"bytes": 0}
-    whole, pictures = deepcopy(blocks), torch.randn(4, 1, 14, 14, dtype=torch.float64, requires_grad=True)
+    whole, pictures = (
+        deepcopy(blocks),
+        torch.randn(4, 1, 14, 14, dtype=torch.float64, requires_grad=True),
+    )
     labels = torch.arange(4)
-    logits, expected = fslgan.in_parts(blocks, pictures, labels, ledger), run_blocks(whole, pictures, labels)
+    logits, expected = (
+        fslgan.in_parts(blocks, pictures, labels, ledger),
+        run_blocks(whole, pictures, labels),
+    )
     torch.testing.assert_close(logits, expected, rtol=1e-9, atol=1e-9)
     (gradient,) = torch.autograd.grad(adversarial_loss(logits, True), pictures)
     (other,) = torch.autograd.grad(adversarial_loss(expected, True), pictures)
     torch.testing.assert_close(gradient, other, rtol=1e-9, atol=1e-9)
-    handed = 4 * (16 * 14 * 14 + 32 * 7 * 7)  # numbers between the first and second device, and second and third
+    handed = 4 * (
+        16 * 14 * 14 + 32 * 7 * 7
+    )  # numbers between the first and second device, and second and third
     assert ledger["bytes"] == 2 * 8 * handed, "activations one way, gradients the other"
 
 
 def test_pfl_gan_is_local_training_until_the_exchange_and_not_after_it(double):
     rounds = []
-    rival("pflgan").run(replace(SMALL, method="pflgan"), dealt=held(SMALL),
-                        on_event=lambda e: rounds.append(e) if isinstance(e, GanRound) else None)  # fmt: skip
+    rival("pflgan").run(
+        replace(SMALL, method="pflgan"),
+        dealt=held(SMALL),
+        on_event=lambda e: rounds.append(e) if isinstance(e, GanRound) else None,
+    )
     assert_same(rounds[1].generators[2], alone(SMALL, 2, 1)[0].state_dict(), 1e-9)
     local = outcome_of("local").generators[2]["4.0.weight"]
     assert (rounds[2].generators[2]["4.0.weight"] - local).abs().max() > 1e-4
 
 
 def test_a_client_of_pfl_gan_gets_as_many_fakes_as_it_has_pictures():
-    wire = [(name, tensor) for sender, kind, name, tensor in watched("pflgan")[2]
-            if kind == "train.receive" and sender == SERVER]  # fmt: skip
+    wire = [
+        (name, tensor)
+        for sender, kind, name, tensor in watched("pflgan")[2]
+        if kind == "train.receive" and sender == SERVER
+    ]
     assert {name for name, _ in wire} == {"fakes/pictures", "fakes/labels"}
     assert all(len(tensor) == SMALL.pictures_per_client for _, tensor in wire)
 
@@ -388,7 +477,10 @@ def test_the_edges_of_hfl_gan_keep_their_generators_and_share_discriminators_thr
 
 def test_directions_are_of_length_one_and_at_the_edges_pictures_count():
     before = {"d.0.w": torch.zeros(2), "g.0.w": torch.zeros(2)}
-    states = [{"d.0.w": torch.tensor(w), "g.0.w": torch.tensor(w)} for w in ([3.0, 4.0], [0.6, 0.8], [-1.0, 0.0])]
+    states = [
+        {"d.0.w": torch.tensor(w), "g.0.w": torch.tensor(w)}
+        for w in ([3.0, 4.0], [0.6, 0.8], [-1.0, 0.0])
+    ]
     went = hflgan.directions(states, before)
     np.testing.assert_allclose(went, [[0.6, 0.8], [0.6, 0.8], [-1, 0]], atol=1e-6)
     edges = hflgan.at_the_edges(states, np.array([1, 3, 5]), np.array([4, 4, 7]))
@@ -426,7 +518,9 @@ def test_a_client_with_nan_is_named_and_the_others_go_on(method):
 
 
 def test_with_nobody_left_the_run_ends_and_says_so():
-    dealt = SimpleNamespace(pictures=[torch.full((12, 1, 14, 14), torch.nan)] * 3, labels=deal(SMALL).labels)
+    dealt = SimpleNamespace(
+        pictures=[torch.full((12, 1, 14, 14), torch.nan)] * 3, labels=deal(SMALL).labels
+    )
     outcome = rival("mdgan").run(replace(SMALL, method="mdgan"), dealt=dealt)
     assert outcome.stopped and outcome.refused[-1].client == "everyone"
     assert len(outcome.refused) == 4 and outcome.history[-1].round == 0
@@ -446,7 +540,9 @@ def test_where_node_ids_tell_nothing_the_server_asks_who_is_who(double):
     server = mdgan.server_app(on_round=lambda event: states.append(event.generators[0]))
     with LabGrid(mdgan.client_app(held(scenario)), 3, scenario.to_run_config()) as grid:
         far = SimpleNamespace(
-            get_node_ids=grid.get_node_ids, push_messages=grid.push_messages, pull_messages=grid.pull_messages
+            get_node_ids=grid.get_node_ids,
+            push_messages=grid.push_messages,
+            pull_messages=grid.pull_messages,
         )
         server(far, Context(1, 1, {}, RecordDict(), scenario.to_run_config()))
     assert set(grid.trace.frame()["kind"]) == {"query", "train.feedback"}
@@ -463,7 +559,9 @@ def test_another_seed_gives_other_pictures():
 
 
 def test_colour_pictures_go_through_the_rivals_too():
-    colour = replace(SMALL, size="colour", domains="sprites:plain", num_clients=2, rounds=1, iterations=1)
+    colour = replace(
+        SMALL, size="colour", domains="sprites:plain", num_clients=2, rounds=1, iterations=1
+    )
     size = SIZES["colour"]
     pictures = [(torch.rand(4, *size.picture) * 2 - 1)] * 2
     dealt = SimpleNamespace(pictures=pictures, labels=[torch.arange(4)] * 2)

@@ -14,7 +14,14 @@ from fedgen_lab.shipped import shipped
 from fedgen_lab.split.judges import SHIPPED, DomainJudge, judge_for, load_domain_judge, train_judge
 from fedgen_lab.split.nets import SIZES, new_generator
 from fedgen_lab.split.scenario import GanScenario
-from fedgen_lab.split.scoring import image_score, label_grid, probabilities, right_label, score, utility
+from fedgen_lab.split.scoring import (
+    image_score,
+    label_grid,
+    probabilities,
+    right_label,
+    score,
+    utility,
+)
 
 UNSEEN = 20_260_101  # a seed that no training script used
 
@@ -66,7 +73,9 @@ def test_all_shipped_judges_together_stay_below_a_megabyte():
 def test_a_domain_without_a_shipped_judge_gets_one_trained_on_the_spot_and_the_seed_decides_it():
     training = load_domain("digits", 300, 14)
     first, second = (train_judge(training, seed=1, steps=15, batch_size=32) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True)
+    )
     assert right_label(training.images, training.labels, first) > 0.2  # 0.1 is guessing
 
 
@@ -77,7 +86,9 @@ def test_sprites_are_judged_by_the_sprite_judge():
 
 def test_bytes_and_floats_and_other_sizes_are_judged_alike(held_out):
     digits, judge = held_out["digits"], load_domain_judge("digits", 14)
-    assert torch.allclose(probabilities(digits.images, judge), probabilities(digits.as_tensor(), judge), atol=1e-5)
+    assert torch.allclose(
+        probabilities(digits.images, judge), probabilities(digits.as_tensor(), judge), atol=1e-5
+    )
     larger = digits.resized(28)
     assert right_label(larger.images, larger.labels, judge) > 0.9
 
@@ -115,13 +126,17 @@ def test_distances_are_small_to_the_same_domain_and_large_to_another(held_out):
     own, other = digits[:150], held_out["runes"].images[:150]
     assert abs(scores.kid(digits[150:], own, judge)) < 0.1 * scores.kid(digits[150:], other, judge)
     assert scores.fid(digits[150:], own, judge) < 0.5 * scores.fid(digits[150:], other, judge)
-    near, far = (scores.precision_recall(digits[150:], pictures, judge) for pictures in (own, other))
+    near, far = (
+        scores.precision_recall(digits[150:], pictures, judge) for pictures in (own, other)
+    )
     assert min(near) > 0.9 and far[0] < 0.6
 
 
 def test_one_picture_over_and_over_is_precise_and_recalls_nothing(held_out):
     digits, judge = held_out["digits"].images, judge_for(held_out["digits"])
-    precision, recall = scores.precision_recall(digits[1:150], digits[:1].repeat(149, 1, 1, 1), judge)
+    precision, recall = scores.precision_recall(
+        digits[1:150], digits[:1].repeat(149, 1, 1, 1), judge
+    )
     assert precision in (0.0, 1.0) and recall < 0.05
     with pytest.raises(ValueError, match="at least 7 pictures.*fewer neighbours"):
         scores.precision_recall(digits[:6], digits, judge)
@@ -142,16 +157,28 @@ def test_real_pictures_teach_a_classifier_and_wrong_labels_do_not(held_out):
     misled = utility(training.as_tensor(), (training.labels + 1) % 10, held_out["digits"], epochs=4)
     assert taught["accuracy"] > 0.75 and misled["accuracy"] < 0.1
     assert taught["false_positive_rate"] < 0.04 < 0.09 < misled["false_positive_rate"]
-    assert set(taught) == {"accuracy", "macro_precision", "macro_recall", "macro_f1", "false_positive_rate"}
+    assert set(taught) == {
+        "accuracy",
+        "macro_precision",
+        "macro_recall",
+        "macro_f1",
+        "false_positive_rate",
+    }
 
 
 def test_a_classifier_that_says_one_label_always_has_the_shares_worked_out_by_hand():
     labels = torch.arange(10).repeat(3)
-    held_out = Domain("made up", torch.zeros(30, 1, 14, 14, dtype=torch.uint8), labels, tuple("0123456789"))
+    held_out = Domain(
+        "made up", torch.zeros(30, 1, 14, 14, dtype=torch.uint8), labels, tuple("0123456789")
+    )
     seen = utility(held_out.as_tensor()[:8], torch.zeros(8, dtype=torch.int64), held_out, epochs=20)
     assert seen["accuracy"] == pytest.approx(0.1) and seen["macro_recall"] == pytest.approx(0.1)
-    assert seen["macro_precision"] == pytest.approx(0.01) and seen["macro_f1"] == pytest.approx(0.1 * 2 / 11)
-    assert seen["false_positive_rate"] == pytest.approx(0.1)  # 27 of 27 for one label, none for nine
+    assert seen["macro_precision"] == pytest.approx(0.01) and seen["macro_f1"] == pytest.approx(
+        0.1 * 2 / 11
+    )
+    assert seen["false_positive_rate"] == pytest.approx(
+        0.1
+    )  # 27 of 27 for one label, none for nine
 
 
 # ---- the table of a run
@@ -161,7 +188,9 @@ SCENARIO = GanScenario(num_clients=4, domains="digits,runes")
 
 def dealt(held_out):
     return SimpleNamespace(
-        domain_of=np.array([0, 1, 0, 1]), domains=["digits", "runes"], held_out=[held_out["digits"], held_out["runes"]]
+        domain_of=np.array([0, 1, 0, 1]),
+        domains=["digits", "runes"],
+        held_out=[held_out["digits"], held_out["runes"]],
     )
 
 
@@ -170,7 +199,9 @@ def untrained(seed):
 
 
 def test_the_table_has_a_row_per_domain_and_the_ceiling_is_that_of_real_pictures(held_out):
-    table = score([untrained(0), untrained(1), None, untrained(2)], dealt(held_out), SCENARIO, number=100)
+    table = score(
+        [untrained(0), untrained(1), None, untrained(2)], dealt(held_out), SCENARIO, number=100
+    )
     assert table["domain"].tolist() == ["digits", "runes"] and table["clients"].tolist() == [1, 2]
     for row in table.itertuples():
         real = held_out[row.domain]
@@ -181,8 +212,15 @@ def test_the_table_has_a_row_per_domain_and_the_ceiling_is_that_of_real_pictures
 
 def test_the_same_generators_score_the_same_again_and_a_domain_is_the_mean_of_its_clients(held_out):
     one, other = untrained(0), untrained(3)
-    states = {"both": [one, None, other, None], "first": [one, None, None, None], "second": [None, None, other, None]}
-    tables = {name: score(state, dealt(held_out), SCENARIO, number=60).iloc[0] for name, state in states.items()}
+    states = {
+        "both": [one, None, other, None],
+        "first": [one, None, None, None],
+        "second": [None, None, other, None],
+    }
+    tables = {
+        name: score(state, dealt(held_out), SCENARIO, number=60).iloc[0]
+        for name, state in states.items()
+    }
     again = score(states["both"], dealt(held_out), SCENARIO, number=60).iloc[0]
     assert tables["both"].equals(again)
     for column in ("image_score", "kid", "recall", "right_label"):
@@ -193,13 +231,19 @@ def test_the_same_generators_score_the_same_again_and_a_domain_is_the_mean_of_it
 def test_a_generator_that_draws_nan_is_left_out_and_a_domain_without_clients_has_no_score(held_out):
     broken = {name: tensor * float("nan") for name, tensor in untrained(0).items()}
     table = score([broken, untrained(1), broken, None], dealt(held_out), SCENARIO, number=60)
-    assert table["clients"].tolist() == [0, 1] and np.isnan(table["image_score"][0]) and table["ceiling"][0] > 8
+    assert (
+        table["clients"].tolist() == [0, 1]
+        and np.isnan(table["image_score"][0])
+        and table["ceiling"][0] > 8
+    )
     assert np.isnan(table["fid"][1])  # fewer pictures than features
 
 
 def test_utility_is_scored_on_request_beside_what_real_pictures_would_teach(held_out):
     scenario = replace(SCENARIO, domains="digits", num_clients=1)
-    alone = SimpleNamespace(domain_of=np.array([0]), domains=["digits"], held_out=[held_out["digits"]])
+    alone = SimpleNamespace(
+        domain_of=np.array([0]), domains=["digits"], held_out=[held_out["digits"]]
+    )
     row = score([untrained(0)], alone, scenario, number=100, utility=True).iloc[0]
     assert row["accuracy"] < 0.5 < row["accuracy_ceiling"]
 
@@ -217,5 +261,7 @@ def test_the_grid_has_one_picture_per_label_and_the_same_noise_for_every_generat
 
 @pytest.mark.parametrize("number", [6, 0, 50.0, None])
 def test_too_few_pictures_to_score_are_refused_before_any_is_drawn(held_out, number):
-    with pytest.raises(ValueError, match=f"number must be a whole number of pictures, at least 7.*got {number!r}"):
+    with pytest.raises(
+        ValueError, match=f"number must be a whole number of pictures, at least 7.*got {number!r}"
+    ):
         score([None] * 4, dealt(held_out), SCENARIO, number=number)

@@ -33,11 +33,16 @@ def assert_same_state(stacked, blocks, tolerance):
             torch.testing.assert_close(state[name], tensor, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("size", [SMALL, SIZES["lab14"], SIZES["colour"]], ids=["small", "lab14", "colour"])
+@pytest.mark.parametrize(
+    "size", [SMALL, SIZES["lab14"], SIZES["colour"]], ids=["small", "lab14", "colour"]
+)
 def test_training_steps_of_stacked_clients_equal_the_steps_of_each(size):
     generators, discriminators = clients_of(size)
     generator, discriminator = stack(generators), stack(discriminators)
-    plain = [(g, d, new_adam([g], 1e-3), new_adam([d], 1e-3)) for g, d in zip(generators, discriminators, strict=True)]
+    plain = [
+        (g, d, new_adam([g], 1e-3), new_adam([d], 1e-3))
+        for g, d in zip(generators, discriminators, strict=True)
+    ]
     g_adam, d_adam = new_adam([generator], 1e-3), new_adam([discriminator], 1e-3)
     for step in range(2):
         z, pictures, labels = batch_of(size, seed=step)
@@ -56,7 +61,13 @@ def test_a_training_step_in_float32_leads_to_the_same_pictures():
     generator, discriminator = stack(generators), stack(discriminators)
     z, pictures, labels = batch_of(size, torch.float32)
     gan_step(
-        generator, discriminator, new_adam([generator], 2e-4), new_adam([discriminator], 2e-4), pictures, labels, z
+        generator,
+        discriminator,
+        new_adam([generator], 2e-4),
+        new_adam([discriminator], 2e-4),
+        pictures,
+        labels,
+        z,
     )
     for i, (g, d) in enumerate(zip(generators, discriminators, strict=True)):
         gan_step(g, d, new_adam([g], 2e-4), new_adam([d], 2e-4), pictures[i], labels[i], z[i])
@@ -67,7 +78,9 @@ def test_a_training_step_in_float32_leads_to_the_same_pictures():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-@pytest.mark.parametrize("size", [SMALL, SIZES["lab14"], SIZES["reference"]], ids=["small", "lab14", "reference"])
+@pytest.mark.parametrize(
+    "size", [SMALL, SIZES["lab14"], SIZES["reference"]], ids=["small", "lab14", "reference"]
+)
 def test_outputs_and_gradients_of_stacked_clients_are_those_of_each(size, dtype):
     generators, discriminators = clients_of(size, dtype)
     generator, discriminator = stack(generators), stack(discriminators)
@@ -78,7 +91,11 @@ def test_outputs_and_gradients_of_stacked_clients_are_those_of_each(size, dtype)
         fakes = run_blocks(g, z, labels)
         logits = run_blocks(d, fakes, labels)
         parameters = [*g.parameters(), *d.parameters()]
-        return [fakes, logits, *torch.autograd.grad(adversarial_loss(logits, real=True), [z, *parameters])]
+        return [
+            fakes,
+            logits,
+            *torch.autograd.grad(adversarial_loss(logits, real=True), [z, *parameters]),
+        ]
 
     together = gradients(generator, discriminator, z, labels)
     for i in range(CLIENTS):
@@ -89,13 +106,17 @@ def test_outputs_and_gradients_of_stacked_clients_are_those_of_each(size, dtype)
     assert_same_state(generator, generators, TOLERANCE[dtype])  # the running statistics too
 
 
-@pytest.mark.parametrize("size", [SIZES["lab14"], SIZES["reference"]], ids=["little work", "large work"])
+@pytest.mark.parametrize(
+    "size", [SIZES["lab14"], SIZES["reference"]], ids=["little work", "large work"]
+)
 def test_a_chain_of_layers_takes_one_tensor_of_all_clients_or_a_list(size):
     generators, _ = clients_of(size)
     chain = stack([generator[1] for generator in generators])
     x = torch.rand(CLIENTS, BATCH, size.generator[0], 7, 7, dtype=torch.float64)
     together = chain(x)
-    torch.testing.assert_close(torch.stack(list(chain.one_by_one(list(x)))), together, rtol=0, atol=0)
+    torch.testing.assert_close(
+        torch.stack(list(chain.one_by_one(list(x)))), together, rtol=0, atol=0
+    )
     for i, generator in enumerate(generators):
         torch.testing.assert_close(together[i], generator[1](x[i]), rtol=1e-10, atol=1e-10)
 
@@ -120,7 +141,9 @@ def test_in_evaluation_mode_each_client_uses_its_own_running_statistics():
     generator = stack(generators)
     assert not generator.training
     for i, fakes in enumerate(run_blocks(generator, z, labels)):
-        torch.testing.assert_close(fakes, run_blocks(generators[i], z[i], labels[i]), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(
+            fakes, run_blocks(generators[i], z[i], labels[i]), rtol=1e-10, atol=1e-10
+        )
     assert_same_state(generator, generators, 0)
 
 
@@ -134,7 +157,9 @@ def test_running_statistics_rest_while_they_are_not_tracked():
         if hasattr(part, "track_running_stats"):
             part.track_running_stats = False
     torch.testing.assert_close(run_blocks(discriminator, pictures, labels), tracked, rtol=0, atol=0)
-    assert all(torch.equal(tensor, state[name]) for name, tensor in discriminator.state_dict().items())
+    assert all(
+        torch.equal(tensor, state[name]) for name, tensor in discriminator.state_dict().items()
+    )
 
 
 def test_unstacked_weights_fit_into_plain_blocks_and_back():
@@ -161,7 +186,9 @@ def test_a_stack_is_a_copy():
 def test_what_cannot_be_stacked_is_named():
     with pytest.raises(ValueError, match="no block to stack"):
         stack([])
-    with pytest.raises(ValueError, match=r"Block 1 .*'embedding.weight' is \(10, 784\) of float32 and \(10, 196\)"):
+    with pytest.raises(
+        ValueError, match=r"Block 1 .*'embedding.weight' is \(10, 784\) of float32 and \(10, 196\)"
+    ):
         stack([new_discriminator(SIZES["lab14"], 0)[0], new_discriminator(SMALL, 0)[0]])
     with pytest.raises(ValueError, match="type GELU has no stacked form"):
         stack([nn.Sequential(nn.GELU())])

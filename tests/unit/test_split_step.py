@@ -23,7 +23,10 @@ def test_every_press_of_next_hop_sends_one_tensor_and_says_its_bytes(stepper):
         stepper.next_button.click()
         hop = stepper.hops[-1]
         assert len(stepper.hops) == number
-        assert f"hop {number} of 16" in stepper.status.sentence and f"{hop.bytes:,} bytes" in stepper.status.sentence
+        assert (
+            f"hop {number} of 16" in stepper.status.sentence
+            and f"{hop.bytes:,} bytes" in stepper.status.sentence
+        )
         assert NEVER in stepper.sums.value
         images = re.findall(r"<img alt=\"([^\"]+)\"", stepper.strip.value)
         assert len(images) == 3 * 10 + (0 if hop.shown is None else 3) and all(images)
@@ -47,9 +50,13 @@ def test_whole_iteration_finishes_the_one_that_was_begun(stepper):
 def test_iterations_train_the_nets_and_start_over_brings_the_first_weights_back(stepper):
     first = [p.clone() for p in stepper.generator.parameters()]
     stepper.whole_iteration()
-    assert any(not torch.equal(a, b) for a, b in zip(first, stepper.generator.parameters(), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(first, stepper.generator.parameters(), strict=True)
+    )
     stepper.over_button.click()
-    assert all(torch.equal(a, b) for a, b in zip(first, stepper.generator.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first, stepper.generator.parameters(), strict=True)
+    )
     assert not stepper.hops
 
 
@@ -63,9 +70,15 @@ def test_another_cut_starts_over_and_sends_other_tensors(stepper):
 
 
 def test_the_ledger_is_shown_and_hidden_by_a_button_that_says_which(stepper):
-    assert stepper.ledger_button.description == "Show ledger as table" and stepper.ledger.layout.display == "none"
+    assert (
+        stepper.ledger_button.description == "Show ledger as table"
+        and stepper.ledger.layout.display == "none"
+    )
     stepper.ledger_button.click()
-    assert stepper.ledger_button.description == "Hide ledger as table" and stepper.ledger.layout.display == ""
+    assert (
+        stepper.ledger_button.description == "Hide ledger as table"
+        and stepper.ledger.layout.display == ""
+    )
 
 
 def test_the_map_says_in_words_who_holds_what_and_where_the_tensor_goes(stepper):
@@ -81,7 +94,9 @@ def test_the_map_says_in_words_who_holds_what_and_where_the_tensor_goes(stepper)
 def test_run_inline_it_shows_two_moments_and_the_whole_ledger(monkeypatch, capsys):
     monkeypatch.setenv("FEDGEN_RUN", "inline")
     shown = []
-    monkeypatch.setattr("fedgen_lab.dashboards.split_step.display", lambda one: shown.append(one.data))
+    monkeypatch.setattr(
+        "fedgen_lab.dashboards.split_step.display", lambda one: shown.append(one.data)
+    )
     made = split_step("1111")  # handwritten digits
     assert made.iterations == 1 and "hop 1 of 16" in shown[0] and "hop 16 of 16" in shown[0]
     assert shown[0].count("<svg") == 4 and shown[0].count("<tr>") > 16
@@ -90,7 +105,7 @@ def test_run_inline_it_shows_two_moments_and_the_whole_ledger(monkeypatch, capsy
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        ({"cut": "012"}, 'cut must be four bits such as "0110"; got \'012\''),
+        ({"cut": "012"}, "cut must be four bits such as \"0110\"; got '012'"),
         ({"size": "huge"}, "size must be one of lab14, lab28, reference, colour; got 'huge'"),
         ({"size": "colour"}, "digits are grey: hand over pictures and labels"),
         ({"pictures": torch.zeros(4, 1, 8, 8)}, r"needs pictures of the shape \(B, 1, 14, 14\)"),

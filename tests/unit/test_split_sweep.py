@@ -23,13 +23,25 @@ def test_every_published_scenario_meets_every_method():
 def test_a_recorded_scenario_is_the_same_on_every_machine(profile, monkeypatch):
     monkeypatch.setenv("FEDGEN_PROFILE", profile)
     scenario = sweep_gan.scenario_of({"scenario": "S4", "method": "mdgan"}, 2)
-    assert (scenario.rounds, scenario.iterations, scenario.batch_size, scenario.size) == (8, 40, 16, "lab14")
-    assert (scenario.num_clients, scenario.method, scenario.seed, scenario.share) == (8, "mdgan", 2, "non-iid")
+    assert (scenario.rounds, scenario.iterations, scenario.batch_size, scenario.size) == (
+        8,
+        40,
+        16,
+        "lab14",
+    )
+    assert (scenario.num_clients, scenario.method, scenario.seed, scenario.share) == (
+        8,
+        "mdgan",
+        2,
+        "non-iid",
+    )
     assert scenario.domain_names == ["digits", "garments"]
 
 
 def test_megabytes_and_seconds_add_up_round_by_round():
-    scenario = replace(sweep_gan.scenario_of({"scenario": "S4", "method": "fedgan"}, 0), rounds=1, iterations=1)
+    scenario = replace(
+        sweep_gan.scenario_of({"scenario": "S4", "method": "fedgan"}, 0), rounds=1, iterations=1
+    )
     trace = fedgan.run(scenario).trace
     on_the_air = sweep_gan._on_the_air(scenario, trace)
     up = trace.frame().query("receiver == -1")["bytes"].sum() / 1e6
@@ -46,17 +58,31 @@ def test_what_is_recorded_is_complete_and_finite():
     assert len(keys) == len(set(keys)) == len(sweep_gan.POINTS) * len(sweep_gan.SEEDS)
     for entry in _recorded():
         result, number = entry["result"], len(entry["result"]["domains"])
-        assert entry["point"] in sweep_gan.POINTS and entry["seed"] in sweep_gan.SEEDS and not result["refused"]
-        assert np.shape(result["image_score"]) == np.shape(result["kid"]) == (number, len(sweep_gan.SCORED))
+        assert (
+            entry["point"] in sweep_gan.POINTS
+            and entry["seed"] in sweep_gan.SEEDS
+            and not result["refused"]
+        )
+        assert (
+            np.shape(result["image_score"])
+            == np.shape(result["kid"])
+            == (number, len(sweep_gan.SCORED))
+        )
         assert all(1 <= value <= 10.01 for of in result["image_score"] for value in of)
         assert len(result["accuracy"]) == len(result["ceiling"]) == number
-        assert len(result["megabytes_up"]) == len(result["wireless_seconds"]) == sweep_gan.LAB["rounds"] + 1
+        assert (
+            len(result["megabytes_up"])
+            == len(result["wireless_seconds"])
+            == sweep_gan.LAB["rounds"] + 1
+        )
 
 
 def test_pictures_cross_once_and_models_every_round():
     """Read off the recorded runs: centralised is cheapest, and smashed data is heavier than models at this size."""
-    megabytes = {(e["point"]["scenario"], e["point"]["method"], e["seed"]): e["result"]["megabytes_up"][-1]
-                 for e in _recorded()}  # fmt: skip
+    megabytes = {
+        (e["point"]["scenario"], e["point"]["method"], e["seed"]): e["result"]["megabytes_up"][-1]
+        for e in _recorded()
+    }
     for (name, method, seed), up in megabytes.items():
         central = megabytes.get((name, "centralised", seed))
         if method not in ("centralised", "local") and central is not None:
@@ -66,6 +92,9 @@ def test_pictures_cross_once_and_models_every_round():
 
 
 def test_one_domain_made_one_cluster_in_five_of_six_runs_as_lab_07_says():
-    last = [e["result"]["groups"] for e in _recorded()
-            if e["point"]["method"] == "huscf" and e["point"]["scenario"] in ("S1", "S2")]  # fmt: skip
+    last = [
+        e["result"]["groups"]
+        for e in _recorded()
+        if e["point"]["method"] == "huscf" and e["point"]["scenario"] in ("S1", "S2")
+    ]
     assert [len(set(groups)) for groups in last].count(1) == 5 and len(last) == 6

@@ -28,7 +28,9 @@ def noise_pictures(num_clients, each=9):
     """Stand-ins for pictures: what they show doesn't matter to the arithmetic. Labels differ in order."""
     draw = torch.Generator().manual_seed(5)
     pictures = [torch.rand(each + i, 1, 14, 14, generator=draw) * 2 - 1 for i in range(num_clients)]
-    return SimpleNamespace(pictures=pictures, labels=[torch.randperm(len(p), generator=draw) % 10 for p in pictures])
+    return SimpleNamespace(
+        pictures=pictures, labels=[torch.randperm(len(p), generator=draw) % 10 for p in pictures]
+    )
 
 
 def scenario_of(num_clients, cuts, **changes):
@@ -44,13 +46,17 @@ def train(scenario, dealt, keep=True, stacked=False, heard=None):
     def overheard(messages, contexts):
         replies = twin(messages, contexts)
         if replies is None:
-            replies = [app(message, context) for message, context in zip(messages, contexts, strict=True)]
+            replies = [
+                app(message, context) for message, context in zip(messages, contexts, strict=True)
+            ]
         if heard is not None:
             heard.extend((reply.metadata.message_type, reply.content) for reply in replies)
         return replies
 
     server_app = u_server_app(keep=servers.append)
-    run = run_app(server_app, app, scenario.num_clients, scenario.to_run_config(), stacked=overheard)
+    run = run_app(
+        server_app, app, scenario.num_clients, scenario.to_run_config(), stacked=overheard
+    )
     assert not servers[0].refused
     return servers[0], run
 
@@ -61,12 +67,19 @@ def whole_state(server, client):
 
 
 def named(generator, discriminator):
-    return {f"{net}.{name}": tensor.detach() for net, blocks in (("g", generator), ("d", discriminator))
-            for name, tensor in blocks.state_dict().items()}  # fmt: skip
+    return {
+        f"{net}.{name}": tensor.detach()
+        for net, blocks in (("g", generator), ("d", discriminator))
+        for name, tensor in blocks.state_dict().items()
+    }
 
 
 def tensors_of(content):
-    return {name: read(array) for name, array in content["tensors"].items()} if "tensors" in content else {}
+    return (
+        {name: read(array) for name, array in content["tensors"].items()}
+        if "tensors" in content
+        else {}
+    )
 
 
 def distance(one, other):
@@ -85,7 +98,9 @@ def test_with_one_client_a_training_step_equals_the_unsplit_one_whatever_the_cut
         pictures, labels, z = draw_batch(scenario, pictures, labels, 0, 1, iteration)
         gan_step(generator, discriminator, g_adam, d_adam, pictures, labels, z)
     server, _ = train(scenario, dealt)
-    assert distance(whole_state(server, 0), named(generator, discriminator)) < 1e-9  # with BatchNorm's buffers
+    assert (
+        distance(whole_state(server, 0), named(generator, discriminator)) < 1e-9
+    )  # with BatchNorm's buffers
     assert distance(whole_state(server, 0), before) > 1e-4
     assert distance(server.generators[0], generator.state_dict()) < 1e-9
 
@@ -102,15 +117,22 @@ def unsplit_round(scenario, dealt, cuts):
             on_client = [block == 4 or block != 2 and cut[place + (block == 3)] for cut in cuts]
             there = [i for i, own in enumerate(on_client) if not own]
             if there:
-                out = shared[net][block](torch.cat([rows[i] for i in there])).split([len(rows[i]) for i in there])
+                out = shared[net][block](torch.cat([rows[i] for i in there])).split(
+                    [len(rows[i]) for i in there]
+                )
                 rows = [out[there.index(i)] if i in there else row for i, row in enumerate(rows)]
             rows = [nets[i][net][block](row) if on_client[i] else row for i, row in enumerate(rows)]
         return rows
 
-    adam = {net: new_adam([own[net] for own in nets] + [shared[net]], scenario.learning_rate) for net in "gd"}
+    adam = {
+        net: new_adam([own[net] for own in nets] + [shared[net]], scenario.learning_rate)
+        for net in "gd"
+    }
     for iteration in range(scenario.iterations):
-        drawn = [draw_batch(scenario, dealt.pictures[i].double(), dealt.labels[i], i, 1, iteration)
-                 for i in range(scenario.num_clients)]  # fmt: skip
+        drawn = [
+            draw_batch(scenario, dealt.pictures[i].double(), dealt.labels[i], i, 1, iteration)
+            for i in range(scenario.num_clients)
+        ]
         labels = [batch[1] for batch in drawn]
         fakes = through("g", [(z, y) for _, y, z in drawn])
         adam["d"].zero_grad()
@@ -127,7 +149,10 @@ def unsplit_round(scenario, dealt, cuts):
 
 
 def test_clients_of_different_cuts_train_together_as_if_nothing_were_split(double):
-    scenario, dealt = scenario_of(4, MIXED, batch_size=10), noise_pictures(4)  # client 0 has only nine pictures
+    scenario, dealt = (
+        scenario_of(4, MIXED, batch_size=10),
+        noise_pictures(4),
+    )  # client 0 has only nine pictures
     cuts = [tuple(map(int, cut)) for cut in MIXED.split(",")]
     own, shared = unsplit_round(scenario, dealt, cuts)
     server, _ = train(scenario, dealt)
@@ -135,12 +160,17 @@ def test_clients_of_different_cuts_train_together_as_if_nothing_were_split(doubl
         sent = server.uploads[i]
         assert distance(sent, {name: own[i][name] for name in sent}) < 1e-9
         assert {name[:3] for name in sent} == client.holds
-    middle = {name: tensor for name, tensor in shared.items() if name[2] == "2"}  # what no client holds
+    middle = {
+        name: tensor for name, tensor in shared.items() if name[2] == "2"
+    }  # what no client holds
     assert distance({name: server.state()[name] for name in middle}, middle) < 1e-9
 
 
 def test_a_client_that_keeps_nothing_in_memory_gives_the_same_bits():
-    scenario, dealt = scenario_of(2, "0110,1001", rounds=2, warm_up=1, decorrelation=0.1, noise=0.1), noise_pictures(2)
+    scenario, dealt = (
+        scenario_of(2, "0110,1001", rounds=2, warm_up=1, decorrelation=0.1, noise=0.1),
+        noise_pictures(2),
+    )
     (kept, _), (woken, _) = train(scenario, dealt), train(scenario, dealt, keep=False)
     assert all(distance(whole_state(kept, i), whole_state(woken, i)) == 0 for i in range(2))
 
@@ -166,7 +196,9 @@ def test_what_stacked_clients_send_agrees_to_1e_5_in_single_precision():
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
     dealt = noise_pictures(2)
-    one, again, other = (run_gan(scenario_of(2, "0000", seed=seed), dealt=dealt) for seed in (3, 3, 4))
+    one, again, other = (
+        run_gan(scenario_of(2, "0000", seed=seed), dealt=dealt) for seed in (3, 3, 4)
+    )
     assert distance(one.generators[1], again.generators[1]) == 0
     assert distance(one.generators[1], other.generators[1]) > 0.01
 
@@ -174,20 +206,29 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not():
 def test_a_run_tells_of_every_step_and_round_and_names_every_kind_of_message():
     heard, scenario = [], scenario_of(2, "1010", rounds=2)
     outcome = run_gan(scenario, on_event=heard.append, dealt=noise_pictures(2))
-    assert [(e.round, e.iteration) for e in heard if isinstance(e, GanStep)] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert [(e.round, e.iteration) for e in heard if isinstance(e, GanStep)] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+        (2, 2),
+    ]
     rounds = [e for e in heard if isinstance(e, GanRound)]
     assert [e.round for e in rounds] == [0, 1, 2] and len(rounds[2].generators) == 2
     assert not outcome.history[2].generators and outcome.history[2].taps.shape == (2, 32 * 7 * 7)
     assert set(outcome.trace.frame().kind) == set(outcome.what)
-    assert not outcome.stopped and (outcome.trace.frame().groupby("kind").size()["train.judge"] == 2 * 2 * 2 * 2)
+    assert not outcome.stopped and (
+        outcome.trace.frame().groupby("kind").size()["train.judge"] == 2 * 2 * 2 * 2
+    )
 
 
 def test_stop_ends_the_run_and_keeps_what_was_averaged():
     heard, scenario = [], scenario_of(2, "1010", rounds=3)
     outcome = run_gan(
-        scenario, should_stop=lambda: any(isinstance(e, GanStep) and e.round == 2 for e in heard),
-        on_event=heard.append, dealt=noise_pictures(2),
-    )  # fmt: skip
+        scenario,
+        should_stop=lambda: any(isinstance(e, GanStep) and e.round == 2 for e in heard),
+        on_event=heard.append,
+        dealt=noise_pictures(2),
+    )
     assert outcome.stopped and [event.round for event in outcome.history] == [0, 1]
     assert all(tensor.isfinite().all() for tensor in outcome.generators[0].values())
 
@@ -197,18 +238,25 @@ def test_warm_up_is_plain_fedavg_and_afterwards_clusters_form():
     outcome = run_gan(scenario, dealt=dealt)
     first, second = outcome.history[1:]
     counts = torch.tensor([len(labels) for labels in dealt.labels]).double()
-    assert first.groups.tolist() == [0, 0, 0] and torch.allclose(torch.as_tensor(first.weights), counts / counts.sum())
+    assert first.groups.tolist() == [0, 0, 0] and torch.allclose(
+        torch.as_tensor(first.weights), counts / counts.sum()
+    )
     assert set(second.groups) == {0, 1}
     heads = [outcome.generators[i]["0.embedding.weight"] for i in range(3)]
     for i in range(3):  # one head in a cluster, another in the other
-        assert [torch.equal(heads[i], head) for head in heads] == (second.groups == second.groups[i]).tolist()
+        assert [torch.equal(heads[i], head) for head in heads] == (
+            second.groups == second.groups[i]
+        ).tolist()
 
 
 @pytest.mark.parametrize("batch_norm", ["averaged", "local", "cluster"])
 def test_whose_batchnorm_statistics_a_client_gets(batch_norm):
     scenario = scenario_of(3, "0000", warm_up=0, num_clusters=2, batch_norm=batch_norm)
     outcome = run_gan(scenario, dealt=noise_pictures(3))
-    groups, means = outcome.history[-1].groups, [g["0.body.1.running_mean"] for g in outcome.generators]
+    groups, means = (
+        outcome.history[-1].groups,
+        [g["0.body.1.running_mean"] for g in outcome.generators],
+    )
     same = [[torch.equal(one, other) for other in means] for one in means]
     expected = {
         "averaged": [[True] * 3] * 3,

@@ -26,22 +26,37 @@ def reports(tmp_path_factory):
     for stage in ("good", "bad"):
         pytest_here = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
         subprocess.run(
-            [*pytest_here, f"--rootdir={folder}", f"--junitxml={folder}/{stage}.xml", folder / f"test_{stage}.py"],
-            capture_output=True, env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
-        )  # fmt: skip
+            [
+                *pytest_here,
+                f"--rootdir={folder}",
+                f"--junitxml={folder}/{stage}.xml",
+                folder / f"test_{stage}.py",
+            ],
+            capture_output=True,
+            env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},
+        )
     return folder
 
 
 def summary(*arguments):
-    done = subprocess.run([sys.executable, SUMMARY, *arguments], capture_output=True, text=True, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, SUMMARY, *arguments], capture_output=True, text=True, encoding="utf-8"
+    )
     return done.returncode, done.stdout
 
 
 def test_a_red_stage_makes_it_red_and_every_failed_test_is_named(reports):
     code, said = summary(reports, "bad")
     assert code == 1 and "Red: bad." in said
-    assert "2 failed:" in said and "bad: test_bad::test_wrong" in said and "bad: test_bad::test_unready" in said
-    assert "good: 1 passed, 0 failed, 0 skipped" in said and "bad: 0 passed, 2 failed, 1 skipped" in said
+    assert (
+        "2 failed:" in said
+        and "bad: test_bad::test_wrong" in said
+        and "bad: test_bad::test_unready" in said
+    )
+    assert (
+        "good: 1 passed, 0 failed, 0 skipped" in said
+        and "bad: 0 passed, 2 failed, 1 skipped" in said
+    )
 
 
 def test_all_green_is_green_and_the_slowest_are_listed(reports):

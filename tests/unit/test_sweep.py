@@ -7,7 +7,7 @@ import pytest
 from fedgen_lab import sweep
 from fedgen_lab.shipped import shipped
 
-TINY_SWEEP = '''
+TINY_SWEEP = """
 from pathlib import Path
 SEEDS = (0, 1)
 POINTS = [{"x": 1}, {"x": 2}]
@@ -15,7 +15,7 @@ def measure(point, seed):
     with open(Path(__file__).with_name("calls.txt"), "a") as calls:
         calls.write(f"{point['x']} {seed}\\n")
     return {"y": point["x"] * 10 + seed}
-'''
+"""
 
 
 @pytest.fixture
@@ -32,17 +32,29 @@ def test_a_sweep_resumes_where_it_stopped_and_computes_nothing_twice(tiny):
     assert len(sweep.record("tiny", path, workers=1, limit=3)["points"]) == 3
     done = sweep.record("tiny", path, workers=1)
     assert [(e["point"]["x"], e["seed"], e["result"]["y"]) for e in done["points"]] == [
-        (1, 0, 10), (1, 1, 11), (2, 0, 20), (2, 1, 21),
-    ]  # fmt: skip
+        (1, 0, 10),
+        (1, 1, 11),
+        (2, 0, 20),
+        (2, 1, 21),
+    ]
     assert sweep.read_sweep(path) == done
-    assert sorted((tiny / "calls.txt").read_text(encoding="utf-8").split("\n")[:-1]) == ["1 0", "1 1", "2 0", "2 1"]
+    assert sorted((tiny / "calls.txt").read_text(encoding="utf-8").split("\n")[:-1]) == [
+        "1 0",
+        "1 1",
+        "2 0",
+        "2 1",
+    ]
     assert {"versions", "command", "date"} <= set(done["made"])
 
 
 def test_points_of_other_package_versions_are_never_mixed(tiny):
     path = tiny / "tiny.json"
     made = {"versions": sweep.made_with() | {"torch": "1.0"}}
-    old = {"name": "tiny", "made": made, "points": [{"point": {"x": 1}, "seed": 0, "result": {"y": 10}}]}
+    old = {
+        "name": "tiny",
+        "made": made,
+        "points": [{"point": {"x": 1}, "seed": 0, "result": {"y": 10}}],
+    }
     path.write_text(json.dumps(old), encoding="utf-8")
     with pytest.raises(ValueError, match="Move the file away"):
         sweep.record("tiny", path, workers=1)
@@ -76,7 +88,9 @@ def test_what_leaks_is_recorded_whole_and_a_seeds_points_judge_the_same_uploads(
 def test_openmoji_is_learned_better_together():
     """On real pictures, read off the recorded runs: every seed, both ways of spreading the groups."""
     points = sweep.read_sweep(shipped("sweeps") / "own_pictures.json")["points"]
-    last = {(e["point"]["method"], e["point"]["skew"], e["seed"]): e["result"]["loss"] for e in points}
+    last = {
+        (e["point"]["method"], e["point"]["skew"], e["seed"]): e["result"]["loss"] for e in points
+    }
     federated = [key for key in last if key[0] == "lora"]
     assert federated
     for _, skew, seed in federated:

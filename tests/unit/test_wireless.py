@@ -36,7 +36,9 @@ def test_behind_the_breakpoint_the_loss_grows_with_the_fourth_power():
 
 
 def test_the_two_pieces_meet_at_the_breakpoint():
-    assert path_loss_db(209.99, CARRIER, True) == pytest.approx(path_loss_db(210.01, CARRIER, True), abs=0.1)
+    assert path_loss_db(209.99, CARRIER, True) == pytest.approx(
+        path_loss_db(210.01, CARRIER, True), abs=0.1
+    )
 
 
 def test_without_line_of_sight_the_loss_is_never_smaller():
@@ -102,9 +104,13 @@ def test_the_cqi_table_is_made_of_sionnas_lines_of_modulation_and_coding():
     lines = {
         int(order) * float(rate)
         for table in (1, 3)
-        for order, rate in zip(*sionna.decode_mcs_index(torch.arange(29), table, is_pusch=False), strict=True)
+        for order, rate in zip(
+            *sionna.decode_mcs_index(torch.arange(29), table, is_pusch=False), strict=True
+        )
     }
-    assert all(min(abs(line - efficiency) for line in lines) < 1e-4 for efficiency in CQI_EFFICIENCY)
+    assert all(
+        min(abs(line - efficiency) for line in lines) < 1e-4 for efficiency in CQI_EFFICIENCY
+    )
 
 
 @pytest.mark.parametrize("seen", [True, False])
@@ -112,22 +118,33 @@ def test_path_loss_and_line_of_sight_are_sionnas(seen):
     torch = pytest.importorskip("torch")
     tr38901 = pytest.importorskip("sionna.phy.channel.tr38901", reason=NO_SIONNA)
     antenna = tr38901.Antenna(
-        polarization="single", polarization_type="V", antenna_pattern="omni", carrier_frequency=CARRIER
+        polarization="single",
+        polarization_type="V",
+        antenna_pattern="omni",
+        carrier_frequency=CARRIER,
     )
-    scenario = tr38901.UMiScenario(CARRIER, "low", antenna, antenna, "uplink", enable_shadow_fading=False)
+    scenario = tr38901.UMiScenario(
+        CARRIER, "low", antenna, antenna, "uplink", enable_shadow_fading=False
+    )
     distances = np.array([20.0, 100, 205, 215, 400, 1500])
     devices = torch.tensor([[[d, 0.0, 1.5] for d in distances]], dtype=torch.float32)  # (1, K, 3)
     still, inside = torch.zeros_like(devices), torch.zeros(1, len(distances), dtype=torch.bool)
     station = torch.tensor([[[0.0, 0.0, 10.0]]])
     scenario.set_topology(devices, station, still, torch.zeros_like(station), still, inside, seen)
-    assert np.allclose(scenario.basic_pathloss.numpy().ravel(), path_loss_db(distances, CARRIER, seen), atol=0.02)
-    assert np.allclose(scenario.los_probability.numpy().ravel(), line_of_sight_probability(distances), atol=1e-4)
+    assert np.allclose(
+        scenario.basic_pathloss.numpy().ravel(), path_loss_db(distances, CARRIER, seen), atol=0.02
+    )
+    assert np.allclose(
+        scenario.los_probability.numpy().ravel(), line_of_sight_probability(distances), atol=1e-4
+    )
 
 
 def test_a_client_stands_at_the_same_place_however_many_others_there_are():
     few, many = place_clients(Network(3, seed=7)), place_clients(Network(30, seed=7))
     assert few.equals(many.iloc[:3])
-    assert np.array_equal(fading_gains(Network(3, seed=7), 5), fading_gains(Network(30, seed=7), 9)[:3, :5])
+    assert np.array_equal(
+        fading_gains(Network(3, seed=7), 5), fading_gains(Network(30, seed=7), 9)[:3, :5]
+    )
 
 
 def test_another_seed_is_another_place():

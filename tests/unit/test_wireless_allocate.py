@@ -12,7 +12,11 @@ BAND = 5e6
 def clients(seed, number=8):
     """Bits, seconds until ready and reach of some clients in an ordinary cell."""
     rng = np.random.default_rng(seed)
-    return rng.uniform(1e5, 8e6, number), rng.uniform(0.2, 4, number), 10 ** rng.uniform(6.5, 10, number)
+    return (
+        rng.uniform(1e5, 8e6, number),
+        rng.uniform(0.2, 4, number),
+        10 ** rng.uniform(6.5, 10, number),
+    )
 
 
 def rate(band, reach, law="shannon"):
@@ -29,7 +33,9 @@ def test_simple_shares_sum_to_the_band_and_leave_the_silent_out(share):
     bits = np.array([[1e6, 3e6, 0.0], [0.0, 0.0, 5.0], [0.0, 0.0, 0.0]])
     hertz = share(bits, BAND)
     assert np.allclose(hertz.sum(1), [BAND, BAND, 0]) and (hertz[bits == 0] == 0).all()
-    assert np.allclose(hertz[0], [BAND / 2, BAND / 2, 0] if share is equal else [BAND / 4, 3 * BAND / 4, 0])
+    assert np.allclose(
+        hertz[0], [BAND / 2, BAND / 2, 0] if share is equal else [BAND / 4, 3 * BAND / 4, 0]
+    )
 
 
 @pytest.mark.parametrize("law", RATE_LAWS)
@@ -63,12 +69,16 @@ def test_min_max_is_what_a_numerical_optimiser_finds(seed):
 
     start = [BAND / 4e6] * 4 + [finish(np.full(4, BAND / 4e6)).max()]
     found = minimize(
-        lambda x: x[-1], start, method="SLSQP", bounds=[(1e-3, None)] * 5, options={"ftol": 1e-12, "maxiter": 500},
+        lambda x: x[-1],
+        start,
+        method="SLSQP",
+        bounds=[(1e-3, None)] * 5,
+        options={"ftol": 1e-12, "maxiter": 500},
         constraints=[
             {"type": "ineq", "fun": lambda x: BAND / 1e6 - x[:-1].sum()},
             {"type": "ineq", "fun": lambda x: x[-1] - finish(x[:-1])},
         ],
-    )  # fmt: skip
+    )
     ours = min_max(bits, ready, reach, BAND) / 1e6
     assert found.success
     assert finish(ours).max() == pytest.approx(found.x[-1], rel=1e-5)
@@ -101,7 +111,9 @@ def test_who_sends_nothing_gets_nothing_and_holds_nobody_up(law):
     hertz = min_max(bits, ready, reach, BAND, law)
     assert hertz[2] == 0 and np.isfinite(hertz).all()
     others = np.arange(8) != 2
-    assert np.allclose(hertz[others], min_max(bits[others], ready[others], reach[others], BAND, law))
+    assert np.allclose(
+        hertz[others], min_max(bits[others], ready[others], reach[others], BAND, law)
+    )
     assert (min_max(np.zeros(3), np.ones(3), np.full(3, 1e8), BAND, law) == 0).all()
 
 
@@ -114,7 +126,9 @@ def test_many_rounds_at_once_are_the_same_rounds_one_by_one():
 @pytest.mark.parametrize("law", RATE_LAWS)
 def test_an_impossible_deadline_names_the_client_and_its_limit(law):
     bits, reach = np.array([1e6, 1e6]), np.array([1e9, 1e4])
-    with pytest.raises(ValueError, match=r"Client 1 can't send 1e\+06 bits in 1 s: no band gives it more than"):
+    with pytest.raises(
+        ValueError, match=r"Client 1 can't send 1e\+06 bits in 1 s: no band gives it more than"
+    ):
         band_for(bits, 1.0, reach, law)
     with pytest.raises(ValueError, match="The client can't send"):
         band_for(1e6, 0.0, 1e9, law)

@@ -19,7 +19,14 @@ from fedgen_lab.wireless.replay import meet_deadline
 
 NUMBERS, FLOPS = 20_000, 1e11
 START = ArrayRecord({"w": Array(np.zeros(NUMBERS, np.float32))})
-WIDE = Network(6, bandwidth_hz=1e12, downlink_hz=1e12, device_power_dbm=100, station_power_dbm=100, fading=False)
+WIDE = Network(
+    6,
+    bandwidth_hz=1e12,
+    downlink_hz=1e12,
+    device_power_dbm=100,
+    station_power_dbm=100,
+    fading=False,
+)
 
 
 def change_of(client, job):
@@ -74,17 +81,27 @@ def test_its_clock_agrees_with_the_replay_of_its_trace(allocation, downlink):
 
 @pytest.mark.parametrize("num_clients", [1, 6])
 def test_its_clock_agrees_with_the_replay_when_clients_evaluate_too(num_clients):
-    strategy = run(ReactingFedAvg(Network(6, seed=5), fraction_evaluate=1.0), num_clients, evaluates=True)
+    strategy = run(
+        ReactingFedAvg(Network(6, seed=5), fraction_evaluate=1.0), num_clients, evaluates=True
+    )
     assert set(strategy.trace.frame().kind) == {"train", "evaluate"}
     assert_same_timeline(strategy.clock.timeline(), replay(strategy.trace, Network(6, seed=5)))
 
 
 def test_only_who_trains_is_chosen():
-    chosen = {"select": "fastest", "fraction": 0.5, "deadline_seconds": 0.001}  # too late to train, not to evaluate
-    strategy = run(ReactingFedAvg(Network(6), fraction_evaluate=1.0, **chosen), rounds=1, evaluates=True)
+    chosen = {
+        "select": "fastest",
+        "fraction": 0.5,
+        "deadline_seconds": 0.001,
+    }  # too late to train, not to evaluate
+    strategy = run(
+        ReactingFedAvg(Network(6), fraction_evaluate=1.0, **chosen), rounds=1, evaluates=True
+    )
     kinds = strategy.trace.frame().query("sender < 0").groupby("kind").receiver.nunique()
     assert kinds.to_dict() == {"train": 3, "evaluate": 6}
-    assert len(strategy.late) == 3 and len(strategy.refused) == 4  # the three, and that nobody is left
+    assert (
+        len(strategy.late) == 3 and len(strategy.refused) == 4
+    )  # the three, and that nobody is left
 
 
 def test_another_strategy_can_stand_behind_the_clock():
@@ -94,14 +111,22 @@ def test_another_strategy_can_stand_behind_the_clock():
             self.factor = scenario.num_clients
 
         def _new_arrays(self, server_round, contents):
-            return ArrayRecord({"w": Array(super()._new_arrays(server_round, contents)["w"].numpy() * self.factor)})
+            return ArrayRecord(
+                {"w": Array(super()._new_arrays(server_round, contents)["w"].numpy() * self.factor)}
+            )
 
     scenario = Scenario(num_clients=2, select="deadline", deadline_seconds=1e6)
     strategy = run(reacting_strategy(scenario, base=Doubling, seed=3), 2, rounds=1)
     plain = run(CheckedFedAvg(), 2, rounds=1)
-    np.testing.assert_allclose(strategy.latest["w"].numpy(), 2 * plain.latest["w"].numpy(), rtol=1e-6)
-    with pytest.raises(ValueError, match="buffer=2 merges uploads by their mean; Doubling needs buffer=0"):
-        reacting_strategy(replace(scenario, select="all", deadline_seconds=0.0, buffer=2), base=Doubling)
+    np.testing.assert_allclose(
+        strategy.latest["w"].numpy(), 2 * plain.latest["w"].numpy(), rtol=1e-6
+    )
+    with pytest.raises(
+        ValueError, match="buffer=2 merges uploads by their mean; Doubling needs buffer=0"
+    ):
+        reacting_strategy(
+            replace(scenario, select="all", deadline_seconds=0.0, buffer=2), base=Doubling
+        )
 
 
 def test_without_selection_and_deadline_it_is_the_plain_average():
@@ -110,9 +135,13 @@ def test_without_selection_and_deadline_it_is_the_plain_average():
 
 
 def test_a_random_half_is_another_half_in_another_round_and_the_same_for_the_same_seed():
-    first, again, other = (run(ReactingFedAvg(Network(6), select="random", fraction=0.5, seed=s)) for s in (1, 1, 2))
+    first, again, other = (
+        run(ReactingFedAvg(Network(6), select="random", fraction=0.5, seed=s)) for s in (1, 1, 2)
+    )
     asked = asked_by_round(first)
-    assert [len(clients) for clients in asked.values()] == [3, 3, 3] and len(set(map(tuple, asked.values()))) > 1
+    assert [len(clients) for clients in asked.values()] == [3, 3, 3] and len(
+        set(map(tuple, asked.values()))
+    ) > 1
     assert asked == asked_by_round(again) != asked_by_round(other)
 
 
@@ -129,20 +158,25 @@ def test_the_fastest_are_those_who_would_finish_first():
 def test_without_fading_and_radio_the_fastest_are_the_fastest_computers():
     speeds = place_clients(WIDE).flops_per_second
     strategy = run(ReactingFedAvg(WIDE, select="fastest", fraction=1 / 3, work_flops=FLOPS))
-    assert set(map(tuple, asked_by_round(strategy).values())) == {tuple(sorted(speeds.nlargest(2).index))}
+    assert set(map(tuple, asked_by_round(strategy).values())) == {
+        tuple(sorted(speeds.nlargest(2).index))
+    }
 
 
 @pytest.mark.parametrize("allocation", ["equal", "min-max"])
 def test_a_deadline_takes_as_many_as_make_it_and_all_of_them_do(allocation):
     network = Network(6, fading=False, allocation=allocation, seed=3)
     slow = run(ReactingFedAvg(network), rounds=1).clock.now
-    strategy = run(ReactingFedAvg(network, select="deadline", deadline_seconds=0.6 * slow, work_flops=FLOPS))
+    strategy = run(
+        ReactingFedAvg(network, select="deadline", deadline_seconds=0.6 * slow, work_flops=FLOPS)
+    )
     asked = asked_by_round(strategy)
     assert 0 < len(asked[1]) < 6 and not strategy.late and not strategy.refused
     assert (strategy.clock.timeline().rounds.seconds <= 0.6 * slow * (1 + 1e-9)).all()
     left_out = set(range(6)) - set(asked[1])
     one_more = [  # with anyone else, someone is late
-        run(Only(asked[1] + [client], network, deadline_seconds=0.6 * slow), rounds=1).late for client in left_out
+        run(Only(asked[1] + [client], network, deadline_seconds=0.6 * slow), rounds=1).late
+        for client in left_out
     ]
     assert all(one_more)
 
@@ -155,12 +189,23 @@ class Only(ReactingFedAvg):
         self.only = clients
 
     def _connected(self, server_round, grid):
-        return [node for node in super()._connected(server_round, grid) if self._partitions[node] in self.only]
+        return [
+            node
+            for node in super()._connected(server_round, grid)
+            if self._partitions[node] in self.only
+        ]
 
 
 def test_nobody_is_asked_when_nobody_can_make_the_deadline():
-    strategy = run(ReactingFedAvg(Network(6), select="deadline", deadline_seconds=0.01, work_flops=FLOPS), rounds=2)
-    assert len(strategy.trace) == 0 and np.all(strategy.latest["w"].numpy() == 0) and strategy.clock.now == 0
+    strategy = run(
+        ReactingFedAvg(Network(6), select="deadline", deadline_seconds=0.01, work_flops=FLOPS),
+        rounds=2,
+    )
+    assert (
+        len(strategy.trace) == 0
+        and np.all(strategy.latest["w"].numpy() == 0)
+        and strategy.clock.now == 0
+    )
     assert [(r.round, r.client) for r in strategy.refused] == [(1, "everyone"), (2, "everyone")]
     assert "No client can make the deadline of 0.01 s" in strategy.refused[0].reason
 
@@ -174,17 +219,27 @@ def test_late_uploads_are_dropped_by_name_and_the_others_are_averaged():
     late = set(finish[finish > deadline].index)
     assert {client for _, client, _ in strategy.late} == late and len(late) == 3
     assert {r.client for r in strategy.refused} == {f"client {client}" for client in late}
-    assert all("too late" in r.reason and f"deadline of {deadline:.3g} s" in r.reason for r in strategy.refused)
+    assert all(
+        "too late" in r.reason and f"deadline of {deadline:.3g} s" in r.reason
+        for r in strategy.refused
+    )
     weights = {client: client + 1 for client in range(6) if client not in late}
-    mean = sum(change_of(client, 1) * (weight / sum(weights.values())) for client, weight in weights.items())
+    mean = sum(
+        change_of(client, 1) * (weight / sum(weights.values()))
+        for client, weight in weights.items()
+    )
     np.testing.assert_allclose(strategy.latest["w"].numpy(), mean, atol=1e-6)
     timeline = strategy.clock.timeline()
     assert timeline.rounds.seconds.item() == pytest.approx(deadline)
     assert timeline.events.end_seconds.max() == pytest.approx(deadline)
     uploads = timeline.events[timeline.events.phase == "upload"].set_index("client").bytes
     whole = trace.frame().query("sender >= 0").set_index("sender").bytes
-    assert all(uploads.get(client, 0) < whole[client] if client in late else uploads[client] == whole[client]
-               for client in range(6))  # fmt: skip
+    assert all(
+        uploads.get(client, 0) < whole[client]
+        if client in late
+        else uploads[client] == whole[client]
+        for client in range(6)
+    )
 
 
 @pytest.mark.parametrize("allocation", ["equal", "proportional", "min-max"])
@@ -195,7 +250,9 @@ def test_who_is_late_while_the_run_goes_on_is_who_would_be_late_in_a_recorded_ru
     recorded = meet_deadline(whole, deadline)
     strategy = run(ReactingFedAvg(network, deadline_seconds=deadline))
     late = {r: tuple(sorted(c for at, c, _ in strategy.late if at == r)) for r in recorded["round"]}
-    assert late == dict(zip(recorded["round"], recorded["late"], strict=True)) and any(late.values())
+    assert late == dict(zip(recorded["round"], recorded["late"], strict=True)) and any(
+        late.values()
+    )
     np.testing.assert_allclose(strategy.clock.timeline().rounds.seconds, recorded.seconds)
 
 
@@ -203,7 +260,9 @@ def test_a_client_that_was_late_is_asked_again_in_the_next_round():
     network = Network(6, seed=4)
     deadline = 0.5 * run(ReactingFedAvg(network), rounds=1).clock.now
     strategy = run(ReactingFedAvg(network, deadline_seconds=deadline), rounds=3)
-    assert strategy.late and all(clients == list(range(6)) for clients in asked_by_round(strategy).values())
+    assert strategy.late and all(
+        clients == list(range(6)) for clients in asked_by_round(strategy).values()
+    )
 
 
 def test_a_faulty_client_is_still_refused_for_its_fault():
@@ -212,9 +271,14 @@ def test_a_faulty_client_is_still_refused_for_its_fault():
             reply.content["arrays"]["w"] = Array(np.full(NUMBERS, np.nan, np.float32))
         return reply
 
-    for strategy in (ReactingFedAvg(Network(6), deadline_seconds=1e6), FedBuff(Network(6), buffer=3)):
+    for strategy in (
+        ReactingFedAvg(Network(6), deadline_seconds=1e6),
+        FedBuff(Network(6), buffer=3),
+    ):
         run(strategy, fault=fault)
-        assert {r.client for r in strategy.refused} == {"client 2"} and "NaN" in strategy.refused[0].reason
+        assert {r.client for r in strategy.refused} == {"client 2"} and "NaN" in strategy.refused[
+            0
+        ].reason
         assert np.isfinite(strategy.latest["w"].numpy()).all()
 
 
@@ -232,7 +296,9 @@ def test_fedbuff_by_hand():
         if len(collected) == buffer:
             total = sum(client + 1 for client, _, _ in collected)
             for client_, stale, job in collected:
-                model = model + (client_ + 1) / total / math.sqrt(1 + stale) * change_of(client_, job)
+                model = model + (client_ + 1) / total / math.sqrt(1 + stale) * change_of(
+                    client_, job
+                )
             version += 1
             merged += [(version, client_, stale) for client_, stale, _ in collected]
             collected = []
@@ -253,7 +319,9 @@ def test_fedbuff_with_one_client_and_a_buffer_of_one_is_a_federation_of_one():
     plain, ours = run(CheckedFedAvg(), 1), run(FedBuff(Network(1), buffer=1), 1)
     np.testing.assert_allclose(ours.latest["w"].numpy(), plain.latest["w"].numpy(), atol=1e-6)
     seconds = replay(plain.trace, Network(1)).rounds.seconds
-    np.testing.assert_allclose(ours.clock.timeline().rounds.seconds, seconds, rtol=1e-4)  # "job" takes a few bytes, too
+    np.testing.assert_allclose(
+        ours.clock.timeline().rounds.seconds, seconds, rtol=1e-4
+    )  # "job" takes a few bytes, too
 
 
 def test_fedbuffs_timeline_has_no_client_doing_two_things_at_once():
@@ -273,12 +341,19 @@ def test_fedbuff_refuses_an_upload_a_thousand_times_too_large_even_as_the_first(
 
     def fault(client, job, reply):
         if client == first:
-            reply.content["arrays"]["w"] = Array(reply.content["arrays"]["w"].numpy() * np.float32(1e3))
+            reply.content["arrays"]["w"] = Array(
+                reply.content["arrays"]["w"].numpy() * np.float32(1e3)
+            )
         return reply
 
     strategy = run(FedBuff(network, buffer=3), fault=fault)
-    assert {r.client for r in strategy.refused} == {f"client {first}"} and "times as much" in strategy.refused[0].reason
-    assert first not in {client for _, client, _ in strategy.merged} and abs(strategy.latest["w"].numpy()).max() < 50
+    assert {r.client for r in strategy.refused} == {
+        f"client {first}"
+    } and "times as much" in strategy.refused[0].reason
+    assert (
+        first not in {client for _, client, _ in strategy.merged}
+        and abs(strategy.latest["w"].numpy()).max() < 50
+    )
 
 
 def test_fedbuff_ends_its_rounds_even_when_every_client_fails():
@@ -305,11 +380,19 @@ class Slow:
 
     def push_messages(self, messages):
         message_ids = self.grid.push_messages(messages)
-        self.waiting += zip(message_ids, [self.grid.partitions[m.metadata.dst_node_id] for m in messages], strict=True)
+        self.waiting += zip(
+            message_ids,
+            [self.grid.partitions[m.metadata.dst_node_id] for m in messages],
+            strict=True,
+        )
         return message_ids
 
     def pull_messages(self, message_ids):
-        first = min((w for w in self.waiting if w[0] in message_ids), key=lambda w: self.order[w[1]], default=None)
+        first = min(
+            (w for w in self.waiting if w[0] in message_ids),
+            key=lambda w: self.order[w[1]],
+            default=None,
+        )
         if first is None:
             return []
         self.waiting.remove(first)
@@ -329,7 +412,9 @@ def test_elsewhere_than_on_a_labgrid_uploads_count_as_they_arrive():
     strategy = FedBuff(Network(3), buffer=1, min_available_nodes=3)
     with LabGrid(app, 3) as grid:
         strategy.start(Slow(grid, order=[2, 0, 1]), START, num_rounds=4)
-    assert {client for _, client, _ in strategy.merged} == {1} and strategy.clock.now == 0  # the first, again and again
+    assert {client for _, client, _ in strategy.merged} == {
+        1
+    } and strategy.clock.now == 0  # the first, again and again
     np.testing.assert_allclose(strategy.latest["w"].numpy(), 4)
 
 

@@ -28,13 +28,19 @@ def commands(job):
 def test_every_make_target_that_the_workflow_names_exists():
     weekly = JOBS["weekly"]["strategy"]["matrix"]["target"]
     assert weekly and {*weekly, "test"} <= make_targets()
-    assert commands("weekly") == [".ci/run ${{ matrix.target }}"] and commands("test") == [".ci/run"]
+    assert commands("weekly") == [".ci/run ${{ matrix.target }}"] and commands("test") == [
+        ".ci/run"
+    ]
 
 
 def test_every_heavy_check_runs_weekly():
-    stages = re.search(r"^STAGES := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)[1].split()
+    stages = re.search(
+        r"^STAGES := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )[1].split()
     tests = {name for name in make_targets() if name.startswith(("test-", "check-"))}
-    assert set(JOBS["weekly"]["strategy"]["matrix"]["target"]) == tests - {f"test-{name}" for name in stages}
+    assert set(JOBS["weekly"]["strategy"]["matrix"]["target"]) == tests - {
+        f"test-{name}" for name in stages
+    }
 
 
 def test_every_make_target_stands_in_contributing():
@@ -47,7 +53,10 @@ def test_a_commit_is_tested_once_and_the_weekly_jobs_leave_commits_alone():
     assert on["push"] == {"branches": ["main"]} and "pull_request" in on
     assert WORKFLOW["concurrency"]["cancel-in-progress"] is True
     for job in ("newest", "weekly"):
-        assert JOBS[job]["if"] == "github.event_name == 'schedule' || github.event_name == 'workflow_dispatch'"
+        assert (
+            JOBS[job]["if"]
+            == "github.event_name == 'schedule' || github.event_name == 'workflow_dispatch'"
+        )
 
 
 def test_every_job_has_a_limit_of_time_and_only_reads_the_repository():
@@ -74,9 +83,14 @@ def test_the_newest_run_takes_every_upper_bound_away_but_pythons_and_vypers(tmp_
     before, after = (tomllib.loads(path.read_text(encoding="utf-8"))["project"] for path in files)
     assert after["requires-python"] == before["requires-python"]
     every, kept = (
-        [*project["dependencies"], *chain(*project["optional-dependencies"].values())] for project in (before, after)
+        [*project["dependencies"], *chain(*project["optional-dependencies"].values())]
+        for project in (before, after)
     )
-    assert [line for line in every if "vyper" in line] == [line for line in kept if "vyper" in line] != []
+    assert (
+        [line for line in every if "vyper" in line]
+        == [line for line in kept if "vyper" in line]
+        != []
+    )
     bounds = [re.search(r",(<[\d.]+)", line) for line in kept if "vyper" not in line]
     assert bounds and all(bound and bound[1] == "<9999" for bound in bounds)
     for name in names[1:]:
@@ -94,7 +108,13 @@ def test_dependabot_and_the_templates_can_be_read_and_name_every_lab():
     for template in ("bug.yml", "lab_feedback.yml"):
         form = yaml.safe_load((github / "ISSUE_TEMPLATE" / template).read_text(encoding="utf-8"))
         assert {"name", "description", "body"} <= form.keys()
-        assert {part["type"] for part in form["body"]} <= {"textarea", "input", "dropdown", "checkboxes", "markdown"}
+        assert {part["type"] for part in form["body"]} <= {
+            "textarea",
+            "input",
+            "dropdown",
+            "checkboxes",
+            "markdown",
+        }
     (labs,) = [part["attributes"]["options"] for part in form["body"] if part.get("id") == "lab"]
     assert labs == [f"{lab.name[:2]} {lab.title}" for lab in LABS]
 
@@ -116,7 +136,9 @@ def test_ci_run_asks_for_npm_where_there_is_none_and_hands_targets_to_make(tmp_p
                 path.chmod(0o755)
         command = [ROOT / ".ci" / "run", *arguments]
         path = {"PATH": str(tmp_path)}
-        return subprocess.run(command, env=path, capture_output=True, check=True, encoding="utf-8").stdout
+        return subprocess.run(
+            command, env=path, capture_output=True, check=True, encoding="utf-8"
+        ).stdout
 
     assert "apt-get install -y -qq --no-install-recommends npm\nmake test CI=true\n" in said()
     (tmp_path / "npm").write_text("#!/bin/sh\n", encoding="utf-8")

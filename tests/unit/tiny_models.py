@@ -11,11 +11,17 @@ def random_unet():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return UNet2DConditionModel(
-            sample_size=4, in_channels=4, out_channels=4, block_out_channels=(16, 32), layers_per_block=1,
+            sample_size=4,
+            in_channels=4,
+            out_channels=4,
+            block_out_channels=(16, 32),
+            layers_per_block=1,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            cross_attention_dim=8, norm_num_groups=4, attention_head_dim=4,
-        )  # fmt: skip
+            cross_attention_dim=8,
+            norm_num_groups=4,
+            attention_head_dim=4,
+        )
 
 
 def random_pictures(number, generator):

@@ -27,7 +27,12 @@ def client_app(dealt=None, on_step=None):
     def send_all(message: Message, context: Context) -> Message:
         scenario, client, _ = core.addressee(message, context)
         pictures, labels = core.own_data(scenario, client, dealt)
-        return core.answer(message, client, len(labels), data={"pictures": core.to_bytes(pictures), "labels": labels})
+        return core.answer(
+            message,
+            client,
+            len(labels),
+            data={"pictures": core.to_bytes(pictures), "labels": labels},
+        )
 
     return app
 
@@ -44,17 +49,31 @@ def server_app(on_round=None, on_step=None, refused=None):
 
         def show(server_round):
             if on_round is not None:
-                state = {name: tensor.clone() for name, tensor in gan.generator.state_dict().items()}
+                state = {
+                    name: tensor.clone() for name, tensor in gan.generator.state_dict().items()
+                }
                 generators = clients.each(scenario, state)
-                on_round(GanRound(server_round, scenario.rounds, generators, trace=getattr(grid, "trace", None)))
+                on_round(
+                    GanRound(
+                        server_round,
+                        scenario.rounds,
+                        generators,
+                        trace=getattr(grid, "trace", None),
+                    )
+                )
 
         show(0)
         sent = clients.ask("pictures", 1)
         data = {client: tensors_of(content["data"]) for client, content in sent.items()}
-        data = {client: (core.to_pictures(of["pictures"]), of["labels"]) for client, of in data.items()}
+        data = {
+            client: (core.to_pictures(of["pictures"]), of["labels"]) for client, of in data.items()
+        }
         for server_round in range(1, scenario.rounds + 1):
             for iteration in range(scenario.iterations):
-                batches = [draw_batch(scenario, *of, client, server_round, iteration) for client, of in data.items()]
+                batches = [
+                    draw_batch(scenario, *of, client, server_round, iteration)
+                    for client, of in data.items()
+                ]
                 gan_step(*gan, *(torch.cat(parts) for parts in zip(*batches, strict=True)))
                 if on_step is not None:
                     on_step(GanStep(server_round, iteration + 1, scenario.iterations))

@@ -38,19 +38,29 @@ class Gan(NamedTuple):
     def state(self, nets="gd"):
         """The tensors of the nets named: "g.<block>.<name>" and "d.<block>.<name>"."""
         both = {"g": self.generator, "d": self.discriminator}
-        return {f"{net}.{name}": tensor for net in nets for name, tensor in both[net].state_dict().items()}
+        return {
+            f"{net}.{name}": tensor
+            for net in nets
+            for name, tensor in both[net].state_dict().items()
+        }
 
     def load(self, state):
         """Take over the tensors of `state`; a net it does not mention stays as it is."""
         for prefix, net in (("g.", self.generator), ("d.", self.discriminator)):
-            own = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+            own = {
+                name.removeprefix(prefix): tensor
+                for name, tensor in state.items()
+                if name.startswith(prefix)
+            }
             if own:
                 net.load_state_dict(own)
 
     def optimisers(self):
         """(net, its Adam, its named parameters) of both nets."""
-        return [("g", self.g_adam, list(self.generator.named_parameters())),
-                ("d", self.d_adam, list(self.discriminator.named_parameters()))]  # fmt: skip
+        return [
+            ("g", self.g_adam, list(self.generator.named_parameters())),
+            ("d", self.d_adam, list(self.discriminator.named_parameters())),
+        ]
 
 
 def start_gan(scenario):
@@ -106,7 +116,9 @@ def step_flops(scenario, count, nets="gd"):
     """Floating-point operations of one iteration on one client that holds `count` pictures, for the nets it trains."""
     work = block_flops(scenario.size, min(scenario.batch_size, count))
     of = {"g": work.generator, "d": work.discriminator}
-    return float(sum(of[net].batches * (sum(of[net].forward) + sum(of[net].backward)) for net in nets))
+    return float(
+        sum(of[net].batches * (sum(of[net].forward) + sum(of[net].backward)) for net in nets)
+    )
 
 
 def answer(message, client, number, flops=0.0, **arrays):
@@ -135,7 +147,9 @@ def new_client_app(mods=()):
     @app.query()
     def say_who(message, context):
         return Message(
-            RecordDict({"metrics": MetricRecord({"partition-id": context.node_config["partition-id"]})}),
+            RecordDict(
+                {"metrics": MetricRecord({"partition-id": context.node_config["partition-id"]})}
+            ),
             reply_to=message,
         )
 
@@ -173,7 +187,9 @@ class Clients:
             except Exception as why:  # from outside: anything can be wrong with it
                 self.refuse(server_round, client, why)
         if not answers:
-            self.refused.append(Refusal(server_round, "everyone", "No client is left; the run ended here."))
+            self.refused.append(
+                Refusal(server_round, "everyone", "No client is left; the run ended here.")
+            )
             raise Stopped("No client is left.")
         return answers
 
@@ -206,17 +222,29 @@ def play(scenario, server_app, client_app, what, should_stop=None, on_event=None
             raise Stopped("The run was stopped.")
 
     run = run_app(
-        server_app(on_round=hear, on_step=hear, refused=refused), client_app(dealt, on_step=hear),
-        scenario.num_clients, scenario.to_run_config(), should_stop,
-    )  # fmt: skip
-    return GanOutcome(scenario, list(generators), history, run.trace, run.stopped, tuple(refused), dict(what))
+        server_app(on_round=hear, on_step=hear, refused=refused),
+        client_app(dealt, on_step=hear),
+        scenario.num_clients,
+        scenario.to_run_config(),
+        should_stop,
+    )
+    return GanOutcome(
+        scenario, list(generators), history, run.trace, run.stopped, tuple(refused), dict(what)
+    )
 
 
 def _meet(grid, num_clients, patience=60.0):
     """The nodes by partition id, once `num_clients` are connected or patience is over."""
     node_ids, partitions = gather(grid, num_clients, patience), getattr(grid, "partitions", None)
     if partitions is None:
-        replies = ask(grid, {node: Message(RecordDict(), node, "query") for node in node_ids}, PATIENCE_SECONDS)
-        partitions = {node: reply.content["metrics"]["partition-id"] for node, reply in replies.items()
-                      if not reply.has_error()}  # fmt: skip
+        replies = ask(
+            grid,
+            {node: Message(RecordDict(), node, "query") for node in node_ids},
+            PATIENCE_SECONDS,
+        )
+        partitions = {
+            node: reply.content["metrics"]["partition-id"]
+            for node, reply in replies.items()
+            if not reply.has_error()
+        }
     return dict(sorted((client, node) for node, client in partitions.items()))

@@ -13,7 +13,9 @@ from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.split.rivals import core
 from fedgen_lab.split.scenario import GanRound, GanScenario
 
-WHAT = {"train": "down: both nets, averaged; up: both nets after a round on the client's own pictures"}
+WHAT = {
+    "train": "down: both nets, averaged; up: both nets after a round on the client's own pictures"
+}
 
 
 def client_app(dealt=None, on_step=None):
@@ -46,7 +48,14 @@ def server_app(on_round=None, on_step=None, refused=None):
             generator = generator_of(tensors_of(arrays))
             if on_round is not None:
                 trace = getattr(grid, "trace", None)
-                on_round(GanRound(server_round, scenario.rounds, [generator] * scenario.num_clients, trace=trace))
+                on_round(
+                    GanRound(
+                        server_round,
+                        scenario.rounds,
+                        [generator] * scenario.num_clients,
+                        trace=trace,
+                    )
+                )
 
         strategy = CheckedFedAvg(min_available_nodes=scenario.num_clients, seed=scenario.seed)
         strategy.refused = [] if refused is None else refused
@@ -58,7 +67,9 @@ def server_app(on_round=None, on_step=None, refused=None):
 
 def generator_of(state):
     """The generator's state dict out of the tensors of both nets."""
-    return {name.removeprefix("g."): tensor for name, tensor in state.items() if name.startswith("g.")}
+    return {
+        name.removeprefix("g."): tensor for name, tensor in state.items() if name.startswith("g.")
+    }
 
 
 def run(scenario, should_stop=None, on_event=None, dealt=None):

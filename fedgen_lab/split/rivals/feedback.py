@@ -36,8 +36,14 @@ def client_app(dealt=None, on_step=None, keep=None, look=run_blocks, mods=()):
         scenario, client, server_round = core.addressee(message, context)
         gan, sent = core.recall(context, scenario, keep), tensors_of(message.content["fakes"])
         judged, judged_labels = sent["judged"].requires_grad_(), sent["judged_labels"]
-        fakes, fake_labels = sent.get("learned", judged.detach()), sent.get("learned_labels", judged_labels)
-        owned, iteration = core.own_data(scenario, client, dealt), int(message.content["config"]["iteration"])
+        fakes, fake_labels = (
+            sent.get("learned", judged.detach()),
+            sent.get("learned_labels", judged_labels),
+        )
+        owned, iteration = (
+            core.own_data(scenario, client, dealt),
+            int(message.content["config"]["iteration"]),
+        )
         pictures, labels, _ = draw_batch(scenario, *owned, client, server_round, iteration)
 
         gan.d_adam.zero_grad()
@@ -48,7 +54,9 @@ def client_app(dealt=None, on_step=None, keep=None, look=run_blocks, mods=()):
         loss = adversarial_loss(look(gan.discriminator, judged, judged_labels), real=True)
         (at_fakes,) = torch.autograd.grad(loss, judged)  # (B, C, H, W)
         core.remember(context, gan, "d", keep)
-        on_own, on_fakes = (core.step_flops(scenario, number, "d") for number in (len(owned[1]), len(judged)))
+        on_own, on_fakes = (
+            core.step_flops(scenario, number, "d") for number in (len(owned[1]), len(judged))
+        )
         flops = (on_own + 2 * on_fakes) / 3  # two of the three batches are the server's fakes
         return core.answer(message, client, len(owned[1]), flops, feedback={"x": at_fakes})
 
@@ -56,7 +64,9 @@ def client_app(dealt=None, on_step=None, keep=None, look=run_blocks, mods=()):
     def give(message: Message, context: Context) -> Message:
         scenario, client, _ = core.addressee(message, context)
         state = core.recall(context, scenario, keep).state("d")
-        return core.answer(message, client, len(core.own_data(scenario, client, dealt)[1]), discriminator=state)
+        return core.answer(
+            message, client, len(core.own_data(scenario, client, dealt)[1]), discriminator=state
+        )
 
     @app.train("take")
     def take(message: Message, context: Context) -> Message:
@@ -84,18 +94,31 @@ def serve(grid, scenario, batches, shift, mix, on_round, on_step, refused):
                 on_step(GanStep(server_round, iteration + 1, scenario.iterations))
         if 0 < server_round < scenario.rounds:
             given = clients.ask("give", server_round, expected={"discriminator": gan.state("d")})
-            given = {client: tensors_of(content["discriminator"]) for client, content in given.items()}
+            given = {
+                client: tensors_of(content["discriminator"]) for client, content in given.items()
+            }
             mixed = mix(scenario, server_round, given)
-            clients.ask("take", server_round, lambda client, of=mixed: {"discriminator": ArrayRecord(of[client])})
+            clients.ask(
+                "take",
+                server_round,
+                lambda client, of=mixed: {"discriminator": ArrayRecord(of[client])},
+            )
         if on_round is not None:
             state = {name: tensor.clone() for name, tensor in gan.generator.state_dict().items()}
             generators = clients.each(scenario, state)
-            on_round(GanRound(server_round, scenario.rounds, generators, trace=getattr(grid, "trace", None)))
+            on_round(
+                GanRound(
+                    server_round, scenario.rounds, generators, trace=getattr(grid, "trace", None)
+                )
+            )
 
 
 def generator_step(scenario, gan, clients, server_round, iteration, batches, shift):
     """One iteration: fakes go down, feedback comes up and through the generator, as the mean over the clients."""
-    made = [make_fakes(scenario, gan.generator, server_round, iteration, number) for number in range(batches)]
+    made = [
+        make_fakes(scenario, gan.generator, server_round, iteration, number)
+        for number in range(batches)
+    ]
 
     def records(client):
         judged, learned = client % batches, (client + shift) % batches

@@ -84,4 +84,6 @@ def evenly(scenario, server_round, given):
 
 def run(scenario, should_stop=None, on_event=None, dealt=None):
     """Train Federated Split GAN on a `LabGrid`; see `core.play`."""
-    return core.play(scenario, server_app, partial(client_app, keep={}), WHAT, should_stop, on_event, dealt)
+    return core.play(
+        scenario, server_app, partial(client_app, keep={}), WHAT, should_stop, on_event, dealt
+    )

@@ -21,7 +21,9 @@ from fedgen_lab.split.rivals.fedgan import client_app, generator_of
 from fedgen_lab.split.scenario import GanRound, GanScenario
 
 CLOUD_EVERY = 3  # rounds
-WHAT = {"train": "down: the edge's two nets; up: both nets after a round on the client's own pictures"}
+WHAT = {
+    "train": "down: the edge's two nets; up: both nets after a round on the client's own pictures"
+}
 
 
 def server_app(on_round=None, on_step=None, refused=None):
@@ -39,9 +41,13 @@ def server_app(on_round=None, on_step=None, refused=None):
         def show(server_round):
             if on_round is not None:
                 everyone = range(scenario.num_clients)
-                generators = [generator_of(nets[c]) if c in clients.nodes else None for c in everyone]
+                generators = [
+                    generator_of(nets[c]) if c in clients.nodes else None for c in everyone
+                ]
                 trace = getattr(grid, "trace", None)
-                on_round(GanRound(server_round, scenario.rounds, generators, groups.copy(), trace=trace))
+                on_round(
+                    GanRound(server_round, scenario.rounds, generators, groups.copy(), trace=trace)
+                )
 
         show(0)
         for server_round in range(1, scenario.rounds + 1):
@@ -52,8 +58,16 @@ def server_app(on_round=None, on_step=None, refused=None):
             present = list(states)
             if server_round % CLOUD_EVERY == 1:  # all have just started from one discriminator
                 went = directions([states[c] for c in present], nets[present[0]])
-                groups[present] = cluster(went, min(scenario.num_clusters, len(present)), scenario.seed)
-            nets = dict(zip(present, at_the_edges(list(states.values()), counts, groups[present]), strict=True))
+                groups[present] = cluster(
+                    went, min(scenario.num_clusters, len(present)), scenario.seed
+                )
+            nets = dict(
+                zip(
+                    present,
+                    at_the_edges(list(states.values()), counts, groups[present]),
+                    strict=True,
+                )
+            )
             if server_round % CLOUD_EVERY == 0:
                 in_the_cloud(nets, groups)
             show(server_round)
@@ -63,8 +77,14 @@ def server_app(on_round=None, on_step=None, refused=None):
 
 def directions(states, before):
     """The direction each client's discriminator went in: (N, F), rows of length 1."""
-    names = [n for n in before if n.startswith("d.") and before[n].is_floating_point() and "running" not in n]
-    went = torch.stack([torch.cat([(state[n] - before[n]).flatten() for n in names]) for state in states])
+    names = [
+        n
+        for n in before
+        if n.startswith("d.") and before[n].is_floating_point() and "running" not in n
+    ]
+    went = torch.stack(
+        [torch.cat([(state[n] - before[n]).flatten() for n in names]) for state in states]
+    )
     return (went / went.norm(dim=1, keepdim=True).clamp_min(1e-12)).numpy()
 
 
@@ -78,7 +98,9 @@ def at_the_edges(states, counts, groups):
 
 def in_the_cloud(nets, groups):
     """Give every client's nets {client: state} the plain mean of the edges' discriminators."""
-    first = {int(groups[client]): state for client, state in nets.items()}  # one client for each edge
+    first = {
+        int(groups[client]): state for client, state in nets.items()
+    }  # one client for each edge
     (mean,) = aggregate(list(first.values()), [1 / len(first)] * len(first))
     shared = {name: tensor for name, tensor in mean.items() if name.startswith("d.")}
     for client, state in nets.items():

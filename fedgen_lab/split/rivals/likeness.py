@@ -19,7 +19,9 @@ def likeness(samples):
 
     if len(samples) < 2:
         raise ValueError("Likeness is between clients; give the fakes of two at least.")
-    flat = np.concatenate([sample.flatten(1).double().numpy() for sample in samples])  # (N * S, pixels)
+    flat = np.concatenate(
+        [sample.flatten(1).double().numpy() for sample in samples]
+    )  # (N * S, pixels)
     features = PCA(min(COMPONENTS, *flat.shape), random_state=0).fit_transform(flat)
     features = features.reshape(len(samples), -1, features.shape[1])  # (N, S, F)
     mean, variance = features.mean(1), features.var(1) + 1e-6  # (N, F)

@@ -13,7 +13,9 @@ from flwr.serverapp import Grid, ServerApp
 from fedgen_lab.split.rivals import core
 from fedgen_lab.split.scenario import GanRound, GanScenario
 
-WHAT = {"train.alone": "down: the word to train for one round; up: that it was done. No model, no data"}
+WHAT = {
+    "train.alone": "down: the word to train for one round; up: that it was done. No model, no data"
+}
 
 
 def client_app(dealt=None, on_step=None, keep=None):
@@ -64,7 +66,9 @@ def tell(on_round, server_round, scenario, clients, keep, grid):
     for client in clients.nodes if keep is not None else ():
         own = keep.get(client, start).generator.state_dict()
         generators[client] = {name: tensor.clone() for name, tensor in own.items()}
-    on_round(GanRound(server_round, scenario.rounds, generators, trace=getattr(grid, "trace", None)))
+    on_round(
+        GanRound(server_round, scenario.rounds, generators, trace=getattr(grid, "trace", None))
+    )
 
 
 def run(scenario, should_stop=None, on_event=None, dealt=None):

@@ -40,4 +40,6 @@ def around_a_ring(scenario, server_round, given):
 
 def run(scenario, should_stop=None, on_event=None, dealt=None):
     """Train MD-GAN on a `LabGrid`; see `core.play`."""
-    return core.play(scenario, server_app, partial(client_app, keep={}), WHAT, should_stop, on_event, dealt)
+    return core.play(
+        scenario, server_app, partial(client_app, keep={}), WHAT, should_stop, on_event, dealt
+    )

@@ -70,10 +70,17 @@ def exchange(scenario, clients, server_round):
     weights, down = likeness(samples), {}
     for i, client in enumerate(up):
         draw = np.random.default_rng(scenario.seed_of(server_round, i, 1, 0))
-        shares = draw.multinomial(int(sent[i][1]["of"].sum()), weights[i])  # how many fakes each generator makes
-        parts = [make(scenario, *sent[j], shares[j], server_round, i, j + 2) for j in np.flatnonzero(shares)]
+        shares = draw.multinomial(
+            int(sent[i][1]["of"].sum()), weights[i]
+        )  # how many fakes each generator makes
+        parts = [
+            make(scenario, *sent[j], shares[j], server_round, i, j + 2)
+            for j in np.flatnonzero(shares)
+        ]
         pictures, labels = (torch.cat(part) for part in zip(*parts, strict=True))
-        down[client] = {"fakes": ArrayRecord({"pictures": core.to_bytes(pictures), "labels": labels})}
+        down[client] = {
+            "fakes": ArrayRecord({"pictures": core.to_bytes(pictures), "labels": labels})
+        }
     clients.ask("receive", server_round, down.get)
 
 

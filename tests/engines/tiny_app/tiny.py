@@ -32,9 +32,14 @@ def train(message: Message, context: Context) -> Message:
         time.sleep(0.1)
     times = context.state["memory"]["times"] + 1 if "memory" in context.state else 1
     context.state["memory"] = MetricRecord({"times": times})
-    arrays = {name: Array(array.numpy() + (client + 1) * times) for name, array in message.content["arrays"].items()}
+    arrays = {
+        name: Array(array.numpy() + (client + 1) * times)
+        for name, array in message.content["arrays"].items()
+    }
     metrics = MetricRecord({"num-examples": client + 1, "partition-id": client, "loss": 0.0})
-    return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message)
+    return Message(
+        RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=message
+    )
 
 
 @server_app.main()
@@ -49,13 +54,22 @@ def main(grid: Grid, context: Context) -> None:
     number = int(config["num-clients"])
     strategy = CheckedFedAvg(min_available_nodes=number, on_round=on_round)
     if config["buffer"]:
-        strategy = FedBuff(Network(number), buffer=int(config["buffer"]), min_available_nodes=number, on_round=on_round)
+        strategy = FedBuff(
+            Network(number),
+            buffer=int(config["buffer"]),
+            min_available_nodes=number,
+            on_round=on_round,
+        )
     strategy.start(grid, start, num_rounds=int(config["rounds"]))
     context.state["result"] = MetricRecord({"value": completed[-1][1]})
     if config["save-to"]:
         Path(config["save-to"]).write_text(
             json.dumps(
-                {"completed": completed, "refused": strategy.refused, "merged": getattr(strategy, "merged", [])}
+                {
+                    "completed": completed,
+                    "refused": strategy.refused,
+                    "merged": getattr(strategy, "merged", []),
+                }
             ),
             encoding="utf-8",
         )
