@@ -20,7 +20,8 @@ sys.path.insert(0, str(ROOT))
 from install_torch import CPU_INDEX  # noqa: E402  (beside the project's files, in no package)
 
 UV = [sys.executable, "-m", "uv", "pip"]
-LABS = ["--nbval-lax", "--nbval-current-env", "labs"]
+# The limit of memory is for the versions that Binder gets: torch with CUDA's libraries alone takes 250 MB more.
+LABS = ["--nbval-lax", "--nbval-current-env", "-o", "kernel_megabytes=1300", "labs"]
 RUNS = {"unit": ["-o", "addopts=-ra", "-p", "no:nbval", "tests/unit", "tests/labs"], "labs": LABS}
 
 
