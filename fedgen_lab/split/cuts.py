@@ -219,6 +219,7 @@ def _best_within(room, legs, work, scale):
     _, first, kind_of, many = np.unique(
         alike, axis=1, return_index=True, return_inverse=True, return_counts=True
     )
+    kind_of = kind_of.ravel()  # numpy 2.0 gives (1, N)
     fits = memory_bytes(_EVERY, work) <= room[first, None]  # (K, 16)
     kinds = len(many)
     any_at = np.arange(8 * kinds).reshape(kinds, 4, 2)
@@ -263,12 +264,16 @@ def _best_within(room, legs, work, scale):
         for column, factor in factors.items()
     ]
     row, column, factor = zip(*entries, strict=True)
+    places = (
+        np.array(row, np.int32),
+        np.array(column, np.int32),
+    )  # scipy before 1.15 takes no wider ones
     found = milp(
         c=np.arange(len(most)) >= leg_at[0],
         integrality=np.arange(len(most)) < leg_at[0],
         bounds=Bounds(0, most),
         constraints=LinearConstraint(
-            coo_array((factor, (row, column)), (len(rows), len(most))).tocsr(), low, high
+            coo_array((factor, places), (len(rows), len(most))).tocsr(), low, high
         ),
         options={"mip_rel_gap": 1e-9},
     )

@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import transformers
 
 DRAW = """
 from fedgen_lab.lora.pipeline import draw, load_pipeline
@@ -26,6 +27,8 @@ print(sorted({name.partition(".")[0] for name in sys.modules} & {"scipy", "matpl
     ("work", "result"), [(DRAW, "(1, 3, 32, 32)"), (SCORE, "True True (1.0, 1.0)")]
 )
 def test_pictures_are_drawn_and_scored_without_libraries_for_other_uses(work, result):
+    if transformers.__version__ < "5":
+        pytest.skip("transformers 4 loads scikit-learn itself; Binder gets a newer one")
     # pandas loads pyarrow where that is installed.
     before = "import pandas, sys\nBEFORE = {name.partition('.')[0] for name in sys.modules}\n"
     done = subprocess.run(

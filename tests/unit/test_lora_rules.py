@@ -321,6 +321,8 @@ def test_two_adapters_set_beside_each_other_draw_what_flora_computes_and_fedit_d
 @pytest.mark.parametrize("alpha", [3, 6], ids="alpha{}".format)
 def test_pefts_own_merges_agree(how, alpha):
     """`cat` is FLoRA, `svd` is FlexLoRA."""
+    import peft
+    from packaging import version
     from peft import LoraConfig, PeftModel, get_peft_model
 
     class Net(torch.nn.Module):
@@ -347,9 +349,10 @@ def test_pefts_own_merges_agree(how, alpha):
         if how == "cat"
         else rules.flexlora(states, weights, rank).adapter
     )
-    torch.testing.assert_close(
-        layer.get_delta_weight("merged").double(), dense(ours)["layer"], rtol=1e-3, atol=1e-4
-    )
+    theirs = layer.get_delta_weight("merged").double()
+    if how == "svd" and version.parse(peft.__version__) < version.parse("0.21"):
+        theirs /= alpha / 3  # older ones scale twice
+    torch.testing.assert_close(theirs, dense(ours)["layer"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_trained_state_goes_through_factors_and_back(on_a_unet):
