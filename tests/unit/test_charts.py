@@ -146,8 +146,8 @@ def test_a_display_that_fails_reaches_the_status_line_wherever_it_fails(threads,
     chart, sent = live_chart(fails=lambda: calls.append(1) or len(calls) == failing)
     job, status = run(chart)
     until(lambda: job.state == "failed")
-    until(lambda: "parent_header" in status.sentence)
-    assert "Problem" in status.widget.value and isinstance(job.error, LookupError)
+    until(lambda: "Problem" in status.widget.value)  # written after the sentence
+    assert "parent_header" in status.sentence and isinstance(job.error, LookupError)
 
 
 def test_a_display_that_always_fails_is_told_and_not_tried_for_ever(threads, monkeypatch):
