@@ -3,34 +3,23 @@
 python data/show_sweeps.py
 """
 
-import json
-from pathlib import Path
-
 import pandas as pd
 
 from fedgen_lab.dashboards.huscf_recorded import recorded_gans
 from fedgen_lab.peers.sweep_attacks import recorded_attacks
-
-SWEEPS = Path(__file__).parent / "sweeps"
+from fedgen_lab.recorded import recorded
 
 
 def table(name, measures):
     """One row for each point of sweep `name`: every measure after the last round."""
-    entries = json.loads((SWEEPS / f"{name}.json").read_text(encoding="utf-8"))["points"]
-    rows = []
-    for entry in entries:
-        result = dict(entry["result"])
-        if isinstance(result.get("loss"), list):
-            result["base loss"] = result["loss"][0]
-        rows.append(
-            {
-                **entry["point"],
-                **{measure: after_last_round(result[measure]) for measure in measures},
-            }
-        )
-    knobs = list(dict.fromkeys(knob for entry in entries for knob in entry["point"]))
-    rows = pd.DataFrame(rows).fillna({"model": "lora"})  # sweep copying names its other model only
-    return with_spread(rows.groupby(knobs, sort=False), measures, ".3g")
+    runs = recorded(name)
+    knobs = runs.attrs["knobs"]
+    runs[knobs] = runs[knobs].fillna({"model": "lora"})  # sweep copying names its other model only
+    if "base loss" in measures:
+        runs["base loss"] = runs["loss"].str[0]
+    for measure in measures:
+        runs[measure] = runs[measure].map(after_last_round)
+    return with_spread(runs.groupby(knobs, sort=False), measures, ".3g")
 
 
 def with_spread(points, measures, digits):
@@ -58,16 +47,14 @@ def after_last_round(value):
 
 def gan_table(measures):
     """One row for each scenario and method of sweep huscf_gan: means over domains and seeds after the last round."""
-    recorded = recorded_gans(SWEEPS / "huscf_gan.json")
-    text = recorded[["scenario", "method"]].copy()
+    runs = recorded_gans()
+    text = runs[["scenario", "method"]].copy()
     for measure in measures:
-        spread = zip(
-            recorded[measure], recorded[f"{measure}_low"], recorded[f"{measure}_high"], strict=True
-        )
+        spread = zip(runs[measure], runs[f"{measure}_low"], runs[f"{measure}_high"], strict=True)
         text[measure] = [f"{mean:.3g} ({low:.3g}-{high:.3g})" for mean, low, high in spread]
     for price in ("megabytes", "wireless_seconds", "gigaflops"):
-        text[price] = [f"{value:.3g}" for value in recorded[price]]
-    return text.join(recorded["seeds"])
+        text[price] = [f"{value:.3g}" for value in runs[price]]
+    return text.join(runs["seeds"])
 
 
 def attacks_table(measures):
@@ -84,37 +71,51 @@ def markdown(rows):
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-if __name__ == "__main__":
-    lora = ["loss", "object", "old_all", "kid", "megabytes_up", "wireless_seconds", "base loss"]
-    leak = [
+MEASURES = {  # the columns of README.md's tables
+    "federated_lora": [
+        "loss",
+        "object",
+        "old_all",
+        "kid",
+        "megabytes_up",
+        "wireless_seconds",
+        "base loss",
+    ],
+    "own_pictures": ["loss", "base loss"],
+    "smashed_data": [
         "labels_from_generator",
         "labels_from_discriminator",
         "mse",
         "baseline_mse",
         "image_score",
         "kid",
-    ]
-    print(markdown(table("federated_lora", lora)), end="\n\n")
-    print(markdown(table("own_pictures", ["loss", "base loss"])), end="\n\n")
-    print(markdown(table("smashed_data", leak)), end="\n\n")
-    print(
-        markdown(table("copying", ["captions", "copied", "others", "ratio", "auc", "tpr"])),
-        end="\n\n",
-    )
-    told = ["loss", "fidelity", "server's auc", "server's tpr", "auc", "backdoor", "loss before"]
-    print(markdown(table("what_leaks", told)), end="\n\n")
-    told = ["qn", "fid", "kid", "rc", "copied", "auc", "tpr", "authpct", "ct", "fld"]
-    print(markdown(table("pdfed", told)), end="\n\n")
-    told = [
-        "models",
-        "steps",
-        "built_on",
-        "paid",
-        "fair",
-        "vote_gap",
-        "vote_correlation",
-        "kid",
-        "copied",
-    ]
-    print(markdown(attacks_table(told)), end="\n\n")
+    ],
+    "copying": ["captions", "copied", "others", "ratio", "auc", "tpr"],
+    "what_leaks": [
+        "loss",
+        "fidelity",
+        "server's auc",
+        "server's tpr",
+        "auc",
+        "backdoor",
+        "loss before",
+    ],
+    "pdfed": ["qn", "fid", "kid", "rc", "copied", "auc", "tpr", "authpct", "ct", "fld"],
+}
+ATTACKS = [
+    "models",
+    "steps",
+    "built_on",
+    "paid",
+    "fair",
+    "vote_gap",
+    "vote_correlation",
+    "kid",
+    "copied",
+]
+
+if __name__ == "__main__":
+    for name, measures in MEASURES.items():
+        print(markdown(table(name, measures)), end="\n\n")
+    print(markdown(attacks_table(ATTACKS)), end="\n\n")
     print(markdown(gan_table(["image_score", "kid", "precision", "recall", "accuracy"])))

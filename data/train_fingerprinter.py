@@ -38,15 +38,17 @@ HALF = 48  # pictures of a batch that are sprites; as many are of one kind of gr
 def collections(seed, sprites, grey, read, held_out=False):
     """Pictures to learn from by kind, each (N, 3, 32, 32) uint8: sprites and the four offline domains."""
     everything = {"objects": OBJECTS + HELD_OUT_OBJECTS, "styles": STYLES + HELD_OUT_STYLES}
-    found = {"sprites": draw_sprites(sprites, int(seed.generate_state(1)[0]), **everything).images}
+    pictures = {
+        "sprites": draw_sprites(sprites, int(seed.generate_state(1)[0]), **everything).images
+    }
     for kind in OFFLINE:
-        parts, number = [], None if kind == "digits" else grey
+        sizes, number = [], None if kind == "digits" else grey
         domain = load_domain(kind, number, 28, int(seed.generate_state(2)[1]), held_out)
         for k, side in enumerate(SIDES):  # every third picture comes at each size
             small = domain.take(range(k, len(domain), len(SIDES))).resized(side)
-            parts.append(((read(small.images) + 1) * 127.5).round().to(torch.uint8))
-        found[kind] = torch.cat(parts)
-    return found
+            sizes.append(((read(small.images) + 1) * 127.5).round().to(torch.uint8))
+        pictures[kind] = torch.cat(sizes)
+    return pictures
 
 
 def as_float(images):
@@ -83,7 +85,7 @@ def train_fingerprinter(kinds, steps, seed, report):
 @torch.no_grad()
 def nearest_others(net, images):
     """Rows of the NEAREST other pictures by fingerprint: (N, NEAREST)."""
-    prints = torch.cat([net.features(as_float(part)) for part in images.split(256)])
+    prints = torch.cat([net.features(as_float(batch)) for batch in images.split(256)])
     alike = prints @ prints.T
     return alike.fill_diagonal_(-2).topk(NEAREST).indices
 
@@ -128,7 +130,7 @@ def train_verifier(net, kinds, steps, seed, report):
 @torch.no_grad()
 def examined(net, verifier, kinds, unseen, seed):
     """On unseen pictures of each kind: is a copy nearest to its original, and which copies and others are confirmed?"""
-    rng, found = torch.Generator().manual_seed(seed), {}
+    rng, shares = torch.Generator().manual_seed(seed), {}
     for kind, images in unseen.items():
         prints, regions = described(images, net, verifier)
         copy_prints, copy_regions = described(altered(as_float(images), rng), net, verifier)
@@ -136,7 +138,7 @@ def examined(net, verifier, kinds, unseen, seed):
         nearest = (prints @ others_prints.T).argmax(
             1
         )  # of a fresh picture among the training pictures
-        found[kind] = {
+        shares[kind] = {
             "copy_found_first": float(
                 ((copy_prints @ prints.T).argmax(1) == torch.arange(len(images))).float().mean()
             ),
@@ -149,7 +151,7 @@ def examined(net, verifier, kinds, unseen, seed):
             ),
         }
     return {
-        kind: {name: round(value, 4) for name, value in row.items()} for kind, row in found.items()
+        kind: {name: round(value, 4) for name, value in row.items()} for kind, row in shares.items()
     }
 
 
@@ -169,9 +171,9 @@ def main():
 
     began, log = time.process_time(), []
 
-    def report(what, step, loss):
+    def report(net, step, loss):
         seconds = round(time.process_time() - began)
-        log.append({"net": what, "step": step, "loss": round(loss, 4), "cpu_seconds": seconds})
+        log.append({"net": net, "step": step, "loss": round(loss, 4), "cpu_seconds": seconds})
         print(json.dumps(log[-1]), flush=True)
 
     torch.manual_seed(args.seed)

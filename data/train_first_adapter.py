@@ -32,9 +32,9 @@ def main():
     folder.mkdir(exist_ok=True)
     pipeline = load_pipeline(device="cpu")
     add_adapter(pipeline.unet, rank=8, seed=SEED)
-    own = encode(pipeline, draw_sprites(PICTURES, SEED, objects=sorted(HELD_OUT_OBJECTS)))
+    encoded = encode(pipeline, draw_sprites(PICTURES, SEED, objects=sorted(HELD_OUT_OBJECTS)))
     losses = train(
-        pipeline.unet, noise_schedule(pipeline), own, STEPS, BATCH_SIZE, LEARNING_RATE, SEED
+        pipeline.unet, noise_schedule(pipeline), encoded, STEPS, BATCH_SIZE, LEARNING_RATE, SEED
     )
     half = {
         name: tensor.half().contiguous() for name, tensor in trainable_state(pipeline.unet).items()

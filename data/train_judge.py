@@ -40,12 +40,12 @@ def answers(pictures: Pictures) -> torch.Tensor:
 def disturbed(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     """Training pictures as a generator might spoil them: a third blurred, a third noisy, all shifted in brightness."""
     n = len(images)
-    which = torch.rand(n, 1, 1, 1, generator=rng)
+    kind = torch.rand(n, 1, 1, 1, generator=rng)
     blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, 1)
     share = torch.rand(n, 1, 1, 1, generator=rng) * 0.7
-    images = torch.where(which < 0.33, images + share * (blurred - images), images)
+    images = torch.where(kind < 0.33, images + share * (blurred - images), images)
     noise = torch.randn(images.shape, generator=rng) * torch.rand(n, 1, 1, 1, generator=rng) * 0.2
-    images = torch.where(which > 0.66, images + noise, images)
+    images = torch.where(kind > 0.66, images + noise, images)
     return images + 0.05 * torch.randn(n, 3, 1, 1, generator=rng)
 
 

@@ -93,9 +93,9 @@ def load_state(
         module.load_state_dict(
             {k.removeprefix(f"{name}/"): v for k, v in state.items() if k.startswith(f"{name}/")}
         )
-        before = f"average/{name}/"
+        prefix = f"average/{name}/"
         averages[name] = {
-            k.removeprefix(before): v for k, v in state.items() if k.startswith(before)
+            k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)
         }
     blank = optimiser.state_dict()
     moments: dict[int, dict] = {}
@@ -174,7 +174,7 @@ def train_vae(args) -> None:
         if step % 1000 == 0 or step == args.vae_steps:
             tested.load_state_dict(averages["vae"])
             with torch.no_grad():
-                found = {
+                psnrs = {
                     f"psnr_{k}": round(psnr(tested(v).sample.clamp(-1, 1), v), 2)
                     for k, v in tests.items()
                 }
@@ -182,7 +182,7 @@ def train_vae(args) -> None:
                 "seconds": round(time.time() - wall),
                 "cpu_seconds": round(time.process_time() - cpu),
             }
-            log("vae", step=step, **took, loss=loss.item(), **found)
+            log("vae", step=step, **took, loss=loss.item(), **psnrs)
             save_state(
                 SCRATCH / "vae.safetensors",
                 modules,
@@ -213,7 +213,7 @@ def trained_vae() -> AutoencoderKL:
 def latents_of(vae: AutoencoderKL, images: torch.Tensor) -> torch.Tensor:
     """(N, 3, 32, 32) uint8 -> (N, 4, 16, 16), the means of the encoder's distribution, not yet scaled."""
     return torch.cat(
-        [vae.encode(part.float() / 127.5 - 1).latent_dist.mean for part in images.split(500)]
+        [vae.encode(batch.float() / 127.5 - 1).latent_dist.mean for batch in images.split(500)]
     )
 
 
@@ -254,7 +254,7 @@ def train_unet(args) -> None:
         for group in optimiser.param_groups:
             group["lr"] = cosine(step, args.steps, args.rate, 150)
         # every process draws the whole batch and keeps its part, so that the number of processes changes nothing
-        rng, mine = step_generator(args.seed, step), slice(RANK, None, WORLD)
+        rng, rows = step_generator(args.seed, step), slice(RANK, None, WORLD)
         chosen = torch.randint(len(latents), (args.batch,), generator=rng)
         order, place = (
             torch.randperm(args.batch, generator=rng),
@@ -263,17 +263,17 @@ def train_unet(args) -> None:
         levels = (
             order + place
         ) / args.batch  # stratified: one noise level from each 32nd of the range
-        t = (levels * 1000).long().clamp(max=999)[mine]  # (B,)
-        noise = torch.randn((args.batch, 4, 16, 16), generator=rng)[mine]
+        t = (levels * 1000).long().clamp(max=999)[rows]  # (B,)
+        noise = torch.randn((args.batch, 4, 16, 16), generator=rng)[rows]
         dropped = (torch.rand(args.batch, generator=rng) < 0.1)[
-            mine
+            rows
         ]  # no caption: what guidance compares with
         clean, a, s = (
-            latents[chosen[mine]],
+            latents[chosen[rows]],
             signal[t].view(-1, 1, 1, 1),
             noise_share[t].view(-1, 1, 1, 1),
         )
-        ids = torch.where(dropped[:, None], silence, words[chosen[mine]])  # (B, 16)
+        ids = torch.where(dropped[:, None], silence, words[chosen[rows]])  # (B, 16)
         states = text(ids).last_hidden_state  # (B, 16, 96)
         guess = unet(
             a * clean + s * noise, t, encoder_hidden_states=states
@@ -286,10 +286,10 @@ def train_unet(args) -> None:
                 [p.grad.flatten() for p in weights]
             )  # one message of 12 MB instead of 300 small ones
             dist.all_reduce(flat)
-            for p, part in zip(
+            for p, gradient in zip(
                 weights, flat.div_(WORLD).split([p.numel() for p in weights]), strict=True
             ):
-                p.grad.copy_(part.view_as(p))
+                p.grad.copy_(gradient.view_as(p))
         torch.nn.utils.clip_grad_norm_(weights, 1.0)
         optimiser.step()
         torch._foreach_lerp_(
@@ -301,19 +301,19 @@ def train_unet(args) -> None:
             "cpu_seconds": round(time.process_time() - cpu),
         }
         if RANK == 0 and (step % 250 == 0 or step == args.steps):
-            found = {}
+            scores = {}
             if step % args.evaluate == 0 or step == args.steps:
                 averaged_unet.load_state_dict(averages["unet"])
                 averaged_text.load_state_dict(averages["text"])
-                captions, wanted = sprites.prompts(64, args.seed + 7)
+                captions, attributes = sprites.prompts(64, args.seed + 7)
                 pipe = make_pipeline(vae, averaged_text.eval(), tokenizer, averaged_unet.eval())
-                found = prompt_fidelity(draw(pipe, captions, range(64)), wanted, judge)
+                scores = prompt_fidelity(draw(pipe, captions, range(64)), attributes, judge)
             log(
                 "unet",
                 step=step,
                 **took,
                 loss=round(smooth, 4),
-                **{k: round(v, 3) for k, v in found.items()},
+                **{k: round(v, 3) for k, v in scores.items()},
             )
             save_state(
                 checkpoint,

@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from fedgen_lab import __version__
+from fedgen_lab import __version__, course
 from fedgen_lab.labs_folder import RECORD, copy_labs
 
 FOLDER = "fedgen-labs"
@@ -51,9 +51,7 @@ def main(arguments=None):
 
 def check():
     """Print what lab 00's self-check finds; 1 when something is not fine, else 0."""
-    from fedgen_lab.course import self_check
-
-    table = self_check()
+    table = course.self_check()
     for _, row in table.iterrows():
         print(f"{'fine' if row['fine'] == 'yes' else 'NOT FINE':8}  {row['what']}: {row['found']}")
         if row["what to do"]:
@@ -63,10 +61,9 @@ def check():
 
 def start(options):
     """Copy the labs, say what became of a learner's own, and run JupyterLab until it ends."""
-    here = Path.cwd()
-    folder = (
-        here if (here / RECORD).exists() else here / FOLDER
-    )  # inside the copies, the command works on them
+    folder = Path.cwd()
+    if not (folder / RECORD).exists():  # inside the copies, the command works on them
+        folder = folder / FOLDER
     report(copy_labs(folder), folder)
     print(f"The labs are in {folder}. End JupyterLab with Ctrl-C.", flush=True)
     from jupyterlab.labapp import main as jupyterlab

@@ -11,10 +11,11 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from urllib.parse import quote
 
+from fedgen_lab.shipped import NAMES, shipped
+
 REPOSITORY = "https://github.com/fedgen-lab/fedgen-lab"
-MEMORY_LIMIT_MEGABYTES = (
-    850  # of the 1,000 that one Binder session is sure to have, its server takes 120
-)
+# Of the 1,000 that one Binder session is sure to have, its server takes 120.
+MEMORY_LIMIT_MEGABYTES = 850
 SET_UP_CELL = f"""# Set-up. On Colab this installs the course. Where another lab is still running, it says so.
 from importlib.util import find_spec
 
@@ -42,87 +43,87 @@ class Lab:
     name: str
     minutes: int
     title: str
-    after: str
+    outcome: str
 
 
-LABS = (
-    Lab(
+_TABLE = (
+    (
         "00_start_here",
         30,
         "Start here",
         "run a first federated experiment and find your way through the course",
     ),
-    Lab(
+    (
         "01_federated_averaging",
         50,
         "Federated averaging",
         "write FedAvg yourself and say what skew does to it",
     ),
-    Lab(
+    (
         "02_stable_diffusion_in_miniature",
         60,
         "Stable Diffusion in miniature",
         "take a text-to-image model apart and build LoRA by hand",
     ),
-    Lab(
+    (
         "03_federated_lora",
         60,
         "Federated LoRA",
         "fine-tune one Stable Diffusion on many devices and count what it costs",
     ),
-    Lab(
+    (
         "04_aggregation_rules",
         50,
         "Aggregation rules",
         "make one adapter out of many in ten ways, and say what each misses and what it costs",
     ),
-    Lab(
+    (
         "05_wireless",
         60,
         "Wireless links",
         "put a federated run on the clock of a radio cell and say when the radio is the bottleneck",
     ),
-    Lab(
+    (
         "06_u_shaped_split",
         60,
         "U-shaped split",
         "train one GAN between weak devices and a server, and say what its wire tells",
     ),
-    Lab(
+    (
         "07_huscf_gan",
         60,
         "HuSCF-GAN",
         "train GANs on devices of several domains, and say who learns with whom and which method wins where",
     ),
-    Lab(
+    (
         "08_what_leaks",
         60,
         "What leaks",
         "rebuild a picture from an update, test membership, stop a backdoor, and say what each protection costs",
     ),
-    Lab(
+    (
         "09_memorization",
         60,
         "Memorization",
         "tell a model that has learned from one that has copied, and say what each score can't see",
     ),
-    Lab(
+    (
         "10_pdfed",
         60,
         "PDFed",
         "keep a ledger that shows every forgery, train without a server, and say which voter sees a leak",
     ),
 )
+LABS = tuple(Lab(*row) for row in _TABLE)
 
 
 def lab(name):
     """The `Lab` called `name`, "03_federated_lora" or just "03". Raises ValueError for a name that no lab has."""
-    for one in LABS:
-        if name in (one.name, one.name[:2]):
-            return one
-    raise ValueError(
-        f"No lab is called {name!r}. There are: {', '.join(one.name for one in LABS)}."
-    )
+    for candidate in LABS:
+        if name in (candidate.name, candidate.name[:2]):
+            return candidate
+    names = ", ".join(candidate.name for candidate in LABS)
+    raise ValueError(f"No lab is called {name!r}. There are: {names}.")
 
 
 def launch_links(name):
@@ -146,19 +147,18 @@ def header(name, measured):
     )
 
 
-def course_map(folder=""):
-    """All labs as a Markdown table with links, to be shown in a notebook; `folder` stands before the links."""
+def course_map():
+    """All labs as a Markdown table with links, to be shown in a notebook."""
     from IPython.display import Markdown
 
     rows = ["| Lab | After this you can | Minutes |", "|---|---|---|"]
-    for one in LABS:
-        rows.append(
-            f"| [{one.name[:2]} {one.title}]({folder}{one.name}.ipynb) | {one.after} | {one.minutes} |"
-        )
+    for entry in LABS:
+        link = f"[{entry.name[:2]} {entry.title}]({entry.name}.ipynb)"
+        rows.append(f"| {link} | {entry.outcome} | {entry.minutes} |")
     return Markdown("\n".join(rows))
 
 
-def peak_megabytes(pid="self"):
+def peak_megabytes(pid):
     """The most memory process `pid` has held at once since it started (Linux's VmHWM), in megabytes (10^6 bytes).
 
     Returns None where the system does not tell (macOS, Windows) or the process is gone.
@@ -178,11 +178,10 @@ def free_megabytes():
     except OSError:
         return None
     free = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("MemAvailable:")]
+    group = Path("/sys/fs/cgroup")
     try:
-        group = Path("/sys/fs/cgroup")
-        limit, used = (
-            (group / one).read_text("utf-8").strip() for one in ("memory.max", "memory.current")
-        )
+        limit = (group / "memory.max").read_text("utf-8").strip()
+        used = (group / "memory.current").read_text("utf-8").strip()
     except OSError:
         return min(free, default=None)
     if limit.isdigit():  # "max" where the container has no limit
@@ -195,8 +194,7 @@ def self_check():
     import pandas as pd
     import torch
 
-    from fedgen_lab.scenario import profile
-    from fedgen_lab.shipped import NAMES, shipped
+    from fedgen_lab.knobs import profile
 
     def present(name, find):
         try:
@@ -206,58 +204,49 @@ def self_check():
 
     rows = []
 
-    def ask(what, found, fine=True, otherwise=""):
-        verdict = (
-            {"fine": "yes", "what to do": ""} if fine else {"fine": "no", "what to do": otherwise}
+    def ask(question, answer, is_fine=True, remedy=""):
+        rows.append(
+            {
+                "what": question,
+                "found": str(answer),
+                "fine": "yes" if is_fine else "no",
+                "what to do": "" if is_fine else remedy,
+            }
         )
-        rows.append({"what": what, "found": str(found), **verdict})
 
-    supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
-    ask(
-        "Python",
-        platform.python_version(),
-        supported,
-        "Install Python 3.11, 3.12 or 3.13 and run `make lab` again.",
-    )
-    others = 0
+    # Python and the libraries that the course declares to need.
+    is_supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
+    remedy = "Install Python 3.11, 3.12 or 3.13 and run `make lab` again."
+    ask("Python", platform.python_version(), is_supported, remedy)
+    as_needed = 0
     for requirement in declared_requirements():
-        found = present(requirement.name, version)
-        fine = found != "missing" and requirement.specifier.contains(found, prereleases=True)
-        if fine and requirement.name not in MAIN_LIBRARIES:
-            others += 1
+        installed = present(requirement.name, version)
+        is_fine = installed != "missing" and requirement.specifier.contains(
+            installed, prereleases=True
+        )
+        if is_fine and requirement.name not in MAIN_LIBRARIES:
+            as_needed += 1
         else:
-            ask(requirement.name, found, fine, f"pip install '{requirement}'")
-    ask("other libraries", f"{others} as needed")
+            ask(requirement.name, installed, is_fine, f"pip install '{requirement}'")
+    ask("other libraries", f"{as_needed} as needed")
+    # The machine.
     gpu = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "none, and none is needed"
     ask("graphics processor", gpu)
     ask("threads of torch", f"{torch.get_num_threads()} on {os.cpu_count()} cores")
     free = free_megabytes()
-    enough = free is None or free >= MEMORY_LIMIT_MEGABYTES
-    found = "unknown" if free is None else f"{free:,.0f} MB"
-    ask(
-        "free memory",
-        found,
-        enough,
-        f"A lab needs up to {MEMORY_LIMIT_MEGABYTES:,} MB: close other notebooks.",
-    )
+    is_enough = free is None or free >= MEMORY_LIMIT_MEGABYTES
+    remedy = f"A lab needs up to {MEMORY_LIMIT_MEGABYTES:,} MB: close other notebooks."
+    ask("free memory", "unknown" if free is None else f"{free:,.0f} MB", is_enough, remedy)
     ask("profile", profile())
+    # What ships, and what a lab does with it.
+    remedy = "Get a full copy of the repository, with its `data` folder."
     for name in NAMES:
-        found = present(name, lambda name: shipped(name).name)
-        ask(
-            f"data: {name}",
-            found,
-            found != "missing",
-            "Get a full copy of the repository, with its `data` folder.",
-        )
-    found, fine = _try(_read_words)
-    ask(
-        "tokenizer of tiny-sd",
-        found,
-        fine,
-        "Install the lab again: `make lab`, or `pip install -e .`",
-    )
-    found, fine = _try(_draw_from_a_thread)
-    ask("live runs", found, fine, "pip install 'ipykernel!=7.0.*', restart the kernel")
+        folder = present(name, lambda name: shipped(name).name)
+        ask(f"data: {name}", folder, folder != "missing", remedy)
+    remedy = "Install the lab again: `make lab`, or `pip install -e .`"
+    ask("tokenizer of tiny-sd", *_try(_read_words), remedy)
+    remedy = "pip install 'ipykernel!=7.0.*', restart the kernel"
+    ask("live runs", *_try(_draw_from_a_thread), remedy)
     return pd.DataFrame(rows)
 
 
@@ -273,7 +262,7 @@ def declared_requirements():
     except PackageNotFoundError:
         return []
     requirements = [Requirement(line) for line in lines]
-    return [one for one in requirements if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [line for line in requirements if not line.marker or line.marker.evaluate({"extra": ""})]
 
 
 def _try(attempt):
@@ -287,8 +276,6 @@ def _try(attempt):
 def _read_words():
     """Let the shipped model's tokenizer read a caption."""
     from transformers import CLIPTokenizer
-
-    from fedgen_lab.shipped import shipped
 
     tokenizer = CLIPTokenizer.from_pretrained(str(shipped("tiny-sd") / "tokenizer"))
     words = tokenizer.tokenize("a red star")

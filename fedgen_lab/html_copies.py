@@ -26,21 +26,14 @@ STATE = "application/vnd.jupyter.widget-state+json"
 def still(widgets, model_id):
     """What the widget `model_id` shows, as HTML, from the notebook's `widgets` state; empty for a button."""
     values = widgets[model_id]["state"]
-    layout = widgets.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {"state": {}})[
-        "state"
-    ]
-    if layout.get("display") == "none":
+    layout = widgets.get(str(values.get("layout")).removeprefix("IPY_MODEL_"), {})
+    if layout.get("state", {}).get("display") == "none":
         return ""
-    if "children" in values:
-        titles = [
-            f"<h4>{html.escape(title)}</h4>" for title in values.get("titles") or ()
-        ]  # of tabs
+    if "children" in values:  # with titles, where they are tabs
+        titles = [f"<h4>{html.escape(title)}</h4>" for title in values.get("titles") or ()]
         inside = [still(widgets, child.removeprefix("IPY_MODEL_")) for child in values["children"]]
-        return (
-            "<div>"
-            + "".join(title + one for title, one in zip_longest(titles, inside, fillvalue=""))
-            + "</div>"
-        )
+        pairs = zip_longest(titles, inside, fillvalue="")
+        return f"<div>{''.join(title + child for title, child in pairs)}</div>"
     if widgets[model_id]["model_name"] == "HTMLModel":
         return values["value"]
     label = html.escape(values.get("description", ""))
@@ -83,16 +76,13 @@ def write_pages(names, folder):
     chosen = [lab(name) for name in names] or LABS
     folder.mkdir(exist_ok=True)
     os.environ["FEDGEN_RUN"] = "inline"
-    with (
-        tempfile.TemporaryDirectory() as scratch
-    ):  # the labs run there: where they came from may be read-only
+    # The labs run in a copy: where they came from may be read-only, and nobody's progress is touched.
+    with tempfile.TemporaryDirectory() as scratch:
         labs = shutil.copytree(shipped_labs(), Path(scratch) / "labs")
-        for one in chosen:
-            os.environ["FEDGEN_PROGRESS"] = str(
-                Path(scratch) / f"{one.name}.json"
-            )  # nobody's progress
-            notebook = run(labs / f"{one.name}.ipynb")
-            notebook.metadata["title"] = f"{one.name[:2]} {one.title}"
-            page = folder / f"{one.name}.html"
+        for entry in chosen:
+            os.environ["FEDGEN_PROGRESS"] = str(Path(scratch) / f"{entry.name}.json")
+            notebook = run(labs / f"{entry.name}.ipynb")
+            notebook.metadata["title"] = f"{entry.name[:2]} {entry.title}"
+            page = folder / f"{entry.name}.html"
             page.write_text(convert(notebook, labs), encoding="utf-8")
             print(page, f"{page.stat().st_size / 1e6:.1f} MB", flush=True)

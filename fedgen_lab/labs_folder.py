@@ -1,49 +1,39 @@
 """The labs as they came, and a learner's copies of them: what the command `fedgen-lab` puts into a folder.
 
-An installed wheel carries the labs inside the package (fedgen_lab/labs, a build mapping); a checkout or an editable
-install has them in the repository's `labs` folder. No lab teaches this; no paper behind it.
+No lab teaches this; no paper behind it.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from importlib import resources
-from pathlib import Path
 
 from fedgen_lab.files import patiently
+from fedgen_lab.shipped import shipped_path
 
 RECORD = ".fedgen-lab.json"  # in a folder of copies: the hash of each file as it was copied
 
 
-def shipped_labs() -> Path:
+def shipped_labs():
     """The folder of the labs as they came. Raises FileNotFoundError when it is not there."""
-    inside = Path(str(resources.files("fedgen_lab"))) / "labs"
-    beside = Path(__file__).resolve().parent.parent / "labs"
-    for folder in (inside, beside):
-        if (folder / "00_start_here.ipynb").is_file():
-            return folder
-    raise FileNotFoundError(
-        f"The labs are neither at {inside} nor at {beside}. "
-        "Install the package again, or work from a full checkout of the repository."
-    )
+    return shipped_path("labs/00_start_here.ipynb").parent
 
 
-def lab_files(folder: Path) -> list[str]:
+def lab_files(folder):
     """What belongs to the labs in `folder`, as paths relative to it: notebooks, their pictures, what was measured."""
     patterns = ("[0-9][0-9]_*.ipynb", "images/*", "measured.json")
     paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
     return sorted(path.relative_to(folder).as_posix() for path in paths)
 
 
-def copy_labs(folder: Path, source: Path | None = None) -> dict[str, list[str]]:
-    """Copy the labs from `source` (those that came with the package) to `folder`; never over a learner's work.
+def copy_labs(folder):
+    """Copy the labs that came with the package to `folder`; never over a learner's work.
 
     A copy that nobody changed follows a new version of the package. Returns the names of the files by what was done:
     "new", "updated", "yours" (changed by the learner and kept), "outdated" (kept, too, but there is a newer version).
     Raises OSError with a sentence when the folder can't be written.
     """
-    source = source or shipped_labs()
+    source = shipped_labs()
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(
             f"{folder} is a file, not a folder. Rename it, or start in another folder."
@@ -55,9 +45,11 @@ def copy_labs(folder: Path, source: Path | None = None) -> dict[str, list[str]]:
             shipped, target = _hash(source / name), folder / name
             present = _hash(target) if target.exists() else None
             if present is None or present == copied.get(name) != shipped:
+                # Nobody has worked on it.
                 _copy(source / name, target)
                 done["updated" if present else "new"].append(name)
-            elif present != shipped:  # the learner's: what was copied last stays on record
+            elif present != shipped:
+                # It is the learner's: what was copied last stays on record.
                 done["yours" if copied.get(name) == shipped else "outdated"].append(name)
                 continue
             copied[name] = shipped

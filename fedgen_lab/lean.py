@@ -57,9 +57,8 @@ def import_torchmetrics():
     is_met = imports.RequirementCache.__bool__
 
     def is_met_and_wanted(requirement):
-        return re.match(r"torch(metrics)?\b", requirement.requirement or "") is not None and is_met(
-            requirement
-        )
+        is_wanted = re.match(r"torch(metrics)?\b", requirement.requirement or "")
+        return is_wanted is not None and is_met(requirement)
 
     with (
         mock.patch.object(imports.RequirementCache, "__bool__", is_met_and_wanted),

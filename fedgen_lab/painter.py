@@ -16,6 +16,7 @@ from fedgen_lab.pictures import HELD_OUT_OBJECTS, draw_sprites
 
 OBJECTS = sorted(HELD_OUT_OBJECTS)  # the same four that clients hold in lab 03
 COLOURS = ["blue", "green", "purple", "red"]
+SEED = 0  # of a new painter's weights
 SIDE = 16  # pixels; a sprite of 32, halved
 
 
@@ -48,9 +49,9 @@ class PictureBook:
 
     def one_of_each(self, colours):
         """One picture of each object in each of these colours, in the order of colours and objects."""
-        wanted = pd.MultiIndex.from_product([colours, OBJECTS], names=["colour", "object"])
+        pairs = pd.MultiIndex.from_product([colours, OBJECTS], names=["colour", "object"])
         first = self.attributes.reset_index().groupby(["colour", "object"])["index"].first()
-        rows = first.loc[wanted].tolist()
+        rows = first.loc[pairs].tolist()
         return PictureBook(self.pictures[rows], self.attributes.iloc[rows].reset_index(drop=True))
 
 
@@ -63,10 +64,10 @@ def picture_book(number, seed):
     return PictureBook(pictures, sprites.attributes[["object", "colour"]])
 
 
-def new_painter(seed=0):
-    """An untrained painter: words (N, 8) in, pictures (N, 3, 16, 16) out. The same seed gives the same weights."""
+def new_painter():
+    """An untrained painter: words (N, 8) in, pictures (N, 3, 16, 16) out. Its weights are always the same ones."""
     with torch.random.fork_rng(devices=[]):  # torch's own generator is put back as it was
-        torch.manual_seed(seed)
+        torch.manual_seed(SEED)
         return nn.Sequential(
             nn.Linear(len(OBJECTS) + len(COLOURS), 64),
             nn.ReLU(),

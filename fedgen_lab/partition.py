@@ -5,20 +5,13 @@ ever left with nothing. `by_skew` is the lab's knob. The others are the splits o
 2019, arXiv:1909.06335), pathological (McMahan et al. 2017, arXiv:1602.05629), unequal sizes.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
+from fedgen_lab.knobs import check_whole
 
-def by_skew(
-    attributes: pd.DataFrame,
-    by: str,
-    num_clients: int,
-    skew: float,
-    pictures_per_client: int,
-    seed: int,
-) -> list:
+
+def by_skew(attributes, by, num_clients, skew, pictures_per_client, seed):
     """The knob. A picture of client i is of its own concept (i mod C) with probability `skew`, else of any concept.
 
     skew: 0, everybody holds the same mixture of all C concepts; 1, each client holds one concept only.
@@ -36,28 +29,30 @@ def by_skew(
     """
     if not 0 <= skew <= 1:
         raise ValueError(f"skew must lie in [0, 1]; got {skew!r}.")
-    _check_whole("num_clients", num_clients)
-    _check_whole("pictures_per_client", pictures_per_client)
+    check_whole("num_clients", num_clients)
+    check_whole("pictures_per_client", pictures_per_client)
     concepts, names = _concepts(attributes, by)
     rng = np.random.default_rng(seed)
+    # The concepts that all clients share, c_j, in shuffled blocks of all there are.
     num_blocks = -(-pictures_per_client // len(names))
-    shared = np.concatenate([rng.permutation(len(names)) for _ in range(num_blocks)])[
-        :pictures_per_client
-    ]  # c_j
+    blocks = [rng.permutation(len(names)) for _ in range(num_blocks)]
+    shared = np.concatenate(blocks)[:pictures_per_client]
+    # One shuffled pile of pictures for each concept, and how many were dealt from it.
     piles = [rng.permutation(np.flatnonzero(concepts == concept)) for concept in range(len(names))]
     dealt = [0] * len(names)
+    # Deal client by client: its own concept where the knob says so, else the shared one.
     is_own = skew > (np.arange(pictures_per_client) + 0.5) / pictures_per_client
-    parts = []
+    holdings = []
     for client in range(num_clients):
         rows = []
         for concept in np.where(is_own, client % len(names), shared):
             rows.append(piles[concept][dealt[concept] % len(piles[concept])])
             dealt[concept] += 1
-        parts.append(np.array(rows))
-    return parts
+        holdings.append(np.array(rows))
+    return holdings
 
 
-def iid(attributes: pd.DataFrame, num_clients: int, seed: int) -> list:
+def iid(attributes, num_clients, seed):
     """All pictures shuffled and cut into num_clients parts whose sizes differ by one at most.
 
     Raises ValueError where there are fewer pictures than clients, as all the splitters below do.
@@ -66,7 +61,7 @@ def iid(attributes: pd.DataFrame, num_clients: int, seed: int) -> list:
     return np.array_split(np.random.default_rng(seed).permutation(len(attributes)), num_clients)
 
 
-def dirichlet(attributes: pd.DataFrame, by: str, num_clients: int, alpha: float, seed: int) -> list:
+def dirichlet(attributes, by, num_clients, alpha, seed):
     """Each concept is shared out in proportions drawn from a Dirichlet distribution of concentration `alpha`.
 
     alpha: 100 is close to IID, 0.1 leaves most clients with few concepts and very different numbers of pictures.
@@ -81,28 +76,27 @@ def dirichlet(attributes: pd.DataFrame, by: str, num_clients: int, alpha: float,
     _check_enough(attributes, num_clients)
     concepts, names = _concepts(attributes, by)
     rows = np.random.default_rng(seed).permutation(len(attributes))
-    alpha = np.clip(
-        alpha, 1e-3, 1e6
-    )  # beyond, the result is the same and gamma variates under- or overflow
+    # Beyond these the result is the same, and gamma variates under- or overflow.
+    alpha = np.clip(alpha, 1e-3, 1e6)
+    # Cut each concept's pictures in the proportions drawn.
     rng = np.random.default_rng(seed)
-    held = [[] for _ in range(num_clients)]
+    holdings = [[] for _ in range(num_clients)]
     for concept in range(len(names)):
         pictures = rows[concepts[rows] == concept]
         shares = rng.dirichlet(np.full(num_clients, alpha))  # (clients,)
         ends = (np.cumsum(shares) * len(pictures)).astype(int)[:-1]
-        for part, more in zip(held, np.split(pictures, ends), strict=True):
-            part.extend(more)
-    for part in held:
-        rng.shuffle(part)
-    for part in held:
-        if not part:
-            part.append(max(held, key=len).pop())
-    return [np.array(part) for part in held]
+        for holding, piece in zip(holdings, np.split(pictures, ends), strict=True):
+            holding.extend(piece)
+    for holding in holdings:
+        rng.shuffle(holding)
+    # Whoever has nothing gets a picture of whoever has most.
+    for holding in holdings:
+        if not holding:
+            holding.append(max(holdings, key=len).pop())
+    return [np.array(holding) for holding in holdings]
 
 
-def pathological(
-    attributes: pd.DataFrame, by: str, num_clients: int, concepts_per_client: int, seed: int
-) -> list:
+def pathological(attributes, by, num_clients, concepts_per_client, seed):
     """Each client holds `concepts_per_client` concepts: its own (i mod C) and others drawn by the seed.
 
     Pictures of a concept are shared out evenly among its holders. A concept with fewer pictures than holders is dealt
@@ -117,25 +111,28 @@ def pathological(
             f"concepts_per_client must lie between 1 and {len(names)}, the number of values of {by!r}; "
             f"got {concepts_per_client!r}."
         )
+    # Draw the concepts of each client beside its own.
     rng = np.random.default_rng(seed)
-    wanted = [{client % len(names)} for client in range(num_clients)]
-    for own in wanted:
-        while len(own) < concepts_per_client:
-            own.add(int(rng.choice(len(names))))
-    held, piles = [[] for _ in range(num_clients)], np.random.default_rng(seed)
+    concepts_of = [{client % len(names)} for client in range(num_clients)]
+    for drawn in concepts_of:
+        while len(drawn) < concepts_per_client:
+            drawn.add(int(rng.choice(len(names))))
+    # Share each concept's pictures out among its holders.
+    holdings = [[] for _ in range(num_clients)]
+    piles = np.random.default_rng(seed)
     for concept in range(len(names)):
         pile = piles.permutation(np.flatnonzero(concepts == concept))
-        holders = [part for part, own in zip(held, wanted, strict=True) if concept in own]
+        holders = [client for client in range(num_clients) if concept in concepts_of[client]]
         if holders:
             pile = np.resize(pile, max(len(pile), len(holders)))
-            for part, pictures in zip(holders, np.array_split(pile, len(holders)), strict=True):
-                part.extend(pictures)
-    for part in held:
-        rng.shuffle(part)
-    return [np.array(part) for part in held]
+            for client, pictures in zip(holders, np.array_split(pile, len(holders)), strict=True):
+                holdings[client].extend(pictures)
+    for holding in holdings:
+        rng.shuffle(holding)
+    return [np.array(holding) for holding in holdings]
 
 
-def unequal(attributes: pd.DataFrame, num_clients: int, seed: int, ratio: float = 10.0) -> list:
+def unequal(attributes, num_clients, seed, ratio):
     """All pictures shuffled and cut into parts of growing size: the last is about `ratio` times the first.
 
     Raises ValueError for a ratio below 1, and as `iid` does.
@@ -145,28 +142,25 @@ def unequal(attributes: pd.DataFrame, num_clients: int, seed: int, ratio: float 
             f"ratio must be a number of at least 1 (1: all parts alike); got {ratio!r}."
         )
     _check_enough(attributes, num_clients)
-    weights = np.geomspace(1 / ratio, 1, num_clients) if num_clients > 1 else np.ones(1)
-    spare = (
-        len(attributes) - num_clients
-    )  # every client gets one picture before the rest is shared out
-    ends = np.floor(np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int) + np.arange(
-        1, num_clients + 1
-    )
+    weights = np.geomspace(1 / ratio, 1, num_clients)
+    # Every client gets one picture before the rest is shared out by weight.
+    spare = len(attributes) - num_clients
+    ends = np.floor(np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int)
+    ends += np.arange(1, num_clients + 1)
     return np.split(np.random.default_rng(seed).permutation(len(attributes)), ends[:-1])
 
 
-def concept_counts(attributes: pd.DataFrame, by: str, parts: list) -> pd.DataFrame:
+def concept_counts(attributes, by, holdings):
     """How many pictures of each concept each client holds: a table of clients (rows) x concepts (columns)."""
     concepts, names = _concepts(attributes, by)
     counts = [
-        np.bincount(concepts[np.asarray(part, dtype=int)], minlength=len(names)) for part in parts
+        np.bincount(concepts[np.asarray(rows, int)], minlength=len(names)) for rows in holdings
     ]
-    return pd.DataFrame(
-        counts, index=pd.RangeIndex(len(parts), name="client"), columns=pd.Index(names, name=by)
-    )
+    clients = pd.RangeIndex(len(holdings), name="client")
+    return pd.DataFrame(counts, index=clients, columns=pd.Index(names, name=by))
 
 
-def mean_js_distance(counts) -> float:
+def mean_js_distance(counts):
     """How far the clients are from the whole, in [0, 1]: 0, all hold the same mixture; near 1, nobody shares anything.
 
     counts: (clients, concepts) table or array. The base-2 Jensen-Shannon distance (the square root of the divergence;
@@ -174,6 +168,8 @@ def mean_js_distance(counts) -> float:
 
     Raises ValueError where a client holds nothing: it has no mixture.
     """
+    from scipy.special import rel_entr
+
     counts = np.asarray(counts, dtype=float)  # (clients, concepts)
     if counts.ndim != 2 or not counts.size or (counts.sum(1) <= 0).any():
         raise ValueError(
@@ -182,20 +178,17 @@ def mean_js_distance(counts) -> float:
     clients = counts / counts.sum(1, keepdims=True)  # (clients, concepts): each row a mixture
     whole = counts.sum(0) / counts.sum()  # (concepts,)
     middle = (clients + whole) / 2
-    from scipy.special import rel_entr
-
-    divergence = (rel_entr(clients, middle) + rel_entr(whole, middle)).sum(1) / (
-        2 * np.log(2)
-    )  # (clients,)
+    nats = rel_entr(clients, middle).sum(1) + rel_entr(whole, middle).sum(1)  # (clients,)
+    divergence = nats / (2 * np.log(2))
     return float(np.sqrt(divergence.clip(0, 1)).mean())  # rounding can leave a divergence of -1e-17
 
 
 # -- shared by the splitters ------------------------------------------------------------------------------------------
-def _concepts(attributes: pd.DataFrame, by: str) -> tuple[np.ndarray, list]:
+def _concepts(attributes, by):
     """The concept number of each picture, and the sorted names. Pictures without a value have the concept "none"."""
     if by not in attributes.columns:
-        known = ", ".join(map(repr, attributes.columns)) or "none"
-        raise ValueError(f"The pictures have no attribute {by!r}; they have {known}.")
+        columns = ", ".join(map(repr, attributes.columns)) or "none"
+        raise ValueError(f"The pictures have no attribute {by!r}; they have {columns}.")
     if not len(attributes):
         raise ValueError("There are no pictures to share out. Give a table with at least one row.")
     column = attributes[by].astype(object)
@@ -203,13 +196,8 @@ def _concepts(attributes: pd.DataFrame, by: str) -> tuple[np.ndarray, list]:
     return numbers, list(names)
 
 
-def _check_whole(name: str, value: int) -> None:
-    if isinstance(value, bool) or int(value) != value or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-
-
-def _check_enough(attributes: pd.DataFrame, num_clients: int) -> None:
-    _check_whole("num_clients", num_clients)
+def _check_enough(attributes, num_clients):
+    check_whole("num_clients", num_clients)
     if len(attributes) < num_clients:
         raise ValueError(
             f"{num_clients} clients cannot share {len(attributes)} pictures: each needs at least one. "

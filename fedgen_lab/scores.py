@@ -8,10 +8,7 @@ arXiv:1904.06991. Any net that reads pictures and has features can take the judg
 `fedgen_lab.split.judges` do. Taught in lab 02, used from lab 03 on.
 """
 
-from __future__ import annotations
-
 import warnings
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -36,6 +33,12 @@ WORDS = {  # what each head of the judge chooses between: 24, 8, 8 and 11 words
     "style": STYLES + HELD_OUT_STYLES,
 }
 FEATURES = 128  # width of the feature space for KID and FID
+WIDTH = 24  # channels of the judge's first layers
+NEIGHBOURS = 5  # how near counts as among, for precision and recall
+DECODED, NOISY = (
+    2.0,
+    10.0,
+)  # the largest value of a picture: a decoder exceeds 1 a little, noise by far
 BATCH = 32  # pictures at a time: no slower than 256, and 80 MB less at the peak
 
 
@@ -49,48 +52,46 @@ class Judge(nn.Module):
 
     num_features = FEATURES
 
-    def __init__(self, width: int = 24) -> None:
+    def __init__(self):
         super().__init__()
 
-        def block(before: int, after: int) -> nn.Sequential:
-            return nn.Sequential(
-                nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
-            )
+        def block(channels_in, channels_out):
+            convolution = nn.Conv2d(channels_in, channels_out, 3, padding=1, bias=False)
+            return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU())
 
-        self.width = width
         self.body = nn.Sequential(
-            block(3, width),
-            block(width, width),
+            block(3, WIDTH),
+            block(WIDTH, WIDTH),
             nn.MaxPool2d(2),  # (N, 24, 16, 16)
-            block(width, 2 * width),
-            block(2 * width, 2 * width),
+            block(WIDTH, 2 * WIDTH),
+            block(2 * WIDTH, 2 * WIDTH),
             nn.MaxPool2d(2),  # (N, 48, 8, 8)
-            block(2 * width, 4 * width),
+            block(2 * WIDTH, 4 * WIDTH),
             nn.MaxPool2d(2),
             nn.Flatten(),  # (N, 96 * 4 * 4)
-            nn.Linear(4 * width * 16, FEATURES),
+            nn.Linear(4 * WIDTH * 16, FEATURES),
             nn.ReLU(),  # (N, 128)
         )
         self.heads = nn.ModuleDict(
             {name: nn.Linear(FEATURES, len(words)) for name, words in WORDS.items()}
         )
 
-    def read(self, images: torch.Tensor) -> torch.Tensor:
+    def read(self, images):
         return _as_float(images)
 
-    def features(self, images: torch.Tensor) -> torch.Tensor:
+    def features(self, images):
         return self.body(images)
 
-    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(self, images):
         hidden = self.body(images)
         return {name: head(hidden) for name, head in self.heads.items()}
 
 
-def load_judge(folder: str | Path | None = None) -> Judge:
+def load_judge():
     """The shipped judge (data/judge), ready to use. Raises FileNotFoundError when its weights are not there."""
     from safetensors.torch import load_file
 
-    path = (Path(folder) if folder else shipped("judge")) / "judge.safetensors"
+    path = shipped("judge") / "judge.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"no judge at {path}. Train it with: python data/train_judge.py")
     judge = Judge()
@@ -99,21 +100,18 @@ def load_judge(folder: str | Path | None = None) -> Judge:
 
 
 @torch.no_grad()
-def judged(images: torch.Tensor, judge: Judge | None = None) -> pd.DataFrame:
+def judged(images, judge=None):
     """What the judge sees in (N, 3, 32, 32) pictures (uint8, or float in [-1, 1]): a table of N rows."""
     judge = judge or load_judge()
     logits = [judge(batch) for batch in _as_float(images).split(BATCH)]
-    return pd.DataFrame(
-        {
-            name: [words[i] for i in torch.cat([out[name] for out in logits]).argmax(1).tolist()]
-            for name, words in WORDS.items()
-        }
-    )
+    table = {}
+    for name, words in WORDS.items():
+        best = torch.cat([batch[name] for batch in logits]).argmax(1)  # (N,)
+        table[name] = [words[number] for number in best.tolist()]
+    return pd.DataFrame(table)
 
 
-def prompt_fidelity(
-    images: torch.Tensor, attributes: pd.DataFrame, judge: Judge | None = None
-) -> dict[str, float]:
+def prompt_fidelity(images, attributes, judge=None):
     """Share of pictures that show what was asked for: keys object, colour, background, style and all (four at once).
 
     images: (N, 3, 32, 32), uint8 or float in [-1, 1]; attributes: N rows with those four columns, as `prompts` returns.
@@ -130,13 +128,10 @@ def prompt_fidelity(
             f"one row of attributes belongs to each picture, and at least one picture is needed; "
             f"got {len(images)} pictures and {len(attributes)} rows."
         )
-    seen = judged(images, judge)
-    right = pd.DataFrame(
-        {name: seen[name].to_numpy() == attributes[name].to_numpy() for name in WORDS}
-    )
-    return {name: float(right[name].mean()) for name in WORDS} | {
-        "all": float(right.all(axis=1).mean())
-    }
+    names = list(WORDS)
+    right = judged(images, judge)[names].to_numpy() == attributes[names].to_numpy()  # (N, 4)
+    shares = dict(zip(names, right.mean(0).tolist(), strict=True))
+    return shares | {"all": float(right.all(1).mean())}
 
 
 class FeatureSpace(nn.Module):
@@ -146,30 +141,20 @@ class FeatureSpace(nn.Module):
     judge: None for the shipped one, or another module with its `read`, `features` and `num_features`.
     """
 
-    def __init__(self, judge: nn.Module | None) -> None:
+    def __init__(self, judge):
         super().__init__()
         self.judge = judge or load_judge()
         self.num_features = self.judge.num_features
 
     @torch.no_grad()
-    def forward(
-        self, images: torch.Tensor
-    ) -> torch.Tensor:  # (N, C, H, W) -> (N, 128), or the width of the judge
-        features = torch.cat(
-            [self.judge.features(batch) for batch in self.judge.read(images).split(BATCH)]
-        )
-        return (
-            F.normalize(features) * self.num_features**0.5
-        )  # mean square 1: KID's cubic kernel stays readable
+    def forward(self, images):
+        batches = self.judge.read(images).split(BATCH)
+        features = torch.cat([self.judge.features(batch) for batch in batches])  # (N, num_features)
+        # Of mean square 1, so that KID's cubic kernel stays readable.
+        return F.normalize(features) * self.num_features**0.5
 
 
-def kid(
-    real: torch.Tensor,
-    generated: torch.Tensor,
-    judge: nn.Module | None = None,
-    subset_size: int = 50,
-    seed: int = 0,
-) -> float:
+def kid(real, generated, judge=None, subset_size=50, seed=0):
     """Kernel Inception Distance in the judge's feature space: 0 for the same distribution, larger is worse.
 
     Unbiased, so it may come out a little below 0, and fit for few pictures: the mean over 100 random subsets.
@@ -187,23 +172,18 @@ def kid(
     import_torchmetrics()
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    with (
-        warnings.catch_warnings(),
-        torch.random.fork_rng(devices=[]),
-    ):  # torchmetrics draws from torch's global seed
-        warnings.simplefilter(
-            "ignore"
-        )  # it warns that features are kept in memory: 512 bytes a picture here
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # It warns that features are kept in memory, 512 bytes a picture here, and draws from torch's global seed.
+        warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(
-            feature=FeatureSpace(judge), subsets=100, subset_size=subset_size
-        )
+        space = FeatureSpace(judge)
+        metric = KernelInceptionDistance(feature=space, subsets=100, subset_size=subset_size)
         metric.update(real, real=True)
         metric.update(generated, real=False)
         return float(metric.compute()[0])
 
 
-def fid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = None) -> float:
+def fid(real, generated, judge=None):
     """Frechet Inception Distance in the judge's feature space: 0 for the same pictures, larger is worse.
 
     Biased upwards for few pictures, so compare only sets of equal size, and prefer `kid` below some thousand pictures.
@@ -223,36 +203,33 @@ def fid(real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = N
     return float(metric.compute())
 
 
-def precision_recall(
-    real: torch.Tensor, generated: torch.Tensor, judge: nn.Module | None = None, neighbours: int = 5
-) -> tuple[float, float]:
+def precision_recall(real, generated, judge=None):
     """How many generated pictures lie among the real ones (precision), and real ones among the generated (recall).
 
-    "Among" means: in the judge's feature space nearer to one of them than its `neighbours`-th own neighbour is.
-    real, generated: as for `kid`. Raises ValueError for fewer than neighbours + 2 pictures on a side.
+    "Among" means: in the judge's feature space nearer to one of them than its fifth neighbour is.
+    real, generated: as for `kid`. Raises ValueError for fewer than 7 pictures on a side.
     """
-    real, generated = _both(
-        real, generated, neighbours + 2, "Give more pictures or fewer neighbours."
-    )
+    real, generated = _both(real, generated, NEIGHBOURS + 2, "Give more pictures.")
     space = FeatureSpace(judge)
     real, generated = space(real).double(), space(generated).double()
-    apart = torch.cdist(real, generated)  # (N, M)
-    # The distance from each point to its last neighbour; + 1: the nearest of all is the picture itself.
-    reach = [
-        torch.cdist(points, points).kthvalue(neighbours + 1).values for points in (real, generated)
-    ]
-    among_real = apart < reach[0][:, None]
-    among_generated = apart < reach[1][None, :]
-    return float(among_real.any(dim=0).double().mean()), float(
-        among_generated.any(dim=1).double().mean()
-    )
+    distances = torch.cdist(real, generated)  # (N, M)
+    among_real = distances < _reach(real)[:, None]
+    among_generated = distances < _reach(generated)
+    precision = among_real.any(dim=0).double().mean()
+    recall = among_generated.any(dim=1).double().mean()
+    return float(precision), float(recall)
 
 
-def check_pictures(images: torch.Tensor, name: str = "pictures", most: float = 2.0) -> torch.Tensor:
+def _reach(points):
+    """How far each point's last neighbour is, (N,). The nearest of all is the point itself, hence + 1."""
+    return torch.cdist(points, points).kthvalue(NEIGHBOURS + 1).values
+
+
+def check_pictures(images, name="pictures", largest=DECODED):
     """`images` as a tensor (N, C, H, W), once its values are known to be those of pictures.
 
-    Raises ValueError, naming the input, unless they are uint8, or floats that are finite and from -most to most: a
-    decoder may exceed 1 a little, and 0..255 as floats would be taken for something else.
+    Raises ValueError, naming the input, unless they are uint8, or floats that are finite and from -largest to
+    largest: a decoder may exceed 1 a little, and 0..255 as floats would be taken for something else.
     """
     images = torch.as_tensor(images)
     if images.dtype == torch.uint8:
@@ -266,7 +243,7 @@ def check_pictures(images: torch.Tensor, name: str = "pictures", most: float = 2
         raise ValueError(
             f"{broken} of the {len(images)} {name} hold NaN or infinity. Leave them out, or sample anew."
         )
-    if images.numel() and images.abs().max() > most:
+    if images.numel() and images.abs().max() > largest:
         raise ValueError(
             f"{name} given as floats must lie in [-1, 1]; got values up to {images.abs().max():.3g}. "
             "Give uint8, or scale them."
@@ -274,22 +251,18 @@ def check_pictures(images: torch.Tensor, name: str = "pictures", most: float = 2
     return images
 
 
-def _both(
-    real: torch.Tensor, generated: torch.Tensor, needed: int, remedy: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _both(real, generated, needed, remedy):
     """Both sets as tensors, if there are enough of each and they hold pictures."""
     if min(len(real), len(generated)) < needed:
         raise ValueError(
             f"at least {needed} pictures are needed on each side; got {len(real)} real and "
             f"{len(generated)} generated ones. {remedy}"
         )
-    most = 10.0  # noise may be on them
-    return check_pictures(real, "real pictures", most), check_pictures(
-        generated, "generated pictures", most
-    )
+    real = check_pictures(real, "real pictures", NOISY)
+    return real, check_pictures(generated, "generated pictures", NOISY)
 
 
-def _as_float(images: torch.Tensor) -> torch.Tensor:
+def _as_float(images):
     """(N, 3, 32, 32), uint8 or float -> float in [-1, 1]. Other sizes are resized, since the judge reads 32x32."""
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(

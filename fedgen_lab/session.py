@@ -60,26 +60,27 @@ def missing():
     What belongs to the host is never among them.
     """
     return [
-        str(one)
-        for one in declared_requirements()
-        if one.name not in HOSTS_OWN and not _is_met(one)
+        str(requirement)
+        for requirement in declared_requirements()
+        if requirement.name not in HOSTS_OWN and not _is_met(requirement)
     ]
 
 
-def install(wanted):
+def install(requirements):
     """Install these requirements with pip, and say so in one line. The host's own packages stay as they are."""
-    if not wanted:
+    if not requirements:
         return
     kept = [f"{name}=={version}" for name in HOSTS_OWN if (version := _version(name))]
-    command = [sys.executable, "-m", "pip", "install", "-q", *wanted, *kept]
+    command = [sys.executable, "-m", "pip", "install", "-q", *requirements, *kept]
     done = subprocess.run(
         command, capture_output=True, text=True, encoding="utf-8", errors="replace"
     )
-    names = ", ".join(re.match(r"[\w.-]+", one)[0] for one in wanted)
+    names = ", ".join(re.match(r"[\w.-]+", requirement)[0] for requirement in requirements)
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "pip said nothing").splitlines()[-1]
+        output = done.stderr.strip() or done.stdout.strip() or "pip said nothing"
+        reason = output.splitlines()[-1]
         print(
-            f"These could not be installed: {names} ({said}). Is there a network? Then run this cell again."
+            f"These could not be installed: {names} ({reason}). Is there a network? Then run this cell again."
         )
     else:
         importlib.invalidate_caches()
@@ -115,28 +116,27 @@ class RunningLab:
         _ask(self.server, f"api/sessions/{self.session}", "DELETE")
 
 
-def running_labs(kernel=None):
+def running_labs():
     """Every other lab on the Jupyter server that runs this notebook's kernel; [] where there is no such server.
 
-    kernel: the kernel's id, this process's own unless given. A kernel that has no notebook server (a test, VS Code,
-    Colab) has no labs beside it.
+    A kernel that has no notebook server (a test, VS Code, Colab) has no labs beside it.
     """
-    kernel = kernel or _own_kernel()
+    kernel = _own_kernel()
     for server in _servers() if kernel else ():
         try:
-            sessions = [one for one in _ask(server, "api/sessions") if one.get("kernel")]
-        except (
-            OSError,
-            ValueError,
-        ):  # an old note of a server that is gone, or one of somebody else's
+            sessions = _ask(server, "api/sessions")
+            kernels = {note["id"]: note["kernel"]["id"] for note in sessions if note.get("kernel")}
+        except (OSError, ValueError):
+            continue  # an old note of a server that is gone, or one of somebody else's
+        if kernel not in kernels.values():
             continue
-        if kernel in [one["kernel"]["id"] for one in sessions]:
-            return [
-                RunningLab(name, _kernel_megabytes(one["kernel"]["id"]), server, one["id"])
-                for one in sessions
-                if one["kernel"]["id"] != kernel
-                and _is_lab(name := PurePosixPath(one["path"]).name)
-            ]
+        labs = []
+        for note in sessions:
+            name = PurePosixPath(note["path"]).name
+            if note["id"] in kernels and kernels[note["id"]] != kernel and _is_lab(name):
+                held = _kernel_megabytes(kernels[note["id"]])
+                labs.append(RunningLab(name, held, server, note["id"]))
+        return labs
     return []
 
 
@@ -145,28 +145,29 @@ def show_running(labs):
     import ipywidgets as widgets
     from IPython.display import display
 
-    said = widgets.HTML(_notice(labs))
-    buttons = [
-        widgets.Button(description=f"Shut down {lab.name}", layout={"width": "auto"})
-        for lab in labs
-    ]
-    still = dict(zip(buttons, labs, strict=True))
+    notice = widgets.HTML(_notice(labs))
+    running = list(labs)
 
-    def shut_down(button):
-        button.disabled = True
-        try:
-            still[button].shut_down()
-        except OSError:
-            button.description = (
-                f"{still[button].name} did not end: choose Kernel > Shut Down Kernel in its tab"
-            )
-            return
-        button.description = f"{still.pop(button).name} is shut down"
-        said.value = _notice(list(still.values()))
+    def button_for(lab):
+        button = widgets.Button(description=f"Shut down {lab.name}", layout={"width": "auto"})
 
-    for button in buttons:
+        def shut_down(_):
+            button.disabled = True
+            try:
+                lab.shut_down()
+            except OSError:
+                button.description = (
+                    f"{lab.name} did not end: choose Kernel > Shut Down Kernel in its tab"
+                )
+                return
+            button.description = f"{lab.name} is shut down"
+            running.remove(lab)
+            notice.value = _notice(running)
+
         button.on_click(shut_down)
-    display(widgets.VBox([said, *buttons]))
+        return button
+
+    display(widgets.VBox([notice, *map(button_for, labs)]))
 
 
 def held_megabytes(pid):
@@ -201,8 +202,9 @@ def _own_kernel():
     from IPython import get_ipython
 
     file = getattr(getattr(get_ipython(), "kernel", None), "parent", None)
-    found = re.fullmatch(r"kernel-(.+)\.json", Path(getattr(file, "connection_file", "")).name)
-    return found[1] if found else None
+    name = Path(getattr(file, "connection_file", "")).name
+    match = re.fullmatch(r"kernel-(.+)\.json", name)
+    return match[1] if match else None
 
 
 def _servers():

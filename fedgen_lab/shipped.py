@@ -1,7 +1,7 @@
 """Where the shipped data lies: the tiny Stable Diffusion, the judges, the fingerprinter, the recorded sweeps.
 
-An installed wheel carries them inside the package (fedgen_lab/data, a build mapping); a checkout or an editable install
-has them in the repository's `data` folder. Nothing is downloaded.
+An installed wheel carries data and labs inside the package (fedgen_lab/data and fedgen_lab/labs, a build mapping); a
+checkout or an editable install has them in the repository's folders. Nothing is downloaded.
 """
 
 from importlib import resources
@@ -10,19 +10,24 @@ from pathlib import Path
 NAMES = ("tiny-sd", "judge", "domain-judges", "fingerprinter", "first-adapter", "sweeps")
 
 
-def shipped(name: str) -> Path:
+def shipped(name):
     """The folder of shipped data called `name`, one of `NAMES`.
 
     Raises ValueError for another name, FileNotFoundError when the folder is not there.
     """
     if name not in NAMES:
         raise ValueError(f"nothing called {name!r} is shipped. Choose from: {', '.join(NAMES)}.")
-    inside = Path(str(resources.files("fedgen_lab"))) / "data" / name
-    beside = Path(__file__).resolve().parent.parent / "data" / name
-    for folder in (inside, beside):
-        if folder.is_dir():
-            return folder
+    return shipped_path(f"data/{name}")
+
+
+def shipped_path(path):
+    """Where this path of the repository lies. Raises FileNotFoundError when it is not there."""
+    inside = Path(str(resources.files("fedgen_lab"))) / path
+    beside = Path(__file__).resolve().parent.parent / path
+    for place in (inside, beside):
+        if place.exists():
+            return place
     raise FileNotFoundError(
-        f"the shipped folder {name!r} is neither at {inside} nor at {beside}. "
+        f"{path} is neither at {inside} nor at {beside}. "
         "Install the package again, or work from a full checkout of the repository."
     )

@@ -168,7 +168,7 @@ class AirDashboard:
 def run_on_the_clock(run, job):
     """Train for real on the clock of the run's cell; `run` hears of every step and round."""
     job.report("Loading the model and the pictures.")
-    from fedgen_lab.federation.grid import Stopped
+    from fedgen_lab.federation.run import Stopped
     from fedgen_lab.lora.data import deal
     from fedgen_lab.lora.on_air import run_on_air
 

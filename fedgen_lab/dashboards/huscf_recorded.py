@@ -1,18 +1,16 @@
 """The recorded sweep of lab 07: HuSCF-GAN and its rivals over scenarios and seeds, as a table, a chart and duels.
 
-Lab 07. `python -m fedgen_lab.sweep huscf_gan` wrote the file (`fedgen_lab.split.sweep_gan` says what is in it); nothing
-here computes anything new. Whatever points the file holds are shown, and no others.
+Lab 07. `data/record/huscf_gan.py` says what was run; nothing here computes anything new. Whatever points the file holds
+are shown, and no others.
 """
 
-import numpy as np
 import pandas as pd
 from IPython.display import display
 
 from fedgen_lab.dashboards import charts, controls
 from fedgen_lab.dashboards.huscf_live import METHOD_NAMES, level
 from fedgen_lab.dashboards.job import runs_inline
-from fedgen_lab.dashboards.lora_recorded import Recorded
-from fedgen_lab.shipped import shipped
+from fedgen_lab.recorded import recorded
 
 MEASURES = {  # words -> (key in the sweep, whether more is better)
     "image score": ("image_score", True),
@@ -32,38 +30,45 @@ PRICES = {
 KEYS = tuple(key for key, _ in MEASURES.values())
 
 
-def recorded_gans(path=None):
+def recorded_gans():
     """The sweep as a table with a row per scenario and method; empty when nothing was recorded.
 
-    path: the JSON file, else the one that ships. Columns: scenario, method, seeds (how many), refused; for every
-    measure its mean over domains and seeds after the last round, and `_low` and `_high`, its lowest and highest seed;
-    ceiling and accuracy_ceiling of real pictures; megabytes up and down, wireless_seconds, gigaflops, means over seeds.
+    Columns: scenario, method, seeds (how many), refused; for every measure its mean over domains and seeds after the
+    last round, and `_low` and `_high`, its lowest and highest seed; ceiling and accuracy_ceiling of real pictures;
+    megabytes up and down, wireless_seconds, gigaflops, means over seeds.
     """
-    path = path or shipped("sweeps") / "huscf_gan.json"
-    columns = ["scenario", "method", "seeds", *KEYS, *CEILINGS.values(), *PRICES.values()]
-    try:
-        points = Recorded(path).points
-    except FileNotFoundError:
+    runs = recorded("huscf_gan")
+    if runs.empty:
+        columns = ["scenario", "method", "seeds", *KEYS, *CEILINGS.values(), *PRICES.values()]
         return pd.DataFrame(columns=columns)
-    rows = [{**entry["point"], **_last_round(entry["result"])} for entry in points]
-    if not rows:
-        return pd.DataFrame(columns=columns)
-    grouped = pd.DataFrame(rows).groupby(["scenario", "method"], sort=False)
-    table = grouped.mean(numeric_only=True)
-    table.insert(0, "seeds", grouped.size())
+    table = runs[["scenario", "method", "refused", "gigaflops"]].copy()
+    for key in (*KEYS, *CEILINGS.values()):
+        table[key] = runs[key].map(_mean_of_domains)
+    table["megabytes"] = runs["megabytes_up"].str[-1] + runs["megabytes_down"].str[-1]
+    table["wireless_seconds"] = runs["wireless_seconds"].str[-1]
+
+    # Over the seeds: means, and of each measure the lowest and the highest.
+    seeds = table.groupby(["scenario", "method"], sort=False)
+    table = seeds.mean()
+    table.insert(0, "seeds", seeds.size())
     for key in KEYS:
-        table[f"{key}_low"], table[f"{key}_high"] = grouped[key].min(), grouped[key].max()
-    order = {method: place for place, method in enumerate(METHOD_NAMES)}
-    table = table.reset_index()
-    return table.sort_values(
+        table[f"{key}_low"], table[f"{key}_high"] = seeds[key].min(), seeds[key].max()
+    places = {method: place for place, method in enumerate(METHOD_NAMES)}
+    return table.reset_index().sort_values(
         ["scenario", "method"],
-        key=lambda of: of.map(order) if of.name == "method" else of,
+        key=lambda column: column.map(places) if column.name == "method" else column,
         ignore_index=True,
     )
 
 
-def duels(table, measure, method="huscf"):
-    """`method` against every other, scenario by scenario: a table of "better", "worse", "level" or "too few seeds".
+def _mean_of_domains(domains):
+    """The mean over domains of a number or of the last number by round; NaN for what was not measured."""
+    last = [value[-1] if isinstance(value, list) else value for value in domains]
+    return pd.Series(last, dtype=float).mean()
+
+
+def duels(table, measure):
+    """HuSCF-GAN against every other, scenario by scenario: a table of "better", "worse", "level" or "too few seeds".
 
     Better and worse only where every seed of one beats every seed of the other; where seeds overlap it is level.
     table: of `recorded_gans`; measure: a key of it such as "image_score".
@@ -72,23 +77,23 @@ def duels(table, measure, method="huscf"):
     verdicts = {}
     for scenario, rows in table.groupby("scenario", sort=False):
         rows = rows.set_index("method")
-        if method in rows.index:
-            ours = rows.loc[method]
-            others = rows.drop(index=method).to_dict("index")
+        if "huscf" in rows.index:
+            champion = rows.loc["huscf"]
+            rivals = rows.drop(index="huscf").to_dict("index")
             verdicts[scenario] = {
-                METHOD_NAMES[name]: _duel(ours, other, measure, more_is_better)
-                for name, other in others.items()
+                METHOD_NAMES[name]: _duel(champion, rival, measure, more_is_better)
+                for name, rival in rivals.items()
             }
     return pd.DataFrame(verdicts).T.rename_axis("scenario")
 
 
-def _duel(ours, other, measure, more_is_better):
+def _duel(champion, rival, measure, more_is_better):
     low, high = f"{measure}_low", f"{measure}_high"
-    if min(ours["seeds"], other["seeds"]) < 2:
+    if min(champion["seeds"], rival["seeds"]) < 2:
         return "too few seeds"
-    if ours[low] > other[high]:  # all seeds of one against all of the other
+    if champion[low] > rival[high]:  # all seeds of one against all of the other
         return "better" if more_is_better else "worse"
-    if ours[high] < other[low]:
+    if champion[high] < rival[low]:
         return "worse" if more_is_better else "better"
     return "level"
 
@@ -127,11 +132,11 @@ def rivals_chart(table, scenario, measure="image score", price="megabytes"):
         )
     prices = rows[column].clip(lower=1e-2)
     chart.update_xaxes(type="log", dtick=1 if prices.max() > 100 * prices.min() else "D2")
-    said = []
+    remarks = []
     if key in CEILINGS and rows[CEILINGS[key]].notna().any():
         ceiling = rows[CEILINGS[key]].mean()
         level(chart, ceiling, "real pictures", "real")
-        said.append(f"Real pictures reach {ceiling:.3g}.")
+        remarks.append(f"Real pictures reach {ceiling:.3g}.")
     ranked = rows.sort_values(key, ascending=not more_is_better)
     best, cheapest = ranked.iloc[0], rows.loc[rows[column].idxmin()]
     sentence = (
@@ -140,8 +145,12 @@ def rivals_chart(table, scenario, measure="image score", price="megabytes"):
         f"{cheapest[column]:,.0f}, takes {METHOD_NAMES[cheapest['method']]}, with {cheapest[key]:.3g}. "
     )
     shown = rows[["method", "seeds", key, f"{key}_low", f"{key}_high", *PRICES.values()]]
-    said.append("Bars reach from the lowest seed to the highest.")
-    return chart, sentence + " ".join(said), shown.assign(method=shown["method"].map(METHOD_NAMES))
+    remarks.append("Bars reach from the lowest seed to the highest.")
+    return (
+        chart,
+        sentence + " ".join(remarks),
+        shown.assign(method=shown["method"].map(METHOD_NAMES)),
+    )
 
 
 def rivals_view(table=None):
@@ -178,19 +187,3 @@ class RivalsView:
 
     def _ipython_display_(self):
         """Shown already by `show`."""
-
-
-def _last_round(result):
-    """One run after its last round, averaged over its domains; NaN for what was not measured."""
-    row = {"refused": result.get("refused", 0), "gigaflops": result.get("gigaflops", np.nan)}
-    for key in (*KEYS, *CEILINGS.values()):
-        each = result.get(key) or []
-        values = [
-            value
-            for value in (of[-1] if isinstance(of, list) else of for of in each)
-            if value is not None
-        ]
-        row[key] = float(np.mean(values)) if values else np.nan
-    row["megabytes"] = result["megabytes_up"][-1] + result["megabytes_down"][-1]
-    row["wireless_seconds"] = result["wireless_seconds"][-1]
-    return row

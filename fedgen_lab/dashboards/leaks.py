@@ -58,7 +58,7 @@ class LeaksPanel(Measuring):
             "secure": "on" if self.secure.value else "off",
         }
         job.report("Loading the model and the pictures.")
-        from fedgen_lab.privacy.backdoor import TRIGGER
+        from fedgen_lab.lora.backdoor import TRIGGER
         from fedgen_lab.privacy.uploads import SHOWN, first_adapter, measure, run_uploads
 
         if self.uploads is None:

@@ -1,15 +1,15 @@
 """The recorded sweep of lab 03, read from the file that ships, as curves over seeds.
 
-Lab 03. `python -m fedgen_lab.sweep federated_lora` wrote the file; nothing here computes anything new. A learner scrubs
-the knobs over it at once, and runs a point live to see whether their machine agrees.
+Lab 03. `data/record/federated_lora.py` says what was run; nothing here computes anything new. A learner scrubs the
+knobs over it at once, and runs a point live to see whether their machine agrees.
 """
 
-import json
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from fedgen_lab.recorded import read_sweep
 
 AXES = ("rounds", "megabytes", "wireless seconds")
 NAMES = {
@@ -18,6 +18,8 @@ NAMES = {
     "full": "federated full model",
     "centralised": "centralised LoRA",
 }
+SENT = ("megabytes_up", "megabytes_down")  # totals so far, by round from 0
+NUMBERS = ("loss", "object", "all", "old_all", "kid", *SENT, "wireless_seconds")
 
 
 @dataclass(frozen=True)
@@ -45,148 +47,93 @@ class Recorded:
     """
 
     def __init__(self, path):
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"There is no recorded sweep at {path}. Make it: python -m fedgen_lab.sweep {path.stem}"
-            )
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not {"made", "points"} <= set(content):
-            raise ValueError(
-                f"{path} is not a recorded sweep: it has no 'made' and 'points'. Get the file again."
-            )
-        self.made = content["made"]
-        self.points = content["points"]
+        sweep = read_sweep(path)
+        self.made, self.points = sweep["made"], sweep["points"]
 
     def methods(self):
         """The methods that were recorded, in the file's order."""
-        return list(dict.fromkeys(entry["point"]["method"] for entry in self.points))
+        return list(dict.fromkeys(run["point"]["method"] for run in self.points))
 
     def nearest(self, method, num_clients, skew):
-        """The recorded point of `method` closest to the knobs, as (num_clients, skew); None without any.
+        """The recorded point of `method` closest to the knobs; None without any.
 
-        Clients are compared by their ratio (2 to 4 is as far as 4 to 8). A key that was not swept counts as a match.
+        Clients are compared by their ratio (2 to 4 is as far as 4 to 8).
         """
-        found = [entry["point"] for entry in self.points if entry["point"]["method"] == method]
-        if not found:
-            return None
 
         def distance(point):
-            clients, held = point.get("num_clients", num_clients), point.get("skew", skew)
-            return abs(np.log2(clients / num_clients)) + 4 * abs(held - skew), clients
+            ratio = abs(np.log2(point["num_clients"] / num_clients))
+            return ratio + 4 * abs(point["skew"] - skew), point["num_clients"]
 
-        return min(found, key=distance)
+        points = [run["point"] for run in self.points if run["point"]["method"] == method]
+        return min(points, key=distance, default=None)
 
-    def runs(self, method, point):
-        """The runs of `method` at exactly `point`, one per seed."""
-        return [
-            entry
-            for entry in self.points
-            if entry["point"] == point and entry["point"]["method"] == method
-        ]
+    def curve(self, method, num_clients, skew, axis="rounds"):
+        """The loss on held-out pictures at the recorded point nearest to the knobs; None where not recorded.
 
-    def curve(self, method, num_clients, skew, axis="rounds", measure="loss"):
-        """`measure` against `axis` at the recorded point nearest to the knobs, over its seeds; None where not recorded.
-
-        axis: one of AXES. measure: "loss" (denoising loss on held-out pictures), or a score that was taken at some
-        rounds: "object" or "all" (prompt fidelity in [0, 1]).
+        axis: one of AXES. What sends nothing has no megabytes and no seconds: its curve is the last loss alone, at 0.
         """
         point = self.nearest(method, num_clients, skew)
         if point is None:
             return None
-        runs = self.runs(method, point)
-        results = [run["result"] for run in runs if run["result"].get(measure)]
-        if not results:
-            return None
-        rounds, values = zip(*[_series(result[measure]) for result in results], strict=True)
-        shortest = min(len(series) for series in values)
-        values = np.array([series[:shortest] for series in values], float)
-        x = _axis(results, np.array(rounds[0][:shortest]), axis)
-        if x is None:  # nothing was sent: only where it ends can be compared
-            x, values = np.zeros(1), values[:, -1:]
+        runs = [run for run in self.points if run["point"] == point]
+        results = [run["result"] for run in runs]
+        losses = np.array([result["loss"] for result in results])  # (seeds, rounds + 1)
+        x = _axis(results, axis)
+        if x is None:
+            x, losses = np.zeros(1), losses[:, -1:]
         seeds = tuple(run["seed"] for run in runs)
-        return Curve(
-            method, point, seeds, x, values.mean(axis=0), values.min(axis=0), values.max(axis=0)
-        )
+        return Curve(method, point, seeds, x, losses.mean(0), losses.min(0), losses.max(0))
 
     def ends(self):
         """One row per recorded point: method, num_clients, skew, seeds, and after its last round the mean over seeds.
 
         loss with loss_low and loss_high (the best and the worst seed), the scores that were taken (object, all,
-        old_all, kid), megabytes up and down together, and wireless_seconds. The base model's row is where federated
-        LoRA starts.
+        old_all, kid), megabytes up and down together, and wireless_seconds. The base model's row, the first, is where
+        federated LoRA starts.
         """
-        rows, points = (
-            [],
-            {json.dumps(entry["point"], sort_keys=True): entry["point"] for entry in self.points},
+        points = [run["point"] for run in self.points]
+        federated = next((point for point in points if point["method"] == "lora"), None)
+        starts = [
+            {"method": "base"} | _numbers(run["result"], 0)
+            for run in self.points
+            if run["point"] == federated
+        ]
+        ends = [run["point"] | _numbers(run["result"], -1) for run in self.points]
+        runs = pd.DataFrame(starts + ends).groupby(list(points[0]), sort=False, dropna=False)
+        table = runs.mean().assign(
+            seeds=runs.size(), loss_low=runs["loss"].min(), loss_high=runs["loss"].max()
         )
-        for point in points.values():
-            results = [run["result"] for run in self.runs(point["method"], point)]
-            if point["method"] == "lora" and "base" not in [row["method"] for row in rows]:
-                rows.append({"method": "base", "seeds": len(results), **_at(results, 0)})
-            rows.append({**point, "seeds": len(results), **_at(results, -1)})
-        return pd.DataFrame(rows)
+        return table.reset_index()
 
     def provenance(self):
         """One sentence that says when the sweep was recorded, with what, and over which seeds."""
-        versions = self.made.get(
-            "versions", {k: v for k, v in self.made.items() if k not in ("date", "command")}
-        )
-        packages = ", ".join(
-            f"{name} {version}" for name, version in versions.items() if isinstance(version, str)
-        )
-        seeds = sorted({entry["seed"] for entry in self.points})
-        date = str(self.made.get("date", "an unknown day"))[:10]
+        packages = ", ".join(f"{name} {version}" for name, version in self.made["versions"].items())
+        seeds = sorted({run["seed"] for run in self.points})
+        date = self.made["date"][:10]
         return f"Recorded on {date} with {packages}; seeds {', '.join(map(str, seeds))}."
 
 
-def _at(results, place):
-    """The mean over `results` at their first (0) or last (-1) round."""
-    row = {}
-    for name in (
-        "loss",
-        "object",
-        "all",
-        "old_all",
-        "kid",
-        "megabytes_up",
-        "megabytes_down",
-        "wireless_seconds",
-    ):
-        values = [_series(result[name])[1][place] for result in results if result.get(name)]
-        if values:
-            row[name] = float(np.mean(values))
-            if name == "loss":
-                row |= {"loss_low": min(values), "loss_high": max(values)}
-    row["megabytes"] = row.pop("megabytes_up", 0.0) + row.pop("megabytes_down", 0.0)
-    return row
+def _numbers(result, place):
+    """A run's numbers at the first (0) or last (-1) of the rounds at which each was taken."""
+    numbers = {}
+    for name in NUMBERS:
+        series = result.get(name, [0.0] if name in SENT else None)
+        if series is not None:
+            numbers[name] = list(series.values() if isinstance(series, dict) else series)[place]
+    numbers["megabytes"] = sum(numbers.pop(name) for name in SENT)
+    return numbers
 
 
-def _series(value):
-    """(rounds, values) of a result that is one number, a list per round, or a dict {round: number}."""
-    if isinstance(value, dict):
-        rounds = sorted(value, key=int)
-        return [int(r) for r in rounds], [value[r] for r in rounds]
-    if isinstance(value, (int, float)):
-        return [0], [value]
-    return list(range(len(value))), list(value)
-
-
-def _axis(results, rounds, axis):
-    """Where on `axis` those rounds lie, averaged over seeds; None for a method without an uplink."""
-    if axis == "rounds":
-        return rounds.astype(float)
+def _axis(results, axis):
+    """Where on `axis` the rounds from 0 on lie, averaged over seeds; None where nothing was sent."""
     if axis not in AXES:
         raise ValueError(f"axis must be one of {', '.join(AXES)}; got {axis!r}.")
-    keys = ("megabytes_up", "megabytes_down") if axis == "megabytes" else ("wireless_seconds",)
-    if not all(result.get(key) is not None for result in results for key in keys):
+    if axis == "rounds":
+        return np.arange(len(results[0]["loss"]), dtype=float)
+    names = SENT if axis == "megabytes" else ("wireless_seconds",)
+    if not all(name in result for result in results for name in names):
         return None
-    totals = []
-    for result in results:
-        series = np.sum([np.atleast_1d(np.asarray(result[key], float)) for key in keys], axis=0)
-        if len(series) <= rounds.max():  # one entry a round, without the zero at the start
-            series = np.concatenate([[0.0], series])
-        if len(series) <= rounds.max() or not series.any():
-            return None
-        totals.append(series[rounds])
-    return np.mean(totals, axis=0)
+    totals = np.mean(
+        [np.sum([result[name] for name in names], axis=0) for result in results], axis=0
+    )
+    return totals if totals.any() else None

@@ -65,7 +65,7 @@ def federated(run, job):
 
 def draw_each(run, job, dealt, states, row):
     """Draw the strip with each client's parameters, of whatever rank; a stop ends it between two denoising steps."""
-    from fedgen_lab.federation.grid import Stopped
+    from fedgen_lab.federation.run import Stopped
     from fedgen_lab.lora.adapter import load_model
     from fedgen_lab.lora.federated import draw_strip, prepare
 

@@ -1,7 +1,7 @@
 """The recorded sweep of lab 10 beside PDFed's Table 1: does the score of novelty do what the paper says?
 
-Lab 10. `python -m fedgen_lab.sweep pdfed` wrote the file (`fedgen_lab.peers.sweep_pdfed` says what is in it); nothing
-here computes anything new. Whatever points the file holds are shown, and no others.
+Lab 10. `data/record/pdfed.py` says what was run and what its numbers are; nothing here computes anything new. Whatever
+points the file holds are shown, and no others.
 """
 
 import pandas as pd
@@ -9,7 +9,7 @@ from IPython.display import display
 
 from fedgen_lab.dashboards import charts, controls
 from fedgen_lab.dashboards.job import runs_inline
-from fedgen_lab.peers.sweep_pdfed import PAPERS, recorded_pdfed
+from fedgen_lab.recorded import recorded
 
 SCORES = {
     "Q-N (lower is better)": "qn",
@@ -31,6 +31,7 @@ NAMES = {
     "fedasync": "FedAsync",
     "fedavg": "FedAvg",
 }
+PAPERS = ("fld-fid", "qn", "qn-dedup")  # the columns of the paper's Table 1
 # arXiv 2409.18245, Table 1: Q-N in thousands and FID by clients, for each of `PAPERS`; CIFAR-10, DINOv2 features.
 PUBLISHED = {
     "qn": {
@@ -48,39 +49,34 @@ PUBLISHED = {
 }
 
 
-def directions(score="qn", recorded=None):
+def directions(score="qn"):
     """By how many percent a score changes against "fld-fid" with as many peers: ours, its seeds' range, published.
 
     score: "qn" or "fid". One row for each number of peers and each of the paper's two other objectives, as far as they
     were recorded: peers, method, ours, lowest, highest (of single seeds), published.
     """
-    recorded = recorded_pdfed() if recorded is None else recorded
-    rows = []
+    runs = recorded("pdfed").reindex(columns=["peers", "method", "seed", score])
+    base, rows = PAPERS[0], []
     for peers, published in sorted(PUBLISHED[score].items()):
-        of = recorded[recorded["peers"] == peers].set_index(["method", "seed"])[score]
-        base = of.get(PAPERS[0], pd.Series(dtype=float))
-        for place, method in enumerate(PAPERS[1:], 1):
-            pair = pd.concat(
-                [base, of.get(method, pd.Series(dtype=float))], axis=1, keys=["base", "it"]
-            ).dropna()
-            if len(pair):
-                each = 100 * (pair["it"] / pair["base"] - 1)
-                mean = 100 * (pair["it"].mean() / pair["base"].mean() - 1)
-                theirs = 100 * (published[place] / published[0] - 1)
-                rows.append((peers, NAMES[method], mean, each.min(), each.max(), theirs))
-    table = pd.DataFrame(
-        rows, columns=["peers", "method", "ours", "lowest", "highest", "published"]
-    )
-    return table.round(0)
+        seeds = runs[runs["peers"] == peers].pivot(index="seed", columns="method", values=score)
+        for method, score_of_paper in zip(PAPERS[1:], published[1:], strict=True):
+            pairs = seeds.reindex(columns=[base, method]).dropna()
+            if len(pairs):
+                changes = 100 * (pairs[method] / pairs[base] - 1)
+                mean = 100 * (pairs[method].mean() / pairs[base].mean() - 1)
+                of_paper = 100 * (score_of_paper / published[0] - 1)
+                rows.append((peers, NAMES[method], mean, changes.min(), changes.max(), of_paper))
+    columns = ["peers", "method", "ours", "lowest", "highest", "published"]
+    return pd.DataFrame(rows, columns=columns).round(0)
 
 
-def table_chart(recorded, score="Q-N (lower is better)"):
+def table_chart(runs, score="Q-N (lower is better)"):
     """A score of the last models by number of peers, one line a method. Returns (figure, sentence, table)."""
     key = SCORES[score]
-    if recorded.empty:
+    if runs.empty:
         return charts.empty_figure(""), "Nothing was recorded.", None
     grouped = (
-        recorded.groupby(["method", "peers"], sort=False)[key]
+        runs.groupby(["method", "peers"], sort=False)[key]
         .agg(["mean", "min", "max", "size"])
         .reset_index()
     )
@@ -113,25 +109,28 @@ def table_chart(recorded, score="Q-N (lower is better)"):
                     "thickness": 1,
                 },
             )
-    chart.update_xaxes(tickvals=sorted(recorded["peers"].unique().tolist()))
-    told = [f"Recorded, {grouped['size'].max()} seeds: bars reach from the lowest to the highest."]
+    chart.update_xaxes(tickvals=sorted(runs["peers"].unique().tolist()))
+    remarks = [
+        f"Recorded, {grouped['size'].max()} seeds: bars reach from the lowest to the highest."
+    ]
     plain = grouped[grouped["method"] == PAPERS[0]].set_index("peers")["mean"]
     if len(plain) > 1:
-        few, many = plain.index.min(), plain.index.max()
-        told.append(
-            f"With FLD + FID it goes from {plain[few]:.3g} with {few} peers to {plain[many]:.3g} with {many}."
+        fewest, largest = plain.index.min(), plain.index.max()
+        remarks.append(
+            f"With FLD + FID it goes from {plain[fewest]:.3g} with {fewest} peers "
+            f"to {plain[largest]:.3g} with {largest}."
         )
     shown = grouped.rename(
         columns={"mean": key, "min": "lowest", "max": "highest", "size": "seeds"}
     )
-    return chart, " ".join(told), shown.assign(method=shown["method"].map(NAMES))
+    return chart, " ".join(remarks), shown.assign(method=shown["method"].map(NAMES))
 
 
 class TableView:
     """A choice of score and the chart of what was recorded for it."""
 
-    def __init__(self, recorded):
-        self.recorded = recorded
+    def __init__(self, runs):
+        self.recorded = runs
         self.score = controls.choice("Score", list(SCORES))
         self.chart = charts.LiveChart("table-one")
         self.score.observe(lambda _: self.draw(), names="value")
@@ -151,4 +150,4 @@ class TableView:
 
 def table_view():
     """Show what was recorded in the running cell, with a choice of score; returns the view."""
-    return TableView(recorded_pdfed()).show()
+    return TableView(recorded("pdfed")).show()

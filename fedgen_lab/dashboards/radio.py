@@ -17,11 +17,12 @@ from fedgen_lab.wireless.channel import (
     ALLOCATIONS,
     Network,
     fading_gains,
+    phase_seconds,
     place_clients,
     signal_to_noise,
 )
 from fedgen_lab.wireless.payload import adapter, trace_of, whole_unet
-from fedgen_lab.wireless.replay import meet_deadline, phase_seconds, replay
+from fedgen_lab.wireless.replay import meet_deadline, replay
 
 ROUNDS, PICTURES = 5, 20  # a round: twenty pictures trained on, as with 20 local steps of batch 1
 FLOPS_PER_SECOND = (

@@ -8,7 +8,7 @@ from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
-from flwr.app import Array
+from flwr.app import Array, ArrayRecord
 
 
 def write(values):
@@ -26,11 +26,21 @@ def read(array):
     return np.frombuffer(array.data, dtype, offset=len(header)).reshape(shape).copy()
 
 
+def values_of(record):
+    """The NumPy arrays in an `ArrayRecord` by name."""
+    return {name: read(array) for name, array in record.items()}
+
+
+def record_of(values):
+    """NumPy arrays by name as an `ArrayRecord`."""
+    return ArrayRecord({name: write(np.asarray(value)) for name, value in values.items()})
+
+
 def tensors_of(record):
     """The tensors in an `ArrayRecord` by name, as its `to_torch_state_dict` gives them."""
     import torch
 
-    return {name: torch.from_numpy(read(array)) for name, array in record.items()}
+    return {name: torch.from_numpy(value) for name, value in values_of(record).items()}
 
 
 @lru_cache(maxsize=1024)

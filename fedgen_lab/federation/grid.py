@@ -10,7 +10,6 @@ Beutel et al. 2020, arXiv 2007.14390.
 import logging
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 from flwr.app import ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
@@ -56,7 +55,6 @@ class LabGrid(Grid):
         client_app,
         num_clients,
         run_config=None,
-        trace=None,
         should_stop=None,
         on_message=None,
         stacked=None,
@@ -65,7 +63,7 @@ class LabGrid(Grid):
             raise ValueError(
                 f"num_clients must be a whole number of at least 1; got {num_clients!r}."
             )
-        self.trace = Trace() if trace is None else trace
+        self.trace = Trace()
         self._client_app, self._stacked = client_app, stacked
         self._should_stop, self._on_message = should_stop, on_message
         node_ids = np.random.default_rng(num_clients).integers(2**32, 2**62, size=int(num_clients))
@@ -217,47 +215,6 @@ class LabGrid(Grid):
         sent = self.trace.add(*row)
         if self._on_message is not None:
             self._on_message(sent)
-
-
-@dataclass(frozen=True)
-class Run:
-    """What is left of a run: the server's Flower `Context`, the `Trace`, and whether it was stopped half-way."""
-
-    context: Context
-    trace: Trace
-    stopped: bool
-
-
-def run_app(
-    server_app,
-    client_app,
-    num_clients,
-    run_config=None,
-    should_stop=None,
-    on_message=None,
-    stacked=None,
-):
-    """Run a Flower app on a `LabGrid`, as `flwr run` would in its simulation, and return a `Run`.
-
-    `run_config` takes the place of `[tool.flwr.app.config]`. When `should_stop()` becomes true the run ends at the
-    next message and the `Run` says `stopped`; what was aggregated until then stays with the app. Errors of the
-    `ServerApp` are raised.
-    """
-    context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config or {}))
-    grid = LabGrid(
-        client_app,
-        num_clients,
-        run_config,
-        should_stop=should_stop,
-        on_message=on_message,
-        stacked=stacked,
-    )
-    try:
-        with grid:
-            server_app(grid, context)
-    except Stopped:
-        return Run(context, grid.trace, stopped=True)
-    return Run(context, grid.trace, stopped=False)
 
 
 @contextmanager

@@ -5,14 +5,16 @@ arXiv 2106.09685). What a client sends is nothing but the parameters that train:
 fine-tuning.
 """
 
+from pathlib import Path
+
 import torch
 
 # Attention and feed-forward layers: attention alone at rank 4 was too weak to learn four new objects in 200 steps.
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
 
 
-def add_adapter(unet, rank=8, alpha=None, seed=0, targets=TARGETS):
-    """Freeze `unet` and put a trainable LoRA adapter beside its `targets`: A random by `seed`, B zero.
+def add_adapter(unet, rank=8, alpha=None, seed=0):
+    """Freeze `unet` and put a trainable LoRA adapter beside its `TARGETS`: A random by `seed`, B zero.
 
     `alpha` scales the adapter by alpha / rank; None means alpha = rank, a scale of one. Because B starts at zero the
     UNet computes exactly what it did before. Raises ValueError if it already carries an adapter.
@@ -25,7 +27,7 @@ def add_adapter(unet, rank=8, alpha=None, seed=0, targets=TARGETS):
     config = LoraConfig(
         r=rank,
         lora_alpha=rank if alpha is None else alpha,
-        target_modules=list(targets),
+        target_modules=list(TARGETS),
         init_lora_weights="gaussian",
     )
     with torch.random.fork_rng():  # peft draws A from torch's global generator
@@ -49,21 +51,19 @@ def trainable_state(unet):
 @torch.no_grad()
 def load_trainable(unet, state):
     """Write `state` (see `trainable_state`) back. Raises ValueError when names or shapes are not this UNet's."""
-    ours = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    if ours.keys() != state.keys():
-        odd = sorted(ours.keys() ^ state.keys())[0]
+    parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
+    if odd := sorted(parameters.keys() ^ state.keys()):
         raise ValueError(
-            f"This state does not fit: {odd!r} is only on one side. Use the same rank, targets and base model on both."
+            f"This state does not fit: {odd[0]!r} is only on one side. "
+            "Use the same rank, targets and base model on both."
         )
-    for name, parameter in ours.items():
+    for name, parameter in parameters.items():
         if parameter.shape != state[name].shape:
             raise ValueError(
                 f"{name} has shape {tuple(state[name].shape)}, expected {tuple(parameter.shape)}."
             )
-    for (
-        name,
-        parameter,
-    ) in ours.items():  # only now: a state that does not fit leaves the UNet as it was
+    # Only now: a state that does not fit leaves the UNet as it was.
+    for name, parameter in parameters.items():
         parameter.copy_(state[name])
 
 
@@ -74,35 +74,48 @@ def load_adapter(unet, state, alpha=0.0, train="AB"):
     The scale becomes alpha / rank, or one where `alpha` is 0. `train`: the factors that train from now on, "AB", "A"
     or "B". Raises ValueError when the layers or their sizes are not this UNet's.
     """
-    layers = {
-        name: layer
-        for name, layer in unet.named_modules()
-        if "default" in getattr(layer, "lora_A", ())
-    }
-    given = {name.partition(".lora_")[0] for name in state}
-    if odd := sorted(given ^ set(layers)):
+    layers = dict(lora_layers(unet))
+    if odd := sorted({name.partition(".lora_")[0] for name in state} ^ set(layers)):
         raise ValueError(
             f"This adapter does not fit: {odd[0]!r} is only on one side. Use the same targets and model."
         )
     for name, layer in layers.items():
         a, b = (state[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
-        if (a.shape[1], b.shape[0]) != (layer.in_features, layer.out_features) or a.shape[
-            0
-        ] != b.shape[1]:
+        rank = len(a)
+        if a.shape != (rank, layer.in_features) or b.shape != (layer.out_features, rank):
             raise ValueError(
                 f"{name} got A {tuple(a.shape)} and B {tuple(b.shape)} "
                 f"where (r, {layer.in_features}) and ({layer.out_features}, r) belong."
             )
-        for module, factor, value in (
-            (layer.lora_A["default"], "A", a),
-            (layer.lora_B["default"], "B", b),
-        ):
+        for factor, value in (("A", a), ("B", b)):
+            module = getattr(layer, f"lora_{factor}")["default"]
             if module.weight.shape == value.shape:
                 module.weight.copy_(value)
             else:
                 module.weight = torch.nn.Parameter(value.clone().to(module.weight))
             module.weight.requires_grad_(factor in train)
-        layer.r["default"], layer.scaling["default"] = len(a), alpha / len(a) if alpha else 1.0
+        layer.r["default"] = rank
+        layer.scaling["default"] = alpha / rank if alpha else 1.0
+
+
+def lora_layers(unet):
+    """[(name, layer)] of the layers that carry an adapter."""
+    return [
+        (name, layer)
+        for name, layer in unet.named_modules()
+        if "default" in getattr(layer, "lora_A", ())
+    ]
+
+
+@torch.no_grad()
+def add_to_weights(unet, pairs, pristine):
+    """W = W0 + B A in every adapted layer. pairs: {layer: (A, B)}; pristine: {layer: W0}, filled at the first call."""
+    for name, layer in lora_layers(unet):
+        weight = layer.base_layer.weight
+        weight.copy_(pristine.setdefault(name, weight.clone()))
+        if name in pairs:
+            a, b = (factor.to(weight) for factor in pairs[name])
+            weight.add_(b @ a)
 
 
 def load_model(unet, state):
@@ -111,6 +124,15 @@ def load_model(unet, state):
         load_adapter(unet, state)
     else:
         load_trainable(unet, state)
+
+
+def save_state(state, run_config):
+    """Write a state to the safetensors file that run config "save-to" names, if it names one."""
+    from safetensors.torch import save_file
+
+    if path := str(run_config.get("save-to", "")):
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, path)
 
 
 def adapter_bytes(state):

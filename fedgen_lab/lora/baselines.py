@@ -9,14 +9,15 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fedgen_lab.federation.grid import Stopped
+from fedgen_lab.federation.run import Stopped, listener
 from fedgen_lab.lora.adapter import load_model, load_trainable, trainable_state
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.device import local_seed, prepare
+from fedgen_lab.lora.factors import fold
 from fedgen_lab.lora.federated import Outcome, StepDone
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, train
 from fedgen_lab.lora.pipeline import Encoded, draw, encode
-from fedgen_lab.lora.rules import fold
+from fedgen_lab.scores import kid, load_judge, prompt_fidelity
 
 CENTRE = -1  # stands where a client's number would: the one who holds all pictures
 
@@ -27,68 +28,54 @@ def run_local_only(scenario, should_stop=None, on_event=None):
     The `Outcome` has every client's parameters in `client_states`, and the loss averaged over clients in `rounds`.
     """
     pipeline, dealt = prepare(scenario), deal(scenario)
-    start = trainable_state(pipeline.unet)
-    encoded = [encode(pipeline, pictures) for pictures in dealt.clients]
+    owners = {client: encode(pipeline, pictures) for client, pictures in enumerate(dealt.clients)}
+    on_step = listener(on_event, should_stop=should_stop)
     return _alone(
-        scenario, pipeline, dealt, start, encoded, scenario.local_steps, should_stop, on_event
+        scenario, "local_only", pipeline, dealt.held_out, owners, scenario.local_steps, on_step
     )
 
 
-def run_centralised(scenario, should_stop=None, on_event=None):
+def run_centralised(scenario):
     """All clients' pictures in one place, trained for as many steps a round as all clients take together."""
     pipeline, dealt = prepare(scenario), deal(scenario)
-    start = trainable_state(pipeline.unet)
-    parts = [encode(pipeline, pictures) for pictures in dealt.clients]
-    everything = Encoded(torch.cat([p.latents for p in parts]), torch.cat([p.text for p in parts]))
+    shares = [encode(pipeline, pictures) for pictures in dealt.clients]
+    latents = torch.cat([encoded.latents for encoded in shares])
+    text = torch.cat([encoded.text for encoded in shares])
+    owners = {CENTRE: Encoded(latents, text)}
     steps = scenario.local_steps * scenario.num_clients
-    return _alone(scenario, pipeline, dealt, start, [everything], steps, should_stop, on_event)
+    return _alone(scenario, "centralised", pipeline, dealt.held_out, owners, steps, listener())
 
 
-def _alone(scenario, pipeline, dealt, start, owners, steps, should_stop, on_event):
-    """Train each owner of pictures round by round without any averaging. One owner alone is the centre."""
-    schedule, held_out = noise_schedule(pipeline), encode(pipeline, dealt.held_out)
-    centralised = len(owners) == 1 and scenario.num_clients > 1 or steps > scenario.local_steps
-    states, losses, stopped = {}, np.full((len(owners), scenario.rounds + 1), np.nan), False
-
-    def stop_if_asked(*_):
-        if should_stop is not None and should_stop():
-            raise Stopped("The run was stopped.")
-
+def _alone(scenario, method, pipeline, held_out, owners, steps, on_step):
+    """Train each of `owners`, {name: its `Encoded`}, round by round without any averaging."""
+    unet, schedule = pipeline.unet, noise_schedule(pipeline)
+    held_out, start = encode(pipeline, held_out), trainable_state(unet)
+    losses = np.full((len(owners), scenario.rounds + 1), np.nan)
+    states, stopped = {}, False
     try:
-        for owner, encoded in enumerate(owners):
-            name = CENTRE if centralised else owner
-            load_trainable(pipeline.unet, start)
-            losses[owner, 0] = denoising_loss(
-                pipeline.unet, schedule, held_out, scenario.seed
-            ).mean()
+        for row, (owner, encoded) in enumerate(owners.items()):
+            # Everyone begins with the same parameters.
+            load_trainable(unet, start)
+            losses[row, 0] = denoising_loss(unet, schedule, held_out, scenario.seed).mean()
             for server_round in range(1, scenario.rounds + 1):
 
-                def report(step, total, loss, at=(server_round, name)):
-                    if on_event is not None:
-                        on_event(StepDone(*at, step, total, loss))
-                    stop_if_asked()
+                def report(step, steps, loss, server_round=server_round, owner=owner):
+                    on_step(StepDone(server_round, owner, step, steps, loss))
 
-                seed = local_seed(scenario, owner, server_round)
-                train(
-                    pipeline.unet,
-                    schedule,
-                    encoded,
-                    steps,
-                    scenario.batch_size,
-                    scenario.learning_rate,
-                    seed,
-                    report,
-                )
-                states[name] = fold(trainable_state(pipeline.unet), scenario.lora_alpha)
-                losses[owner, server_round] = denoising_loss(
-                    pipeline.unet, schedule, held_out, scenario.seed
-                ).mean()
+                # The batches that this client would train on in this round of the federation.
+                seed = local_seed(scenario, row, server_round)
+                rate = scenario.learning_rate
+                train(unet, schedule, encoded, steps, scenario.batch_size, rate, seed, report)
+                states[owner] = fold(trainable_state(unet), scenario.lora_alpha)
+                loss = denoising_loss(unet, schedule, held_out, scenario.seed).mean()
+                losses[row, server_round] = loss
     except Stopped:
         stopped = True
-    complete = [r for r in range(scenario.rounds + 1) if np.isfinite(losses[:, r]).any()]
+    # The mean over those who came so far.
+    complete = np.flatnonzero(np.isfinite(losses).any(axis=0))
     return Outcome(
         scenario=scenario,
-        method="centralised" if centralised else "local_only",
+        method=method,
         rounds=pd.DataFrame({"round": complete, "loss": np.nanmean(losses[:, complete], axis=0)}),
         state=states.get(CENTRE, {}),
         client_states=states,
@@ -103,31 +90,28 @@ def score(scenario, states, on_step=None):
     old_all (on prompts the base already knew: what is left of it), and kid (against held-out pictures, in the judge's
     features).
     """
-    from fedgen_lab.scores import kid, load_judge, prompt_fidelity
-
     pipeline, dealt = prepare(scenario), deal(scenario)
-    schedule, held_out = noise_schedule(pipeline), encode(pipeline, dealt.held_out)
-    start = trainable_state(pipeline.unet)
+    unet, schedule = pipeline.unet, noise_schedule(pipeline)
+    held_out, start = encode(pipeline, dealt.held_out), trainable_state(unet)
     rows = []
     for state in states:
-        load_model(pipeline.unet, state or start)
-        row = {
-            "loss": float(denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean())
-        }
-        if dealt.prompts:
-            judge, number = load_judge(), len(dealt.prompts)
-            drawn = draw(pipeline, dealt.prompts, range(number), on_step=on_step)
-            fidelity = prompt_fidelity(drawn, dealt.asked, judge)
-            old = draw(pipeline, dealt.old_prompts, range(number), on_step=on_step)
-            old_fidelity = prompt_fidelity(old, dealt.old_asked, judge)
-            row |= {
-                "object": fidelity["object"],
-                "all": fidelity["all"],
-                "old_all": old_fidelity["all"],
-            }
-            subset = min(50, number, len(dealt.held_out))
-            row["kid"] = kid(
-                dealt.held_out.images, drawn, judge, subset_size=subset, seed=scenario.seed
-            )
+        load_model(unet, state or start)
+        row = {"loss": float(denoising_loss(unet, schedule, held_out, scenario.seed).mean())}
         rows.append(row)
+        if not dealt.prompts:
+            continue
+
+        # What it draws for prompts of both kinds, before the judge.
+        judge, seeds = load_judge(), range(len(dealt.prompts))
+        drawn = draw(pipeline, dealt.prompts, seeds, on_step=on_step)
+        fidelity = prompt_fidelity(drawn, dealt.requests, judge)
+        old = draw(pipeline, dealt.old_prompts, seeds, on_step=on_step)
+        row["object"] = fidelity["object"]
+        row["all"] = fidelity["all"]
+        row["old_all"] = prompt_fidelity(old, dealt.old_requests, judge)["all"]
+
+        # How far they are from held-out pictures.
+        size = min(50, len(seeds), len(dealt.held_out))
+        real = dealt.held_out.images
+        row["kid"] = kid(real, drawn, judge, subset_size=size, seed=scenario.seed)
     return pd.DataFrame(rows)

@@ -1,27 +1,49 @@
 """A device's half of federated LoRA: before its training, after it, and the two odd jobs that some rules ask for.
 
-Labs 03, 04, 05 and 08. `begin` and `end` stand around the training itself, so that the plain client and its stacked
-twin (`lora/stacked.py`) share everything else.
+Labs 03, 04, 05 and 08. `begin` and `end` stand around the training itself; what differs from rule to rule is the
+rule's own (`lora/rules.py`).
 """
 
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from torch import nn
 
 from fedgen_lab.federation.arrays import tensors_of
-from fedgen_lab.lora.adapter import add_adapter, load_adapter, load_trainable, trainable_state
+from fedgen_lab.lora.adapter import (
+    add_adapter,
+    load_adapter,
+    load_trainable,
+    lora_layers,
+    trainable_state,
+)
+from fedgen_lab.lora.backdoor import boost, is_attacker, poison
 from fedgen_lab.lora.data import deal
+from fedgen_lab.lora.factors import fold, part
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, noised_batch, step_flops
 from fedgen_lab.lora.pipeline import encode, load_pipeline
 from fedgen_lab.lora.real_size import make_light
-from fedgen_lab.lora.received import keep, load_local, mean_gradients, personal, receive
-from fedgen_lab.lora.rules import factors, fold, part, sent_part
-from fedgen_lab.lora.stacked import Turn
+from fedgen_lab.lora.rules import RULES, Seat, catch_up
 from fedgen_lab.lora.upload import pack
 from fedgen_lab.scenario import Scenario
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One client's share of a round: the message that came, and what its training needs (see `local.train`)."""
+
+    message: Message
+    context: Context
+    scenario: Scenario
+    unet: nn.Module  # with what came down in it
+    schedule: object
+    encoded: object  # the client's pictures
+    state: dict  # what trains, by name, as it came
+    seed: int
 
 
 def prepare(scenario):
@@ -35,12 +57,8 @@ def prepare(scenario):
         scenario.base_model or None, dtype=torch.bfloat16 if light else torch.float32
     )
     if scenario.method == "lora":
-        add_adapter(
-            pipeline.unet,
-            max(scenario.client_ranks),
-            scenario.lora_alpha or None,
-            seed=scenario.seed,
-        )
+        rank, alpha = max(scenario.client_ranks), scenario.lora_alpha or None
+        add_adapter(pipeline.unet, rank, alpha, seed=scenario.seed)
     else:
         pipeline.unet.requires_grad_(True)
     if light:
@@ -72,8 +90,6 @@ class _Base:
     def _pictures(self, scenario, client):
         pictures = self.dealt.clients[client]
         if scenario.attackers:
-            from fedgen_lab.privacy.backdoor import is_attacker, poison
-
             pictures = (
                 poison(pictures, scenario.seed) if is_attacker(client, scenario) else pictures
             )
@@ -87,105 +103,80 @@ class LoraDevice:
     """
 
     def __init__(self, on_trained=None):
-        self._base, self._on_trained = (
-            lru_cache(maxsize=1)(_Base),
-            on_trained,
-        )  # a SuperNode has its own
+        self._base = lru_cache(maxsize=1)(_Base)  # a SuperNode has one for itself
+        self._on_trained = on_trained
 
     def begin(self, message, context):
         """A `Turn`: what came down, made ready to train. Raises ValueError when this node is not in the scenario."""
         scenario, client, base = self._who(context)
-        config = message.content["config"]
-        job = int(config.get("job", config["server-round"]))
-        scale = None
+        content, config = message.content, message.content["config"]
+        arrays = tensors_of(content["arrays"])
         if scenario.method == "full":
-            state = tensors_of(message.content["arrays"])
-            load_trainable(base.unet, state)
+            load_trainable(base.unet, arrays)
+            trains = arrays
         else:
-            local = receive(message.content, context.state, scenario, client, base.start)
-            load_local(base.unet, local, scenario, base.pristine)
-            state, rank = local.trains, max(a.shape[0] for a, _ in factors(local.adapter).values())
-            scale = scenario.lora_alpha / rank if scenario.lora_alpha else 1.0
+            rule, seat = RULES[scenario.rule], _seat(scenario, client, config["server-round"])
+            merged = catch_up(content, context.state) if rule.has_merges else {}
+            adapter, trains = rule.receive(arrays, context.state, base.start, seat)
+            rule.load(base.unet, adapter, trains, scenario.lora_alpha, merged, base.pristine)
+        job = int(config.get("job", config["server-round"]))
+        seed = local_seed(scenario, client, job)
         return Turn(
-            message,
-            context,
-            base.unet,
-            base.schedule,
-            base.encoded(client),
-            state,
-            scenario.local_steps,
-            scenario.batch_size,
-            scenario.learning_rate,
-            local_seed(scenario, client, job),
-            scale,
+            message, context, scenario, base.unet, base.schedule, base.encoded(client), trains, seed
         )
 
     def end(self, turn, trained, losses):
         """The answer to a `Turn` after its training: what the rule sends up, packed as the scenario says."""
         scenario, client, base = self._who(turn.context)
-        server_round, sent, start = (
-            int(turn.message.content["config"]["server-round"]),
-            trained,
-            turn.state,
-        )
+        sent, start = trained, turn.state
         if scenario.method == "lora":
-            which = sent_part(scenario.rule, server_round)
-            keep(turn.context.state, scenario, trained)
-            sent, start = part(trained, which), part(turn.state, which)
+            rule = RULES[scenario.rule]
+            rule.keep(turn.context.state, trained)
+            factors = rule.sends(int(turn.message.content["config"]["server-round"]))
+            sent, start = part(trained, factors), part(turn.state, factors)
             if self._on_trained is not None:
                 self._on_trained(client, fold(trained, scenario.lora_alpha))
-        if scenario.attackers:
-            from fedgen_lab.privacy.backdoor import boost, is_attacker
-
-            if is_attacker(client, scenario):
-                sent = boost(sent, start, scenario.num_clients / scenario.attackers)
-        metrics = MetricRecord(
-            {
-                "num-examples": len(turn.encoded),
-                "partition-id": client,
-                "loss": float(np.mean(losses)),
-                "flops": float(base.flops() * scenario.local_steps),
-            }
-        )
+        if is_attacker(client, scenario):
+            sent = boost(sent, start, scenario.num_clients / scenario.attackers)
         arrays = pack(sent, start, scenario, turn.context.state, turn.seed)
+        metrics = self._metrics(client, base, loss=float(np.mean(losses)))
+        metrics["flops"] = float(base.flops() * scenario.local_steps)
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=turn.message)
 
     def gradients(self, message, context):
-        """Fed-SB's beginning: the mean gradient of every adapted W0 over this device's own pictures."""
+        """Fed-SB's beginning: the mean gradient of every adapted W0 over this device's pictures, {layer: (out, in)}."""
         scenario, client, base = self._who(context)
-        encoded, generator = (
-            base.encoded(client),
-            torch.Generator().manual_seed(local_seed(scenario, client, 0)),
-        )
-
-        def loss():
+        layers, generator = dict(lora_layers(base.unet)), torch.Generator()
+        generator.manual_seed(local_seed(scenario, client, 0))
+        for layer in layers.values():
+            layer.base_layer.weight.requires_grad_(True)
+        for _ in range(scenario.local_steps):
             noisy, timesteps, text, target = noised_batch(
-                base.schedule, encoded, scenario.batch_size, generator
+                base.schedule, base.encoded(client), scenario.batch_size, generator
             )
-            return F.mse_loss(
-                base.unet(noisy, timesteps, encoder_hidden_states=text).sample, target
-            )
-
-        gradients = mean_gradients(base.unet, loss, scenario.local_steps)
-        metrics = {
-            "num-examples": len(encoded),
-            "partition-id": client,
-            "flops": base.flops() * scenario.local_steps,
+            guess = base.unet(noisy, timesteps, encoder_hidden_states=text).sample
+            (F.mse_loss(guess, target) / scenario.local_steps).backward()
+        gradients = {
+            name: layer.base_layer.weight.grad.cpu().clone() for name, layer in layers.items()
         }
-        content = RecordDict({"arrays": ArrayRecord(gradients), "metrics": MetricRecord(metrics)})
+        # the UNet as it was: no gradients left, W0 frozen
+        base.unet.zero_grad(set_to_none=True)
+        for layer in layers.values():
+            layer.base_layer.weight.requires_grad_(False)
+        metrics = self._metrics(client, base, flops=base.flops() * scenario.local_steps)
+        content = RecordDict({"arrays": ArrayRecord(gradients), "metrics": metrics})
         return Message(content, reply_to=message)
 
     def evaluate(self, message, context):
-        """FedSA's own model of this device on the held-out pictures: its mean denoising loss."""
+        """FedSA's model of this device on the held-out pictures: its mean denoising loss."""
         scenario, client, base = self._who(context)
-        load_adapter(
-            base.unet, personal(message.content, context.state, base.start), scenario.lora_alpha
-        )
-        loss = float(
-            denoising_loss(base.unet, base.schedule, base.held_out(), scenario.seed).mean()
-        )
-        metrics = {"num-examples": len(base.encoded(client)), "partition-id": client, "loss": loss}
-        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+        content, seat = message.content, _seat(scenario, client, 0)
+        arrays = tensors_of(content["arrays"])
+        adapter = RULES[scenario.rule].complete(arrays, context.state, base.start, seat)
+        load_adapter(base.unet, adapter, scenario.lora_alpha)
+        losses = denoising_loss(base.unet, base.schedule, base.held_out(), scenario.seed)
+        metrics = self._metrics(client, base, loss=float(losses.mean()))
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
 
     def _who(self, context):
         scenario = Scenario.from_run_config(context.run_config)
@@ -195,3 +186,11 @@ class LoraDevice:
                 f"This node is client {client}, but the run has num-clients={scenario.num_clients}."
             )
         return scenario, client, self._base(scenario)
+
+    def _metrics(self, client, base, **more):
+        pictures = len(base.encoded(client))
+        return MetricRecord({"num-examples": pictures, "partition-id": client, **more})
+
+
+def _seat(scenario, client, server_round):
+    return Seat(client, scenario.client_ranks[client], int(server_round), scenario.seed)

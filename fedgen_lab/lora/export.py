@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import pad
 
-from fedgen_lab.lora.rules import factors, fold
+from fedgen_lab.lora.factors import factors, fold
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers looks for in a folder
 SPELLINGS = {  # kind -> (name of A, name of B) of the layer that takes the place of {}
@@ -23,7 +23,7 @@ SPELLINGS = {  # kind -> (name of A, name of B) of the layer that takes the plac
 PREFIX = "fedgen_"  # of our own entries in the header
 
 
-def save_adapter(state, target, kind="diffusers", provenance=None, alpha=0.0):
+def save_adapter(state, target, kind, provenance, alpha):
     """Write an adapter as safetensors and return the file's path; `pipeline.load_lora_weights(path)` loads every kind.
 
     state: {"LAYER.lora_A.default.weight": (r, in), "LAYER.lora_B.default.weight": (out, r)}, see
@@ -42,23 +42,22 @@ def save_adapter(state, target, kind="diffusers", provenance=None, alpha=0.0):
         raise ValueError(
             f"Only an adapter can be exported, and {odd[0]!r} is no part of one; use method='lora'."
         )
-    if not state or (
-        odd := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]
-    ):
-        raise ValueError(
-            f"{odd[0]} holds NaN or infinity."
-            if state
-            else "There is no adapter: the state is empty."
-        )
+    if not state:
+        raise ValueError("There is no adapter: the state is empty.")
+    if odd := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"{odd[0]} holds NaN or infinity.")
+
+    # A scale of one, for readers that find no alpha.
     pairs = factors(fold(state, alpha))
-    if (
-        kind == "kohya"
-    ):  # diffusers (0.42) mixes up the `.alpha` of layers that differ in rank: give all the largest
+    # diffusers (0.42) mixes up the `.alpha` of layers that differ in rank: give all the largest.
+    if kind == "kohya":
         largest = max(len(a) for a, _ in pairs.values())
         pairs = {
             layer: (pad(a, (0, 0, 0, largest - len(a))), pad(b, (0, largest - len(a))))
             for layer, (a, b) in pairs.items()
         }
+
+    # The names that this kind of file has.
     tensors = {}
     for layer, (a, b) in pairs.items():
         layer = layer.replace(".", "_") if kind == "kohya" else layer
@@ -66,14 +65,14 @@ def save_adapter(state, target, kind="diffusers", provenance=None, alpha=0.0):
             tensors[name.format(layer)] = factor.detach().float().cpu().contiguous()
         if kind == "kohya":
             tensors[f"lora_unet_{layer}.alpha"] = torch.tensor(float(len(a)))
-    header = {"format": "pt"} | {
-        f"{PREFIX}{key}": str(value) for key, value in (provenance or {}).items()
-    }
-    header |= (
-        _kohya_header(pairs)
-        if kind == "kohya"
-        else {"lora_adapter_metadata": json.dumps(_peft_config(pairs))}
-    )
+
+    # Where it comes from, and what other programs look for.
+    header = {"format": "pt"}
+    header |= {f"{PREFIX}{key}": str(value) for key, value in provenance.items()}
+    if kind == "kohya":
+        header |= _kohya_header(pairs)
+    else:
+        header["lora_adapter_metadata"] = json.dumps(_peft_config(pairs))
     path = Path(target)
     if path.suffix != ".safetensors":
         path = path / FILE_NAME
@@ -107,8 +106,11 @@ def _peft_config(pairs):
     """peft's own description of the adapter: a scale of one in every layer, whatever its rank."""
     ranks = {layer: len(a) for layer, (a, _) in pairs.items()}
     usual = Counter(ranks.values()).most_common(1)[0][0]
-    others = {layer: rank for layer, rank in ranks.items() if rank != usual}
-    config = {"r": usual, "lora_alpha": usual, "rank_pattern": others, "alpha_pattern": others}
+    exceptions = {layer: rank for layer, rank in ranks.items() if rank != usual}
     return {
-        f"unet.{key}": value for key, value in (config | {"target_modules": sorted(pairs)}).items()
+        "unet.r": usual,
+        "unet.lora_alpha": usual,
+        "unet.rank_pattern": exceptions,
+        "unet.alpha_pattern": exceptions,
+        "unet.target_modules": sorted(pairs),
     }

@@ -6,7 +6,6 @@ the server), with plain federated averaging of A and B. The same `ServerApp` and
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -14,19 +13,22 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedgen_lab.federation.grid import Stopped, run_app
+from fedgen_lab.federation.arrays import tensors_of
+from fedgen_lab.federation.run import listener, run_app
+from fedgen_lab.federation.secure import secured
 from fedgen_lab.federation.trace import Trace
-from fedgen_lab.lora.adapter import load_model, load_trainable, trainable_state
+from fedgen_lab.lora.adapter import load_model, load_trainable, save_state, trainable_state
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.device import LoraDevice, local_seed, prepare  # noqa: F401 (others take them from here)
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, train
 from fedgen_lab.lora.pipeline import draw, encode
-from fedgen_lab.lora.stacked import stacked_handler
+from fedgen_lab.lora.rules import RULES
 from fedgen_lab.lora.strategies import strategy_of
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless.replay import Timeline
 
 STRIP_SEED = 1000  # every strip of pictures starts from the same noise, whichever model draws it
+STRIP_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -75,8 +77,6 @@ def lora_client_app(on_step=None, device=None):
     steps on the client's own pictures (see `lora/rules.py`), and how many pictures, how large a loss and how many
     floating-point operations that was. `device`: a `LoraDevice` of one's own, to look over its shoulder.
     """
-    from fedgen_lab.privacy.secure import secured
-
     device, app = device or LoraDevice(), ClientApp()
 
     @app.train()
@@ -89,9 +89,9 @@ def lora_client_app(on_step=None, device=None):
             turn.unet,
             turn.schedule,
             turn.encoded,
-            turn.steps,
-            turn.batch_size,
-            turn.learning_rate,
+            turn.scenario.local_steps,
+            turn.scenario.batch_size,
+            turn.scenario.learning_rate,
             turn.seed,
             report,
         )
@@ -124,8 +124,6 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
 
     @app.main()
     def average_adapters(grid: Grid, context: Context) -> None:
-        from safetensors.torch import save_file
-
         scenario = Scenario.from_run_config(context.run_config)
         pipeline, dealt = prepare(scenario), deal(scenario)
         schedule, held_out = noise_schedule(pipeline), encode(pipeline, dealt.held_out)
@@ -140,7 +138,7 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
             state = arrays.to_torch_state_dict()
             load_model(pipeline.unet, state)
             loss = float(denoising_loss(pipeline.unet, schedule, held_out, scenario.seed).mean())
-            losses.append(getattr(strategy, "personal_losses", {}).get(server_round, loss))
+            losses.append(strategy.protocol.personal_losses.get(server_round, loss))
             if on_round is not None:
                 pictures, trace = draw_strip(pipeline, dealt), getattr(grid, "trace", None)
                 seconds = strategy.clock.now if hasattr(strategy, "clock") else 0.0
@@ -159,10 +157,8 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
         finally:  # also after a Stop: what was aggregated so far is kept
             if losses:
                 context.state["rounds"] = MetricRecord({"loss": losses})
-            if strategy.latest is not None and context.run_config.get("save-to"):
-                path = Path(str(context.run_config["save-to"]))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                save_file(strategy.latest.to_torch_state_dict(), path)
+            if strategy.latest is not None:
+                save_state(strategy.latest.to_torch_state_dict(), context.run_config)
 
     return app
 
@@ -174,45 +170,33 @@ def _work_flops(scenario, pipeline, held_out):
     return float(step_flops(pipeline.unet, held_out, scenario.batch_size) * scenario.local_steps)
 
 
-def draw_strip(pipeline, dealt, steps=20, guidance=3.0, on_step=None):
+def draw_strip(pipeline, dealt, on_step=None):
     """One picture per strip prompt, always from the same noise: (P, 3, H, W) in [-1, 1]."""
     seeds = range(STRIP_SEED, STRIP_SEED + len(dealt.strip))
-    return draw(pipeline, dealt.strip, seeds, steps, guidance, on_step=on_step)
+    return draw(pipeline, dealt.strip, seeds, STRIP_STEPS, on_step=on_step)
 
 
-def run_federated(
-    scenario, should_stop=None, on_event=None, network=None, stacked=False, start=None
-):
+def run_federated(scenario, should_stop=None, on_event=None, start=None):
     """Run the scenario as a Flower app in this process, on a `LabGrid`, and return its `Outcome`.
 
     `on_event` hears a `StepDone` after every local step and a `RoundDone` after every round. `should_stop()` is asked
     after every step and before every message; when it is true the run ends and what was averaged so far is in the
-    `Outcome`. `stacked`: train all clients' adapters in one pass where that can be done, the same but for rounding.
-    `start`: the parameters to begin with, by name; fresh ones unless given.
+    `Outcome`. `start`: the parameters to begin with, by name; fresh ones unless given.
     """
     losses, strategies, trained = {}, [], {}
     device = LoraDevice(on_trained=trained.__setitem__)
 
-    def hear(event):
+    def note_loss(event):
         if isinstance(event, RoundDone):
             losses[event.round] = event.loss
-        if on_event is not None:
-            on_event(event)
-        if should_stop is not None and should_stop():
-            raise Stopped("The run was stopped.")
 
-    together = (
-        stacked and not scenario.secure and scenario.rule != "fed-sb"
-    )  # masks, and R between B and A
+    hear = listener(note_loss, on_event, should_stop=should_stop)
     run = run_app(
-        lora_server_app(hear, strategies.append, network, start),
+        lora_server_app(hear, strategies.append, start=start),
         lora_client_app(hear, device),
         scenario.num_clients,
         scenario.to_run_config(),
         should_stop,
-        stacked=stacked_handler(device.begin, device.end, lambda *step: hear(_step_done(*step)))
-        if together
-        else None,
     )
     strategy = strategies[0] if strategies else None
     latest = strategy.latest if strategy else None
@@ -221,7 +205,7 @@ def run_federated(
         method=scenario.method,
         rounds=pd.DataFrame({"round": list(losses), "loss": list(losses.values())}),
         state=latest.to_torch_state_dict() if latest is not None else {},
-        client_states=_client_states(strategy, trained) if strategy else {},
+        client_states=_client_states(scenario, strategy, trained) if strategy else {},
         trace=run.trace,
         stopped=run.stopped,
         refused=tuple(strategy.refused) if strategy else (),
@@ -229,12 +213,12 @@ def run_federated(
     )
 
 
-def _client_states(strategy, trained):
+def _client_states(scenario, strategy, trained):
     """What each accepted client of the last round has: from its upload, or with the B that FedSA leaves on devices."""
     arrays = strategy.client_arrays
-    if getattr(strategy, "rule", "") == "fedsa":
+    if scenario.method == "lora" and RULES[scenario.rule].is_personal:
         return {client: trained[client] for client in arrays}
-    whole = getattr(strategy, "client_states", {})
     return {
-        client: whole.get(client) or array.to_torch_state_dict() for client, array in arrays.items()
+        client: strategy.protocol.client_states.get(client) or tensors_of(record)
+        for client, record in arrays.items()
     }

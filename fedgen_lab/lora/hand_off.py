@@ -16,14 +16,15 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.lora.pipeline import prompt_states, text_states
 
 _log = logging.getLogger("flwr")
-WITHOUT_MEMORY = (
-    "DDIMScheduler",
-    "EulerDiscreteScheduler",
-)  # samplers whose step needs the latent alone
+# Samplers whose step needs the latent alone.
+WITHOUT_MEMORY = ("DDIMScheduler", "EulerDiscreteScheduler")
+GUIDANCE = 3.0  # as `pipeline.draw` has it
+SIMILARITY = 0.5  # for the tiny model about "the same object on the same background"
+FINISHED_AT_ONCE = 16  # pictures in one pass of `finish`
 
 
 @dataclass(frozen=True)
@@ -44,122 +45,111 @@ class HandOff:
 
     def take(self, rows, dtype=None):
         """Only these rows, also one several times; in another dtype if wanted (float16 halves the bytes)."""
-        some = [
+        latents, *memory = (
             tensor[list(rows)].to(dtype or tensor.dtype) for tensor in (self.latents, *self.memory)
-        ]
-        return HandOff(self.step, self.steps, some[0], tuple(some[1:]))
+        )
+        return HandOff(self.step, self.steps, latents, tuple(memory))
 
 
-def begin(pipeline, seeds, steps=20):
+def begin(pipeline, seeds, steps):
     """Pure noise, one seed a picture: the hand-off before the first step. The same noise that `pipeline.draw` takes."""
-    own, side = (
-        _own_sampler(pipeline, steps),
-        pipeline.unet.config.sample_size * pipeline.vae_scale_factor,
+    pipeline = _with_a_fresh_sampler(pipeline, steps)
+    unet, noises = pipeline.unet, [torch.Generator().manual_seed(int(seed)) for seed in seeds]
+    side = unet.config.sample_size * pipeline.vae_scale_factor
+    latents = pipeline.prepare_latents(
+        len(noises), unet.config.in_channels, side, side, unet.dtype, pipeline.device, noises
     )
-    noises = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
-    channels, dtype = pipeline.unet.config.in_channels, pipeline.unet.dtype
-    latents = own.prepare_latents(len(noises), channels, side, side, dtype, pipeline.device, noises)
     return HandOff(0, steps, latents)
 
 
 @torch.no_grad()
-def denoise(pipeline, prompts, start, until=None, guidance=3.0):
-    """Take `start` (a `HandOff` of N pictures) on to step `until`, the last one by default, with N prompts.
+def denoise(pipeline, prompts, start, until):
+    """Take `start` (a `HandOff` of N pictures) on to step `until`, with N prompts.
 
     The loop of `StableDiffusionPipeline` in the open: the same bits. Raises ValueError for a step that is not ahead, or
     a sampler whose memory is not known here.
     """
-    until = start.steps if until is None else until
     if not start.step <= until <= start.steps:
         raise ValueError(f"until must lie in [{start.step}, {start.steps}]; got {until}.")
-    own = _own_sampler(pipeline, start.steps)
-    scheduler, device = own.scheduler, pipeline.device
+    pipeline = _with_a_fresh_sampler(pipeline, start.steps)
+    scheduler = pipeline.scheduler
     _remember(scheduler, start)
-    text, empty = prompt_states(own, prompts, guidance)
-    text = (
-        torch.cat([empty, text]) if guidance > 1 else text
-    )  # (2 N, L, D): without and with the prompt
-    latents = start.latents.to(device, pipeline.unet.dtype)
+
+    # Every latent is looked at twice, without its prompt and with it.
+    text = torch.cat(prompt_states(pipeline, prompts, GUIDANCE)[::-1])  # (2 N, L, D)
+    latents = start.latents.to(pipeline.device, pipeline.unet.dtype)
     for t in scheduler.timesteps[start.step : until]:
-        both = scheduler.scale_model_input(torch.cat([latents] * 2) if guidance > 1 else latents, t)
-        guess = pipeline.unet(both, t, encoder_hidden_states=text, return_dict=False)[0]
-        if guidance > 1:
-            without, with_prompt = guess.chunk(2)
-            guess = without + guidance * (with_prompt - without)
+        twice = scheduler.scale_model_input(torch.cat([latents, latents]), t)
+        guess = pipeline.unet(twice, t, encoder_hidden_states=text, return_dict=False)[0]
+        without, with_prompt = guess.chunk(2)
+        guess = without + GUIDANCE * (with_prompt - without)
         latents = scheduler.step(guess, t, latents, return_dict=False)[0]
     return HandOff(until, start.steps, latents, _memory(scheduler))
 
 
 @torch.no_grad()
-def finish(pipeline, prompts, start, guidance=3.0, batch_size=16):
+def finish(pipeline, prompts, start):
     """Draw `start` to its end with these prompts: (N, 3, H, W) in [-1, 1] on the CPU, as `pipeline.draw` gives them."""
     pictures = []
-    for first in range(0, len(prompts), batch_size):
-        part = range(first, min(first + batch_size, len(prompts)))
-        done = denoise(
-            pipeline, [prompts[i] for i in part], start.take(part), guidance=guidance
-        ).latents
-        image = pipeline.vae.decode(done / pipeline.vae.config.scaling_factor, return_dict=False)[0]
+    for first in range(0, len(prompts), FINISHED_AT_ONCE):
+        rows = range(first, min(first + FINISHED_AT_ONCE, len(prompts)))
+        end = denoise(pipeline, [prompts[i] for i in rows], start.take(rows), start.steps)
+        latents = end.latents / pipeline.vae.config.scaling_factor
+        image = pipeline.vae.decode(latents, return_dict=False)[0]
         image = pipeline.image_processor.postprocess(
-            image, output_type="pt", do_denormalize=[True] * len(part)
+            image, output_type="pt", do_denormalize=[True] * len(rows)
         )
         pictures.append(image.float().cpu() * 2 - 1)
     return torch.cat(pictures)
 
 
-def group_prompts(pipeline, prompts, similarity=0.5):
+def group_prompts(pipeline, prompts, similarity=SIMILARITY):
     """Prompts that can share steps: a list of groups, each a list of places in `prompts`, its most typical one first.
 
     Similar means: in a group any two prompts' text states have a cosine of at least `similarity` (complete linkage).
-    For the tiny model 0.5 means about "the same object on the same background"; other text encoders have other scales.
+    Other text encoders have other scales.
     """
     from scipy.cluster.hierarchy import fcluster, linkage
 
     if len(prompts) < 2:
-        return [[i] for i in range(len(prompts))]
+        return _alone(prompts)
     states = text_states(pipeline, prompts).flatten(1).cpu().double()
-    alike = (
-        torch.nn.functional.normalize(states) @ torch.nn.functional.normalize(states).T
-    )  # (N, N)
-    above = np.triu_indices(len(prompts), 1)
-    tree = linkage(np.clip(1 - alike.numpy()[above], 0, None), "complete")
+    states = torch.nn.functional.normalize(states)
+    cosines = states @ states.T  # (N, N)
+
+    # Merge the closest groups, as long as their two least similar prompts are similar enough.
+    pairs = np.triu_indices(len(prompts), 1)
+    tree = linkage(np.clip(1 - cosines.numpy()[pairs], 0, None), "complete")
     labels = fcluster(tree, 1 - similarity + 1e-9, "distance")
     groups = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels)]
+
+    # The most typical prompt of a group is the one most similar to all of it.
     return [
-        sorted(group.tolist(), key=lambda i: (-alike[i, group].sum().item(), i)) for group in groups
+        sorted(group.tolist(), key=lambda i: (-cosines[i, group].sum().item(), i))
+        for group in groups
     ]
 
 
-def split_draw(pipeline, prompts, seeds, hand_off, steps=20, guidance=3.0, similarity=0.5):
+def split_draw(pipeline, prompts, seeds, hand_off, steps=20, similarity=SIMILARITY):
     """Pictures for `prompts` as split denoising draws them: (N, 3, H, W), the groups, and the steps the edge computed.
 
     The first `hand_off` steps of a group are drawn with its most typical prompt and that one's seed, the rest with
     everybody's own. `hand_off` 0 is `pipeline.draw`, bit for bit.
     """
-    groups = (
-        group_prompts(pipeline, prompts, similarity)
-        if hand_off
-        else [[i] for i in range(len(prompts))]
-    )
+    groups = group_prompts(pipeline, prompts, similarity) if hand_off else _alone(prompts)
+
+    # The edge's steps: one picture a group.
     typical = [group[0] for group in groups]
     start = begin(pipeline, [seeds[i] for i in typical], steps)
-    shared = denoise(pipeline, [prompts[i] for i in typical], start, hand_off, guidance)
-    place = {i: row for row, group in enumerate(groups) for i in group}
-    own = shared.take([place[i] for i in range(len(prompts))])
-    return finish(pipeline, prompts, own, guidance), groups, hand_off * len(groups)
+    shared = denoise(pipeline, [prompts[i] for i in typical], start, hand_off)
+
+    # The devices' steps: everyone goes on from the group's latent with a prompt of one's own.
+    row_of = {i: row for row, group in enumerate(groups) for i in group}
+    handed_over = shared.take([row_of[i] for i in range(len(prompts))])
+    return finish(pipeline, prompts, handed_over), groups, hand_off * len(groups)
 
 
-def hand_off_apps(
-    pipeline,
-    prompts,
-    seeds,
-    hand_off,
-    steps=20,
-    guidance=3.0,
-    similarity=0.5,
-    dtype=torch.float32,
-    on_picture=None,
-):
+def hand_off_apps(pipeline, prompts, seeds, hand_off, steps, dtype, on_picture):
     """The edge's `ServerApp` and the devices' `ClientApp`; device i wants `prompts[i]`. Two exchanges of queries:
 
     "query.prompt"  up: the prompt and its seed. "query.finish"  down: step, latent and memory; up: nothing but "done".
@@ -178,74 +168,75 @@ def hand_off_apps(
 
     @client_app.query("finish")
     def draw_the_rest(message: Message, context: Context) -> Message:
-        device, got = (
-            int(context.node_config["partition-id"]),
-            message.content["latents"].to_torch_state_dict(),
-        )
-        memory = tuple(got[f"memory.{i}"].float() for i in range(len(got) - 1))
-        start = HandOff(
-            int(message.content["config"]["step"]), steps, got["latents"].float(), memory
-        )
-        picture = finish(pipeline, [prompts[device]], start, guidance)[0]
+        device = int(context.node_config["partition-id"])
+        tensors = message.content["latents"].to_torch_state_dict()
+        memory = tuple(tensors[f"memory.{i}"].float() for i in range(len(tensors) - 1))
+        step = int(message.content["config"]["step"])
+        start = HandOff(step, steps, tensors["latents"].float(), memory)
+        picture = finish(pipeline, [prompts[device]], start)[0]
         context.state["picture"] = ArrayRecord({"picture": picture})
-        if on_picture is not None:
-            on_picture(device, picture)
+        on_picture(device, picture)
         return Message(RecordDict({"metrics": MetricRecord({"done": 1})}), reply_to=message)
 
     @server_app.main()
     def draw_what_is_shared(grid: Grid, context: Context) -> None:
-        asked = [Message(RecordDict(), node, "query.prompt") for node in grid.get_node_ids()]
+        # What everyone wants to see.
+        questions = [Message(RecordDict(), node, "query.prompt") for node in grid.get_node_ids()]
         wishes = {}  # node -> (partition id, prompt, seed)
-        for reply in grid.send_and_receive(asked):
+        for reply in grid.send_and_receive(questions):
             node = reply.metadata.src_node_id
             try:
                 wish = reply.content["wish"]
                 wishes[node] = int(wish["partition-id"]), str(wish["prompt"]), int(wish["seed"])
             except Exception as why:  # from outside: anything can be wrong with it
                 _log.warning("Node %d is left out: it sent no prompt with a seed (%s).", node, why)
+
+        # Who can share steps.
         nodes = sorted(wishes, key=wishes.get)
-        wanted, noise = [wishes[node][1] for node in nodes], [wishes[node][2] for node in nodes]
-        groups = (
-            group_prompts(pipeline, wanted, similarity)
-            if hand_off
-            else [[i] for i in range(len(nodes))]
-        )
+        wording = [wishes[node][1] for node in nodes]
+        groups = group_prompts(pipeline, wording) if hand_off else _alone(nodes)
+
+        # Draw them once a group, and hand them over to each of it.
         messages = []
         for group in groups:
-            start = begin(pipeline, [noise[group[0]]], steps)
-            one = denoise(pipeline, [wanted[group[0]]], start, hand_off, guidance).take([0], dtype)
-            arrays = {
-                "latents": one.latents,
-                **{f"memory.{i}": tensor for i, tensor in enumerate(one.memory)},
-            }
-            content = {"latents": ArrayRecord(arrays), "config": ConfigRecord({"step": one.step})}
+            _, prompt, seed = wishes[nodes[group[0]]]
+            start = begin(pipeline, [seed], steps)
+            half_way = denoise(pipeline, [prompt], start, hand_off).take([0], dtype)
+            tensors = {f"memory.{i}": tensor for i, tensor in enumerate(half_way.memory)}
+            arrays = ArrayRecord({"latents": half_way.latents, **tensors})
+            content = {"latents": arrays, "config": ConfigRecord({"step": half_way.step})}
             messages += [Message(RecordDict(content), nodes[i], "query.finish") for i in group]
         grid.send_and_receive(messages)
 
     return server_app, client_app
 
 
-def run_hand_off(pipeline, prompts, seeds, hand_off, **how):
-    """Split denoising in this process, on a `LabGrid`: {device: picture}, and the `Trace`; `how` as `hand_off_apps`."""
+def run_hand_off(pipeline, prompts, seeds, hand_off, steps, dtype):
+    """Split denoising in this process, on a `LabGrid`: {device: picture}, and the `Trace`; see `hand_off_apps`."""
     pictures = {}
-    apps = hand_off_apps(pipeline, prompts, seeds, hand_off, on_picture=pictures.__setitem__, **how)
+    on_picture = pictures.__setitem__
+    apps = hand_off_apps(pipeline, prompts, seeds, hand_off, steps, dtype, on_picture)
     run = run_app(*apps, len(prompts))
     return pictures, run.trace
 
 
-def _own_sampler(pipeline, steps):
+def _alone(prompts):
+    """Groups of one prompt each."""
+    return [[i] for i in range(len(prompts))]
+
+
+def _with_a_fresh_sampler(pipeline, steps):
     """The pipeline with a sampler of its own, set to `steps`: another thread may be drawing with the same weights."""
-    own = copy(pipeline)
-    own.scheduler = deepcopy(pipeline.scheduler)
-    own.scheduler.set_timesteps(steps, device=pipeline.device)
-    return own
+    pipeline = copy(pipeline)
+    pipeline.scheduler = deepcopy(pipeline.scheduler)
+    pipeline.scheduler.set_timesteps(steps, device=pipeline.device)
+    return pipeline
 
 
 def _memory(scheduler):
     """What the sampler needs of earlier steps besides the latent."""
-    if hasattr(scheduler, "model_outputs") and hasattr(
-        scheduler, "lower_order_nums"
-    ):  # the DPM-Solver family
+    # The DPM-Solver family.
+    if hasattr(scheduler, "model_outputs") and hasattr(scheduler, "lower_order_nums"):
         return tuple(guess for guess in scheduler.model_outputs[1:] if guess is not None)
     if type(scheduler).__name__ not in WITHOUT_MEMORY:
         raise ValueError(

@@ -9,6 +9,9 @@ import torch.nn.functional as F
 
 from fedgen_lab.flops import flop_counter
 
+MAX_NORM = 1.0  # gradients are clipped to it
+JUDGED_AT_ONCE = 16  # pictures in one pass of `denoising_loss`
+
 
 def noise_schedule(pipeline):
     """The forward (noising) process the pipeline was trained with, as a diffusers `DDPMScheduler`."""
@@ -28,15 +31,25 @@ def noised_batch(schedule, encoded, batch_size, generator):
     """What one training step sees, drawn by `generator`: noised latents (B, 4, h, w), timesteps (B,), text states
     (B, L, D), and the target (B, 4, h, w) that the UNet must guess.
     """
-    device = encoded.latents.device
     pick = torch.randint(len(encoded), (batch_size,), generator=generator)
+    return noised(schedule, encoded, pick, generator)
+
+
+def noised(schedule, encoded, pick, generator):
+    """`noised_batch` of the pictures whose rows are `pick` (B,)."""
+    device = encoded.latents.device
     latents, text = encoded.latents[pick], encoded.text[pick]
     noise = torch.randn(latents.shape, generator=generator).to(device)
     timesteps = torch.randint(
-        schedule.config.num_train_timesteps, (batch_size,), generator=generator
+        schedule.config.num_train_timesteps, pick.shape, generator=generator
     ).to(device)
     noisy = schedule.add_noise(latents, noise, timesteps)
     return noisy, timesteps, text, target_of(schedule, latents, noise, timesteps)
+
+
+def new_adam(parameters, learning_rate):
+    """The optimiser of every local step."""
+    return torch.optim.AdamW(list(parameters), lr=learning_rate, weight_decay=1e-2)
 
 
 def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_step=None):
@@ -48,7 +61,7 @@ def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_st
     """
     generator = torch.Generator().manual_seed(seed)
     parameters = [p for p in unet.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=1e-2)
+    optimizer = new_adam(parameters, learning_rate)
     losses = []
     for step in range(1, steps + 1):
         noisy, timesteps, text, target = noised_batch(schedule, encoded, batch_size, generator)
@@ -61,7 +74,7 @@ def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_st
             )
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        torch.nn.utils.clip_grad_norm_(parameters, MAX_NORM)
         optimizer.step()
         if on_step is not None:
             on_step(step, steps, losses[-1])
@@ -69,7 +82,7 @@ def train(unet, schedule, encoded, steps, batch_size, learning_rate, seed, on_st
 
 
 @torch.no_grad()
-def denoising_loss(unet, schedule, encoded, seed=0, draws=4, batch_size=16):
+def denoising_loss(unet, schedule, encoded, seed=0, draws=4):
     """The mean denoising loss of every picture: (N,), each over `draws` noises at timesteps all over the schedule.
 
     The same `seed` gives every model the same noises and timesteps, so differences are the models' own.
@@ -79,20 +92,17 @@ def denoising_loss(unet, schedule, encoded, seed=0, draws=4, batch_size=16):
     total = torch.zeros(number, device=device)
     for draw in range(draws):
         noise = torch.randn(encoded.latents.shape, generator=generator).to(device)
-        place = (
-            torch.rand(number, generator=generator) + draw
-        ) / draws  # one timestep in each quarter of the schedule
+        # One timestep in each quarter of the schedule, where there are four draws.
+        place = (torch.rand(number, generator=generator) + draw) / draws
         timesteps = (place * schedule.config.num_train_timesteps).long().to(device)
-        for start in range(0, number, batch_size):
-            part = slice(start, start + batch_size)
-            latents, t = encoded.latents[part], timesteps[part]
-            guess = unet(
-                schedule.add_noise(latents, noise[part], t),
-                t,
-                encoder_hidden_states=encoded.text[part],
-            ).sample
-            error = (guess - target_of(schedule, latents, noise[part], t)) ** 2
-            total[part] += error.mean(dim=(1, 2, 3)) / draws
+        # Few pictures at a time: the batch is what memory grows with.
+        for start in range(0, number, JUDGED_AT_ONCE):
+            rows = slice(start, start + JUDGED_AT_ONCE)
+            latents, t = encoded.latents[rows], timesteps[rows]
+            noisy = schedule.add_noise(latents, noise[rows], t)
+            guess = unet(noisy, t, encoder_hidden_states=encoded.text[rows]).sample
+            error = (guess - target_of(schedule, latents, noise[rows], t)) ** 2
+            total[rows] += error.mean(dim=(1, 2, 3)) / draws
     return total.cpu()
 
 

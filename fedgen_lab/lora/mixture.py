@@ -7,16 +7,14 @@ aggregation rules against. arXiv 2307.07146 (personalised content on a shared ba
 
 import warnings
 
-import torch
-
 LORA = (".lora_A.default.weight", ".lora_B.default.weight")
 
 
-def add_adapters(unet, adapters, alpha=None):
+def add_adapters(unet, adapters):
     """Put adapters beside each other on one base: `adapters` is {name: state}, a state as `trainable_state` gives it.
 
-    Ranks may differ from adapter to adapter. `alpha`: of all of them, None for alpha = rank. None is active until `mix`
-    says so. Raises ValueError when a state is no adapter of this UNet, or a name is taken.
+    Ranks may differ from adapter to adapter; each has a scale of one. None is active until `mix` says so. Raises
+    ValueError when a state is no adapter of this UNet, or a name is taken.
     """
     layers = {name for name, _ in unet.named_modules()}
     for name, state in adapters.items():
@@ -33,16 +31,9 @@ def add_adapters(unet, adapters, alpha=None):
             raise ValueError(
                 f"The state of {name!r} is no adapter of this UNet: {odd[0] if odd else 'it is empty'}."
             )
-        weights = {}
-        for (
-            key,
-            value,
-        ) in state.items():  # the scale goes into B, so that what is loaded has a scale of one
-            scale = 1.0 if alpha is None or key.endswith(LORA[0]) else alpha / value.shape[1]
-            weights[key.replace(".default.weight", ".weight")] = value * scale
-        with (
-            warnings.catch_warnings()
-        ):  # peft warns of the second adapter; several are the point here
+        weights = {key.replace(".default.weight", ".weight"): value for key, value in state.items()}
+        # peft warns of the second adapter; several are the point here.
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Already found a `peft_config`")
             unet.load_lora_adapter(weights, prefix=None, adapter_name=name)
     unet.requires_grad_(False)
@@ -54,32 +45,13 @@ def mix(unet, weights):
 
     One name with weight 1 is that person's own model. Raises ValueError for a name that is not there.
     """
-    there = getattr(unet, "peft_config", None) or {}
-    if unknown := sorted(set(weights) - set(there)):
+    names = getattr(unet, "peft_config", None) or {}
+    if unknown := sorted(set(weights) - set(names)):
         raise ValueError(
-            f"No adapter {unknown[0]!r} on this UNet; there are {', '.join(sorted(there)) or 'none'}."
+            f"No adapter {unknown[0]!r} on this UNet; there are {', '.join(sorted(names)) or 'none'}."
         )
-    if not weights:
-        return unet.disable_adapters() if there else None
-    unet.enable_adapters()
-    unet.set_adapters(list(weights), [float(weight) for weight in weights.values()])
-
-
-def merged(adapters, weights, alpha=None):
-    """The mixture as one change a layer: {layer: sum_k weights[k] (alpha / r_k) B_k A_k}, each (out, in)."""
-    change = {}
-    for name, weight in weights.items():
-        for key, a in adapters[name].items():
-            if key.endswith(LORA[0]):
-                layer = key.removesuffix(LORA[0])
-                scale = 1.0 if alpha is None else alpha / len(a)
-                product = adapters[name][layer + LORA[1]] @ a  # (out, r) (r, in)
-                change[layer] = change.get(layer, 0) + weight * scale * product
-    return change
-
-
-@torch.no_grad()
-def add_to_weights(unet, change):
-    """Add a change (see `merged`) to the base's own weights; subtract it by adding its negative."""
-    for layer, delta in change.items():
-        unet.get_submodule(layer).weight += delta
+    if weights:
+        unet.enable_adapters()
+        unet.set_adapters(list(weights), [float(weight) for weight in weights.values()])
+    elif names:
+        unet.disable_adapters()

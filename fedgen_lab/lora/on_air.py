@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.lora.federated import lora_client_app, lora_server_app
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless.replay import Timeline, replay
@@ -59,32 +59,30 @@ def run_on_air(scenario, network, should_stop=None, on_round=None, on_step=None)
             f"The scenario has {scenario.num_clients} clients, but the network has only {network.num_clients}; "
             f"give it num_clients={scenario.num_clients}."
         )
-    losses, strategies, traces = {}, [], []
+    losses, strategies = {}, []
 
-    def hear(done):
+    def report(done):
         losses[done.round] = done.loss
-        traces[:] = [done.trace]
         if on_round is not None:
-            on_round(
-                done,
-                _progress(losses, strategies[0], _timeline(strategies[0], done.trace, network)),
-            )
+            timeline = _timeline(strategies[0], done.trace, network)
+            on_round(done, _progress(losses, strategies[0], timeline))
 
     run = run_app(
-        lora_server_app(on_round=hear, keep=strategies.append, network=network),
+        lora_server_app(on_round=report, keep=strategies.append, network=network),
         lora_client_app(on_step=on_step),
         scenario.num_clients,
         scenario.to_run_config(),
         should_stop,
     )
-    timeline = _timeline(strategies[0], run.trace, network)
+    (strategy,) = strategies
+    timeline = _timeline(strategy, run.trace, network)
     return OnAir(
-        scenario,
-        _progress(losses, strategies[0], timeline),
-        timeline,
-        strategies[0].latest.to_torch_state_dict(),
-        tuple(strategies[0].refused),
-        run.stopped,
+        scenario=scenario,
+        progress=_progress(losses, strategy, timeline),
+        timeline=timeline,
+        state=strategy.latest.to_torch_state_dict(),
+        refused=tuple(strategy.refused),
+        stopped=run.stopped,
     )
 
 
@@ -94,19 +92,23 @@ def _timeline(strategy, trace, network):
 
 
 def _progress(losses, strategy, timeline):
+    """`OnAir.progress`, so far."""
     progress = pd.DataFrame({"round": list(losses), "loss": list(losses.values())})
-    rounds = timeline.rounds.set_index("round").reindex(progress["round"], fill_value=0)
-    progress["seconds"] = rounds["seconds"].cumsum().to_numpy()
+
+    # What the run has taken until the end of each round.
+    columns = ["seconds", "bytes_up", "bytes_down"]
+    rounds = timeline.rounds.set_index("round")[columns]
+    rounds = rounds.reindex(progress["round"], fill_value=0).cumsum()
+    progress["seconds"] = rounds["seconds"].to_numpy()
     for direction in ("up", "down"):
-        progress[f"megabytes_{direction}"] = (
-            rounds[f"bytes_{direction}"].cumsum() / 1e6
-        ).to_numpy()
-    left_out = pd.Series(
-        [refusal.round for refusal in strategy.refused if refusal.client != "everyone"], dtype=int
-    )
-    progress["left_out"] = (
-        left_out.value_counts().reindex(progress["round"], fill_value=0).to_numpy()
-    )
+        progress[f"megabytes_{direction}"] = rounds[f"bytes_{direction}"].to_numpy() / 1e6
+
+    # Who was left out of each round.
+    refusals = [refusal.round for refusal in strategy.refused if refusal.client != "everyone"]
+    left_out = pd.Series(refusals, dtype=int).value_counts()
+    progress["left_out"] = left_out.reindex(progress["round"], fill_value=0).to_numpy()
+
+    # How old was what an asynchronous server merged.
     merged = pd.DataFrame(getattr(strategy, "merged", []), columns=["round", "client", "staleness"])
     ages = merged.astype({"round": int}).groupby("round")["staleness"].mean()
     progress["staleness"] = ages.reindex(progress["round"], fill_value=0.0).to_numpy(float)

@@ -17,6 +17,8 @@ from fedgen_lab.shipped import shipped
 
 # One thread at a time reads words: two at once end in "Already borrowed" before transformers 5.17.
 TOKENIZING = Lock()
+DRAWN_AT_ONCE = 8  # pictures in one pass of `draw`: the batch is what memory grows with
+ENCODED_AT_ONCE = 32  # pictures in one pass of `encode`
 
 
 def load_pipeline(source=None, device=None, dtype=torch.float32):
@@ -48,20 +50,19 @@ def load_pipeline(source=None, device=None, dtype=torch.float32):
             "Give such a folder, a Hub id like 'owner/name', or nothing for the tiny model."
         )
     folder_or_id = str(Path(source).expanduser()) if looks_local else source
-    kind = (
-        "dtype" if Version(__version__) >= Version("0.40") else "torch_dtype"
-    )  # each is wrong for the other
-    kinds = {kind: {"default": dtype, "vae": torch.float32}}
+    # Each of the two names is wrong for the other versions.
+    name_of_dtype = "dtype" if Version(__version__) >= Version("0.40") else "torch_dtype"
+    dtypes = {name_of_dtype: {"default": dtype, "vae": torch.float32}}
     pipeline = StableDiffusionPipeline.from_pretrained(
-        folder_or_id, use_safetensors=True, safety_checker=None, **kinds
+        folder_or_id, use_safetensors=True, safety_checker=None, **dtypes
     )
     pipeline.set_progress_bar_config(disable=True)
-    for part in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-        part.requires_grad_(False).eval()
+    for model in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        model.requires_grad_(False).eval()
     return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
 
-def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=8, on_step=None):
+def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, on_step=None):
     """Pictures for `prompts`, one seed each: (N, 3, H, W) in [-1, 1] on the CPU.
 
     A picture depends on its own prompt and seed alone, not on what is drawn beside it. `on_step()` is called before
@@ -72,9 +73,8 @@ def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=8, on_step
         raise ValueError(
             f"Every prompt needs its own seed; got {len(prompts)} prompts and {len(seeds)} seeds."
         )
-    pipeline = copy(
-        pipeline
-    )  # the weights are shared, the sampler is not: another thread may be drawing too
+    # The weights are shared, the sampler is not: another thread may be drawing too.
+    pipeline = copy(pipeline)
     pipeline.scheduler = deepcopy(pipeline.scheduler)
 
     def before_step(pipe, step, timestep, tensors):
@@ -83,17 +83,15 @@ def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, batch_size=8, on_step
         return tensors
 
     pictures = []
-    for start in range(
-        0, len(prompts), batch_size
-    ):  # few at a time: the batch is what memory grows with
-        part = slice(start, start + batch_size)
-        words, silence = prompt_states(pipeline, prompts[part], guidance)
+    for start in range(0, len(prompts), DRAWN_AT_ONCE):
+        rows = slice(start, start + DRAWN_AT_ONCE)
+        words, silence = prompt_states(pipeline, prompts[rows], guidance)
         output = pipeline(
             prompt_embeds=words,
             negative_prompt_embeds=silence,
             num_inference_steps=steps,
             guidance_scale=guidance,
-            generator=[torch.Generator().manual_seed(seed) for seed in seeds[part]],
+            generator=[torch.Generator().manual_seed(seed) for seed in seeds[rows]],
             callback_on_step_end=before_step,
             output_type="pt",
         )
@@ -113,7 +111,7 @@ class Encoded:
 
 
 @torch.no_grad()
-def encode(pipeline, pictures, batch_size=32):
+def encode(pipeline, pictures):
     """Latents and text states of `pictures` (a `Pictures`), resized to the size the pipeline was trained at; float32
     whatever the pipeline's own weights are.
 
@@ -123,27 +121,25 @@ def encode(pipeline, pictures, batch_size=32):
         raise ValueError("There are no pictures to encode; give at least one.")
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
     latents, text = [], []
-    for start in range(0, len(pictures), batch_size):
-        part = pictures.take(range(start, min(start + batch_size, len(pictures))))
-        images = part.as_tensor()  # (B, 3, H, W)
+    for start in range(0, len(pictures), ENCODED_AT_ONCE):
+        batch = pictures.take(range(start, min(start + ENCODED_AT_ONCE, len(pictures))))
+        images = batch.as_tensor()  # (B, 3, H, W)
         if images.shape[-2:] != (side, side):
             images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(
                 -1, 1
             )
         posterior = pipeline.vae.encode(images.to(pipeline.device)).latent_dist
-        latents.append(
-            posterior.mean * pipeline.vae.config.scaling_factor
-        )  # the mean: less noise than a sample
-        text.append(text_states(pipeline, part.captions).float())
+        # The mean has less noise than a sample.
+        latents.append(posterior.mean * pipeline.vae.config.scaling_factor)
+        text.append(text_states(pipeline, batch.captions).float())
     return Encoded(torch.cat(latents), torch.cat(text))
 
 
 @torch.no_grad()
 def decode(pipeline, latents):
     """The pictures of scaled latents (N, 4, h, w), as `encode` makes them: (N, 3, H, W) in [-1, 1] on the CPU."""
-    return (
-        pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample.clamp(-1, 1).cpu()
-    )
+    pictures = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    return pictures.clamp(-1, 1).cpu()
 
 
 @torch.no_grad()

@@ -33,31 +33,27 @@ SD15 = {
         "projection_dim": 768,
     },
 }
-ATTENTION = (
-    "to_q",
-    "to_k",
-    "to_v",
-    "to_out.0",
-)  # diffusers' usual targets: 128 linear layers in SD 1.5
+# diffusers' usual targets: 128 linear layers in SD 1.5
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def new_unet(config=None, seed=0, device="cpu", dtype=torch.bfloat16):
     """A UNet of this configuration (SD 1.5's unless given) with random weights, frozen, made where it will stay."""
     from diffusers import UNet2DConditionModel
 
-    before, device = torch.get_default_dtype(), torch.device(device)
+    usual_dtype, device = torch.get_default_dtype(), torch.device(device)
     with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         torch.set_default_dtype(dtype)  # never a copy in float32: SD 1.5's UNet would take 3.4 GB
         try:
             unet = UNet2DConditionModel(**(config or SD15["unet"]))
         finally:
-            torch.set_default_dtype(before)
+            torch.set_default_dtype(usual_dtype)
     return unet.requires_grad_(False).eval()
 
 
-def write_random_pipeline(folder, configs=SD15, seed=0, dtype=torch.bfloat16):
-    """Write a pipeline folder of this architecture with random weights (SD 1.5's: 2.1 GB); returns its path.
+def write_random_pipeline(folder, configs, seed, dtype):
+    """Write a pipeline folder of this architecture with random weights; returns its path. `SD15` in bfloat16: 2.1 GB.
 
     `Scenario(base_model=folder)` then runs the app on it. The tokenizer and the sampler are the tiny model's.
     """
@@ -66,10 +62,8 @@ def write_random_pipeline(folder, configs=SD15, seed=0, dtype=torch.bfloat16):
 
     tokenizer = CLIPTokenizer.from_pretrained(shipped("tiny-sd") / "tokenizer")
     words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    words |= {
-        f"{which}_token_id": getattr(tokenizer, f"{which}_token_id")
-        for which in ("bos", "eos", "pad")
-    }
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        words[name] = getattr(tokenizer, name)
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         vae = AutoencoderKL(**configs["vae"])
@@ -88,31 +82,28 @@ def write_random_pipeline(folder, configs=SD15, seed=0, dtype=torch.bfloat16):
     return Path(folder)
 
 
-def load_unet(source, device="cpu", dtype=torch.bfloat16):
-    """The frozen UNet of a pipeline folder or Hub id, alone: training from cached latents needs no other part."""
+def load_unet(source, device):
+    """The frozen UNet of a pipeline folder or Hub id, in bfloat16: training from cached latents needs no more."""
     from diffusers import UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(
-        source, subfolder="unet", torch_dtype=dtype, use_safetensors=True
+        source, subfolder="unet", torch_dtype=torch.bfloat16, use_safetensors=True
     )
     return unet.requires_grad_(False).eval().to(device)
 
 
-def make_light(unet, dtype=torch.bfloat16, checkpointing=True):
-    """The frozen weights in `dtype`, what trains in float32, and activations computed again instead of kept.
+def make_light(unet):
+    """The frozen weights in bfloat16, what trains in float32, and activations computed again instead of kept.
 
-    From now on the UNet computes products in `dtype` and sums that need it in float32, as diffusers' own scripts do,
+    From now on the UNet computes products in bfloat16 and sums that need it in float32, as diffusers' own scripts do,
     and gives its guess in float32, whoever calls it.
     """
     for parameter in unet.parameters():
-        parameter.data = parameter.data.to(torch.float32 if parameter.requires_grad else dtype)
-    if checkpointing:
-        unet.enable_gradient_checkpointing()
-    else:
-        unet.disable_gradient_checkpointing()
-    if dtype != torch.float32:
-        unet.forward = torch.autocast(unet.device.type, dtype=dtype)(unet.forward)
-        unet.register_forward_hook(lambda unet, given, guess: _as_float32(guess))
+        dtype = torch.float32 if parameter.requires_grad else torch.bfloat16
+        parameter.data = parameter.data.to(dtype)
+    unet.enable_gradient_checkpointing()
+    unet.forward = torch.autocast(unet.device.type, dtype=torch.bfloat16)(unet.forward)
+    unet.register_forward_hook(lambda unet, inputs, guess: _as_float32(guess))
     return unet
 
 

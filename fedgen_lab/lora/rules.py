@@ -1,17 +1,44 @@
-"""The rules by which a server makes one adapter out of many: eleven of them, each readable on its own.
+"""The rules by which a server makes one adapter out of many: ten of them, each whole in one class.
 
 Lab 04. An adapter changes a weight W0 by B A. What a server wants is the mean change, sum_k p_k B_k A_k; the mean of
 the B times the mean of the A is something else, off by exactly the covariance of the factors over clients. Each rule
-below answers that in its own way. Every docstring gives the round: what goes down to a client, what comes up, and how
-many numbers that is for one layer W0 (out, in) at rank r with K clients.
+answers that in its own way: what goes down to a client (`down`), what a device goes on from (`receive`), what comes up
+(`sends`), and what the server makes of it (calling the rule). Every docstring says how many numbers travel for one
+layer W0 (out, in) at rank r with K clients.
 
-A rule gets folded adapters: the scale alpha / r is already inside B (see `fold`). It returns a `Merged`. Weights p_k
-sum to one. Nothing here knows of Flower; `lora/strategies.py` puts a rule on the wire.
+The server's half gets folded adapters: the scale alpha / r is already inside B (see `factors.fold`). Weights p_k sum to
+one. A device remembers from round to round what lies in its Flower `Context.state`, here `memory`, and nothing else.
 """
 
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import numpy as np
 import torch
+import torch.nn.functional as F
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedgen_lab.federation.arrays import tensors_of
+from fedgen_lab.lora.adapter import add_to_weights, load_adapter, lora_layers
+from fedgen_lab.lora.factors import (  # noqa: F401 (lab 04 takes all of them from here)
+    adapter_of,
+    bias_by_layer,
+    compact,
+    factors,
+    fold,
+    mean,
+    part,
+    rank_energy,
+    resized,
+    square_norm,
+    stacked,
+    svd,
+    truncated,
+    unfold,
+)
+
+KEPT, MERGED, VERSION = "kept", "merged", "version"  # what a device's memory holds
+CORE = ".lora_B.default.core"  # Fed-SB's R, by layer
 
 
 class Merged(NamedTuple):
@@ -21,264 +48,327 @@ class Merged(NamedTuple):
     into_base: dict  # an adapter that everyone adds to W0 for good; {}: W0 stays
 
 
-# --- adapters as pairs of factors
+@dataclass
+class ServerState:
+    """What a server has."""
+
+    adapter: dict  # folded; what clients go on from (Fed-SB: R)
+    ranks: list  # one a client
+    merges: list = field(default_factory=list)  # what was added to W0 (Fed-SB: A and B), in order
 
 
-def factors(state):
-    """{layer: (A (r, in), B (out, r))} of an adapter {"LAYER.lora_A.default.weight": ..., ...}.
+class Seat(NamedTuple):
+    """Who takes part: one client in one round."""
 
-    Raises ValueError when a factor has no partner, or their ranks differ.
+    client: int
+    rank: int
+    round: int
+    seed: int  # the run's
+
+
+class FedIT:
+    """Plain averaging of A and B (Zhang et al., arXiv 2305.05644). Not exact: off by the factors' covariance.
+
+    Down: A, B. Up: A_k, B_k. r (in + out) numbers each way. Full-model FedAvg averages all weights in the same way.
     """
-    found = {}
-    for name, tensor in state.items():
-        layer, _, rest = name.partition(".lora_")
-        found.setdefault(layer, {})[rest[:1]] = tensor
-    for layer, pair in found.items():
-        if set(pair) != {"A", "B"} or pair["A"].shape[0] != pair["B"].shape[1]:
-            shapes = {factor: tuple(tensor.shape) for factor, tensor in pair.items()}
-            raise ValueError(
-                f"{layer} has {shapes} where A (r, in) and B (out, r) of one rank belong."
-            )
-    return {layer: (pair["A"], pair["B"]) for layer, pair in found.items()}
 
-
-def adapter_of(pairs):
-    """The inverse of `factors`: names as peft gives them, in float32."""
-    state = {}
-    for layer, (a, b) in pairs.items():
-        state[f"{layer}.lora_A.default.weight"] = a.float().contiguous()
-        state[f"{layer}.lora_B.default.weight"] = b.float().contiguous()
-    return state
-
-
-def fold(state, alpha=0.0):
-    """The same change of W0 with a scale of one: B times alpha / r. `alpha` 0 means alpha = r, nothing to do."""
-    return _scaled(state, lambda rank: alpha / rank) if alpha else dict(state)
-
-
-def unfold(state, alpha=0.0):
-    """The inverse of `fold`, for a receiver whose adapter is scaled by alpha / r with r the rank in `state`."""
-    return _scaled(state, lambda rank: rank / alpha) if alpha else dict(state)
-
-
-def _scaled(state, scale_of):
-    return {
-        name: t * scale_of(t.shape[1]) if ".lora_B." in name else t for name, t in state.items()
-    }
-
-
-def part(state, which):
-    """The factors that travel: "A", "B", or "AB" for both."""
-    return {
-        name: tensor for name, tensor in state.items() if name.partition(".lora_")[2][:1] in which
-    }
-
-
-def resized(state, rank):
-    """The adapter cut to its first `rank` rows of A and columns of B, or padded with zeros up to them."""
-
-    def sized(tensor, dim):  # narrow or pad along `dim`
-        kept = tensor.narrow(dim, 0, min(rank, tensor.shape[dim]))
-        missing = list(tensor.shape)
-        missing[dim] = rank - kept.shape[dim]
-        return (
-            torch.cat([kept, tensor.new_zeros(missing)], dim) if missing[dim] else kept.contiguous()
-        )
-
-    return {name: sized(tensor, 0 if ".lora_A." in name else 1) for name, tensor in state.items()}
-
-
-def stacked(states, weights=None):
-    """The adapter whose change is the weighted sum of the others', exactly: A's on top of each other, B's side by side.
-
-    The weight stands on A alone; on both factors it would count twice. Rank: the sum of the ranks.
-    """
-    weights = weights or [1.0] * len(states)
-    pairs = [factors(state) for state in states if state]
-    weights = [weight for weight, state in zip(weights, states, strict=True) if state]
-    return adapter_of(
-        {
-            layer: (
-                torch.cat([p[layer][0] * w for p, w in zip(pairs, weights, strict=True)]),
-                torch.cat([p[layer][1] for p in pairs], 1),
-            )
-            for layer in (pairs[0] if pairs else ())
-        }
+    takes_mean = (
+        True  # nothing but the mean: defences, private noise and masks may stand in its place
     )
+    has_merges = False  # devices must have everything that was ever merged
+    has_setup = False  # before round 1 the server asks for gradients
+    is_personal = False  # only the clients have whole models
+
+    def __call__(self, uploads, weights):
+        """The `Merged` of folded uploads (what `sends` names of each) and their weights p_k."""
+        return Merged(mean(uploads, weights), {})
+
+    def sends(self, server_round):
+        """The factors that come up in a round: "AB", "A" or "B"."""
+        return "AB"
+
+    def trains(self, server_round):
+        """The factors that a device trains."""
+        return self.sends(server_round)
+
+    def down(self, server, seat, is_behind):
+        """What a client gets, folded. `is_behind`: it did not answer the last round."""
+        return self.origin(server, seat)
+
+    def origin(self, server, seat):
+        """What a client's upload started from, folded: same names, same shapes."""
+        return part(resized(server.adapter, seat.rank), self.sends(seat.round))
+
+    def whole(self, server, upload):
+        """The folded adapter that an upload stands for."""
+        return {**server.adapter, **upload}
+
+    def settle(self, server, uploads):
+        """After a merge: what the server notes of {client: upload}."""
+
+    def model(self, server):
+        """The whole model as one folded adapter."""
+        model = stacked([server.adapter, *server.merges]) if server.merges else server.adapter
+        return compact(model) if server.merges else model
+
+    # the device's half
+
+    def receive(self, arrays, memory, start, seat):
+        """(adapter, what of it trains) from the arrays that came; unfolded. `start`: the adapter of the run's seed."""
+        adapter = self.complete(arrays, memory, start, seat)
+        adapter = {name: adapter[name] for name in start}  # in the UNet's order
+        return adapter, part(adapter, self.trains(seat.round))
+
+    def complete(self, arrays, memory, start, seat):
+        """The adapter that a device goes on from, with what did not travel."""
+        # the server may not know yet which client this is, and then sends the largest rank
+        is_too_large = any(a.shape[0] > seat.rank for a, _ in factors(arrays).values())
+        return resized(arrays, seat.rank) if is_too_large else arrays
+
+    def keep(self, memory, trained):
+        """After training: what stays on this device alone."""
+
+    def load(self, unet, adapter, trains, alpha, merged, pristine):
+        """Make `unet` what this device trains. `pristine`: {layer: W0}, filled when W0 first changes."""
+        load_adapter(unet, adapter, alpha, {name.partition(".lora_")[2][:1] for name in trains})
+        if self.has_merges:
+            add_to_weights(unet, factors(merged), pristine)
 
 
-def svd(a, b):
-    """U (out, m), S (m,), Vt (m, in) of B A without ever forming it: QR of both factors, SVD of the small middle."""
-    q_b, r_b = torch.linalg.qr(b.double())  # (out, m), (m, R)
-    q_a, r_a = torch.linalg.qr(a.double().T)  # (in, m'), (m', R)
-    u, s, vt = torch.linalg.svd(r_b @ r_a.T, full_matrices=False)  # of (m, m'), never of (out, in)
-    return q_b @ u, s, vt @ q_a.T
-
-
-def truncated(state, rank=None):
-    """The adapter of at most `rank` nearest to `state`: B = U S, A = Vt. None: drop only directions that are zero."""
-    pairs = {}
-    for layer, (a, b) in factors(state).items():
-        u, s, vt = svd(a, b)
-        keep = int((s > 1e-7 * s[0]).sum()) if rank is None else rank
-        pairs[layer] = (vt[:keep], u[:, :keep] * s[:keep])
-    return adapter_of(pairs)
-
-
-def compact(state):
-    """The same change with no rank above what its layer can have: what stacks over many rounds come down to."""
-    pairs = {}
-    for layer, (a, b) in factors(state).items():
-        if len(a) > min(a.shape[1], len(b)):
-            u, s, vt = svd(a, b)
-            a, b = vt, u * s
-        pairs[layer] = (a, b)
-    return adapter_of(pairs)
-
-
-# --- the rules
-
-
-def mean(uploads, weights):
-    """sum_k p_k u_k, name by name: all that a sum over the air or secure aggregation can give."""
-    return {
-        name: sum(u[name] * w for u, w in zip(uploads, weights, strict=True)) for name in uploads[0]
-    }
-
-
-def fedit(uploads, weights):
-    """FedIT, plain averaging of A and B (Zhang et al., arXiv 2305.05644). Not exact: off by the factors' covariance.
-
-    Down: A, B. Up: A_k, B_k. r (in + out) numbers each way. The same rule averages all weights in full-model FedAvg.
-    """
-    return Merged(mean(uploads, weights), {})
-
-
-def ffa(uploads, weights):
+class FFALoRA(FedIT):
     """FFA-LoRA (Sun et al., arXiv 2403.12313). A is drawn once from a shared seed and never trained: exact.
 
     Down: B. Up: B_k. r out numbers each way, about half of FedIT's. A never travels, its seed does.
     """
-    return Merged(mean(uploads, weights), {})
+
+    def sends(self, server_round):
+        return "B"
+
+    def complete(self, arrays, memory, start, seat):
+        return {**part(start, "A"), **arrays}
 
 
-def fedsa(uploads, weights):
+class FedSA(FedIT):
     """FedSA-LoRA (Guo et al., arXiv 2410.01463). A is shared, B stays on its device: every client has its own model.
 
-    Down: A. Up: A_k. r in numbers each way. The server has no B and so no model to draw with.
+    Down: A. Up: A_k. r in numbers each way. The server has no B and so no model to draw with: its B is zero.
     """
-    return Merged(mean(uploads, weights), {})
+
+    is_personal = True
+
+    def sends(self, server_round):
+        return "A"
+
+    def trains(self, server_round):
+        return "AB"
+
+    def whole(self, server, upload):
+        return {**self.model(server), **upload}
+
+    def model(self, server):
+        zeros = {name: 0 * tensor for name, tensor in part(server.adapter, "B").items()}
+        return {**server.adapter, **zeros}
+
+    def complete(self, arrays, memory, start, seat):
+        private = tensors_of(memory[KEPT]) if KEPT in memory else part(start, "B")
+        return {**arrays, **private}
+
+    def keep(self, memory, trained):
+        memory[KEPT] = ArrayRecord(part(trained, "B"))
 
 
-def rolora(uploads, weights):
+class RoLoRA(FedIT):
     """RoLoRA (Chen et al., arXiv 2409.02346). Odd rounds train B, even rounds A, the other one fixed: each is exact.
 
     Down: the factor that was averaged last, r in or r out numbers; both for a client that missed it, none in round 1
     (A comes from the shared seed, B is zero). Up: the other one. We begin with B: while B is zero, A has no gradient.
     """
-    return Merged(mean(uploads, weights), {})
+
+    def sends(self, server_round):
+        return "B" if server_round % 2 else "A"
+
+    def down(self, server, seat, is_behind):
+        if seat.round == 1:
+            return {}
+        adapter = resized(server.adapter, seat.rank)
+        return adapter if is_behind else part(adapter, self.sends(seat.round - 1))
+
+    def complete(self, arrays, memory, start, seat):
+        if KEPT not in memory and seat.round > 1 and len(arrays) < len(start):
+            raise ValueError("This device holds no earlier factors; send it both.")
+        earlier = tensors_of(memory[KEPT]) if KEPT in memory else start
+        adapter = {**earlier, **arrays}
+        memory[KEPT] = ArrayRecord(adapter)
+        return adapter
 
 
-def flora(uploads, weights):
+class FLoRA(FedIT):
     """FLoRA (Wang et al., arXiv 2409.05976). The clients' factors are stacked, which is exact; ranks may differ.
 
     Up: A_k, B_k. Down: the stack of the last round, sum_k r_k (in + out) numbers, K times FedIT's; every client adds it
     to W0 and starts a fresh adapter. Who missed rounds gets all their stacks.
     """
-    return Merged({}, stacked(uploads, weights))
+
+    takes_mean = False
+    has_merges = True
+
+    def __call__(self, uploads, weights):
+        return Merged({}, stacked(uploads, weights))
+
+    def down(self, server, seat, is_behind):
+        return {}
+
+    def origin(self, server, seat):
+        return self.complete({}, None, server.adapter, seat)
+
+    def model(self, server):
+        return compact(stacked(server.merges)) if server.merges else server.adapter
+
+    def complete(self, arrays, memory, start, seat):
+        """A new start: A normal with deviation 1 / rank, B zero, by seeds that the server knows, too."""
+        spawned = np.random.SeedSequence(seat.seed, spawn_key=(seat.client, seat.round, 1))
+        generator = torch.Generator().manual_seed(int(spawned.generate_state(1)[0]))
+        return adapter_of(
+            {
+                layer: (
+                    torch.randn(seat.rank, a.shape[1], generator=generator) / seat.rank,
+                    torch.zeros(b.shape[0], seat.rank),
+                )
+                for layer, (a, b) in factors(start).items()
+            }
+        )
 
 
-def flexlora(uploads, weights, rank=None):
+class FlexLoRA(FedIT):
     """FlexLoRA (Bai et al., arXiv 2402.11505). The mean change by its singular values; client k gets its first r_k.
 
-    Down: A, B cut to r_k. Up: A_k, B_k. r_k (in + out) numbers each way. Exact but for the cut, since truncating the
-    SVD is the best one can do at that rank. `rank`: what the server keeps, the largest client rank unless given.
+    Down: A, B cut to r_k. Up: A_k, B_k. r_k (in + out) numbers each way. Exact but for the cut to the largest client
+    rank, since truncating the SVD is the best one can do at that rank.
     """
-    rank = rank or max(a.shape[0] for upload in uploads for a, _ in factors(upload).values())
-    return Merged(truncated(stacked(uploads, weights), rank), {})
+
+    takes_mean = False
+
+    def __call__(self, uploads, weights):
+        return Merged(truncated(stacked(uploads, weights), _largest_rank(uploads)), {})
 
 
-def hetlora(uploads, weights, by_norm=True):
+class HetLoRA(FedIT):
     """HetLoRA (Cho et al., arXiv 2401.06432). Adapters padded with zeros to the largest rank and averaged. Not exact.
 
-    Down: A, B cut to r_k. Up: A_k, B_k. r_k (in + out) numbers each way. `by_norm`: clients count by the norm of their
-    change B_k A_k besides p_k. Between rounds `pruned` may lower a client's rank.
+    Down: A, B cut to r_k. Up: A_k, B_k. r_k (in + out) numbers each way. Clients count by the norm of their change
+    B_k A_k besides p_k. Between rounds `pruned` may lower a client's rank.
     """
-    largest = max(a.shape[0] for upload in uploads for a, _ in factors(upload).values())
-    if by_norm:
-        norms = [
-            sum(_square_norm(a, b) for a, b in factors(upload).values()) ** 0.5
-            for upload in uploads
-        ]
-        weights = [w * n for w, n in zip(weights, norms, strict=True)] if any(norms) else weights
-        weights = [w / sum(weights) for w in weights]
-    return Merged(mean([resized(upload, largest) for upload in uploads], weights), {})
+
+    takes_mean = False
+    idle_share = 0.01  # of the weight of all terms: the last ones that hold less are pruned
+
+    def __call__(self, uploads, weights):
+        # weigh by the norm of each client's change
+        squares = [[square_norm(a, b) for a, b in factors(u).values()] for u in uploads]
+        norms = [sum(square) ** 0.5 for square in squares]
+        if any(norms):
+            weights = [weight * norm for weight, norm in zip(weights, norms, strict=True)]
+        weights = [weight / sum(weights) for weight in weights]
+        # pad to the largest rank, and average
+        largest = _largest_rank(uploads)
+        return Merged(mean([resized(upload, largest) for upload in uploads], weights), {})
+
+    def settle(self, server, uploads):
+        for client, upload in uploads.items():
+            server.ranks[client] = pruned(upload, self.idle_share)
 
 
-def pruned(state, share=0.01):
-    """The rank a HetLoRA client keeps: the fewest first rank-one terms without which less than `share` of all remains.
-
-    A term's weight is |b_i| |a_i|, summed over layers. At least 1.
-    """
-    pairs = factors(state).values()
-    terms = sum(a.norm(dim=1) * b.norm(dim=0) for a, b in pairs)  # (r,)
-    if not terms.sum() > 0:
-        return len(terms)
-    tail = terms.flip(0).cumsum(0).flip(0) / terms.sum()  # (r,): what is left from term i on
-    return max(1, int((tail >= share).sum()))
-
-
-def fedex(uploads, weights):
+class FedEx(FedIT):
     """FedEx-LoRA (Singhal et al., arXiv 2410.09432). A and B as FedIT; what the mean misses goes into W0: exact.
 
     Up: A_k, B_k. Down: A, B and the residual as factors of its rank, at most (K - 1) r: K r (in + out) numbers. Who
     missed rounds gets all their residuals.
     """
-    average = mean(uploads, weights)
-    residual = stacked([*uploads, average], [*weights, -1.0])
-    rank = (len(uploads) - 1) * max(a.shape[0] for a, _ in factors(average).values())
-    return Merged(average, truncated(residual, rank) if rank else {})
+
+    takes_mean = False
+    has_merges = True
+
+    def __call__(self, uploads, weights):
+        average = mean(uploads, weights)
+        residual = stacked([*uploads, average], [*weights, -1.0])
+        rank = (len(uploads) - 1) * _largest_rank([average])
+        return Merged(average, truncated(residual, rank) if rank else {})
 
 
-def lora_fair(uploads, weights, ridge=1e-2):
+class LoRAFair(FedIT):
     """LoRA-FAIR (Bian et al., arXiv 2411.14961) in a ridge form of ours: A as FedIT, B corrected towards the mean.
 
     B' = B + (D - B A) A^T (A A^T + ridge mean(diag(A A^T)) I)^-1 with D = sum_k p_k B_k A_k, which stays factored; the
     paper fits the correction by a similarity measure instead. Down: A, B'. Up: A_k, B_k. r (in + out) numbers each way.
     """
-    average, pairs = factors(mean(uploads, weights)), [factors(upload) for upload in uploads]
-    corrected = {}
-    for layer, (a, b) in average.items():
-        a, b = a.double(), b.double()
-        wanted = sum(
-            w * p[layer][1].double() @ (p[layer][0].double() @ a.T)
-            for p, w in zip(pairs, weights, strict=True)
-        )  # D A^T (out, r)
-        gram = a @ a.T  # (r, r)
-        damped = gram + ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-        corrected[layer] = (a, b + torch.linalg.solve(damped, (wanted - b @ gram).T).T)
-    return Merged(adapter_of(corrected), {})
+
+    takes_mean = False
+    ridge = 1e-2
+
+    def __call__(self, uploads, weights):
+        pairs, corrected = [factors(upload) for upload in uploads], {}
+        for layer, (a, b) in factors(mean(uploads, weights)).items():
+            a, b = a.double(), b.double()
+            # D A^T (out, r): the wanted change, seen through A
+            through_a = sum(
+                weight * pair[layer][1].double() @ (pair[layer][0].double() @ a.T)
+                for pair, weight in zip(pairs, weights, strict=True)
+            )
+            # solve for the correction with a ridge
+            gram = a @ a.T  # (r, r)
+            ridge = self.ridge * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+            correction = torch.linalg.solve(gram + ridge, (through_a - b @ gram).T).T
+            corrected[layer] = (a, b + correction)
+        return Merged(adapter_of(corrected), {})
 
 
-def fed_sb(uploads, weights):
+class FedSB(FedIT):
     """Fed-SB (Singhal et al., arXiv 2502.15436). W0 + B R A with A, B fixed for good and only R (r, r) trained: exact.
 
     Before round 1, up: the gradient of W0, dense, once; down: A and B, from the SVD of its mean (see `frame`), once a
     client. Then down: R, up: R_k, r^2 numbers each way, whatever the size of the model. R starts at zero, where the
     paper starts from a first step.
     """
-    return Merged(mean(uploads, weights), {})
+
+    has_merges = True  # A and B
+    has_setup = True
+
+    def sends(self, server_round):
+        return "B"  # R stands in B's place
+
+    def set_up(self, server, gradients, rank):
+        """Fix A and B by the mean gradients {layer: (out, in)}; R is zero."""
+        server.merges = [frame(gradients, rank)]
+        pairs = factors(server.merges[0])
+        server.adapter = {
+            layer + CORE: torch.zeros(len(a), len(a)) for layer, (a, _) in pairs.items()
+        }
+
+    def origin(self, server, seat):
+        return server.adapter
+
+    def whole(self, server, upload):
+        """W0's change by B R A as an adapter: A, and B R in B's place."""
+        pairs = factors(server.merges[0])
+        return adapter_of({layer: (a, b @ upload[layer + CORE]) for layer, (a, b) in pairs.items()})
+
+    def model(self, server):
+        return self.whole(server, server.adapter)
+
+    def receive(self, arrays, memory, start, seat):
+        return tensors_of(memory[MERGED]), arrays
+
+    @torch.no_grad()
+    def load(self, unet, adapter, trains, alpha, merged, pristine):
+        for name, layer in lora_layers(unet):
+            if not isinstance(layer.lora_B["default"], WithCore):
+                layer.lora_B["default"] = WithCore(layer.lora_B["default"])
+            layer.lora_B["default"].core.copy_(trains[name + CORE])
+        load_adapter(unet, adapter, alpha, train="")
 
 
-def frame(gradients, rank):
-    """Fed-SB's fixed factors from mean gradients {layer: (out, in)}: the first singular directions, orthonormal."""
-    pairs = {}
-    for layer, gradient in gradients.items():
-        u, _, vt = torch.linalg.svd(gradient.double(), full_matrices=False)
-        pairs[layer] = (vt[:rank], u[:, :rank])
-    return adapter_of(pairs)
-
-
+fedit, ffa, fedsa, rolora, flora = FedIT(), FFALoRA(), FedSA(), RoLoRA(), FLoRA()
+flexlora, hetlora, fedex, lora_fair, fed_sb = FlexLoRA(), HetLoRA(), FedEx(), LoRAFair(), FedSB()
 RULES = {
     "fedit": fedit,
     "ffa": ffa,
@@ -291,49 +381,66 @@ RULES = {
     "lora-fair": lora_fair,
     "fed-sb": fed_sb,
 }
-LINEAR = (
-    "fedit",
-    "ffa",
-    "fedsa",
-    "rolora",
-    "fed-sb",
-)  # nothing but the mean: defences and private noise fit in
 
 
-def sent_part(rule, server_round):
-    """The factors that clients send up in a round under a rule: "AB", "A" or "B" ("B": Fed-SB's R, too).
+# --- what single rules need
 
-    They are those that train, but for FedSA, whose clients train B as well.
+
+def pruned(state, idle_share):
+    """The rank a HetLoRA client keeps: the fewest first rank-one terms that leave less than `idle_share` of all.
+
+    A term's weight is |b_i| |a_i|, summed over layers. At least 1.
     """
-    if rule == "rolora":
-        return "B" if server_round % 2 else "A"
-    return {"ffa": "B", "fed-sb": "B", "fedsa": "A"}.get(rule, "AB")
+    terms = sum(a.norm(dim=1) * b.norm(dim=0) for a, b in factors(state).values())  # (r,)
+    if not terms.sum() > 0:
+        return len(terms)
+    tail = terms.flip(0).cumsum(0).flip(0) / terms.sum()  # (r,): what is left from term i on
+    return max(1, int((tail >= idle_share).sum()))
 
 
-# --- what the charts of lab 04 show
+def frame(gradients, rank):
+    """Fed-SB's fixed factors from mean gradients {layer: (out, in)}: the first singular directions, orthonormal."""
+    pairs = {}
+    for layer, gradient in gradients.items():
+        u, _, vt = torch.linalg.svd(gradient.double(), full_matrices=False)
+        pairs[layer] = (vt[:rank], u[:, :rank])
+    return adapter_of(pairs)
 
 
-def _square_norm(a, b):
-    """The squared Frobenius norm of B A from r x r matrices."""
-    a, b = a.double(), b.double()
-    return float(((b.T @ b) * (a @ a.T)).sum().clamp(min=0))
+class WithCore(torch.nn.Linear):
+    """Fed-SB's B R in the place of a `Linear` B: `core` R (r, r) trains, `weight` B (out, r) is fixed."""
+
+    def __init__(self, b):
+        super().__init__(b.in_features, b.out_features, bias=False, device="meta")
+        self.weight = b.weight
+        self.core = torch.nn.Parameter(b.weight.new_zeros(b.in_features, b.in_features))
+
+    def forward(self, x):
+        """(..., r) -> (..., out)."""
+        return F.linear(F.linear(x, self.core), self.weight)
 
 
-def bias_by_layer(states, weights):
-    """{layer: |mean(B A) - mean(B) mean(A)| / |mean(B A)|}, Frobenius norms: what averaging factors gets wrong."""
-    exact, average = stacked(states, weights), mean(states, weights)
-    missed = factors(stacked([exact, average], [1.0, -1.0]))
-    return {
-        layer: (_square_norm(*missed[layer]) / max(_square_norm(a, b), 1e-300)) ** 0.5
-        for layer, (a, b) in factors(exact).items()
-    }
+def catch_up(content, memory):
+    """All merges this device was ever sent, with those of the message `content`, as one adapter; kept in `memory`.
+
+    Raises ValueError when it missed some that the server takes for granted; the server sends everything again after
+    such an answer.
+    """
+    config = content["config"]
+    since, version = int(config["merge-from"]), 0
+    if VERSION in memory:
+        version = int(memory[VERSION]["version"])
+    if since not in (0, version):
+        raise ValueError(
+            f"This device holds {version} merges and was sent those after {since}; send it all of them."
+        )
+    new = tensors_of(content["merge"]) if "merge" in content else {}
+    earlier = tensors_of(memory[MERGED]) if MERGED in memory and since else {}
+    merged = compact(stacked([earlier, new])) if earlier and new else earlier or new
+    memory[MERGED] = ArrayRecord(merged)
+    memory[VERSION] = MetricRecord({"version": int(config["merge-to"])})
+    return merged
 
 
-def rank_energy(state):
-    """(r,): the share of the squared singular values of B A in its first 1, 2, ..., r directions, mean over layers."""
-    shares = []
-    for a, b in factors(state).values():
-        energy = svd(a, b)[1].square()
-        shares.append(energy.cumsum(0) / energy.sum().clamp(min=1e-300))
-    width = min(map(len, shares))
-    return torch.stack([share[:width] for share in shares]).mean(0)
+def _largest_rank(states):
+    return max(a.shape[0] for state in states for a, _ in factors(state).values())

@@ -2,9 +2,11 @@
 
 Pre-training without the memory for it: a device trains its few blocks, activations go up, gradients come down. Split
 learning: Vepakomma et al., arXiv 1812.00564; as one of three ways to federate a picture generator: arXiv 2307.07146.
-`split_client` and `split_server` send the halves' tensors as Flower messages; `traffic` here counts what that costs
+`split_step` trains both halves, `split_client` and `split_server` do it over Flower; `traffic` counts what that costs
 against sending an adapter, the whole model, or the pictures themselves. Labs 04 and 05.
 """
+
+import math
 
 import pandas as pd
 import torch
@@ -61,8 +63,8 @@ class DeviceHalf(nn.Module):
         x = unet.conv_in(noisy)
         skips = [x]
         for block in unet.down_blocks[: self.depth]:
-            x, more = _run(block, x, time, text=text)
-            skips += more
+            x, block_skips = _run(block, x, time, text=text)
+            skips += block_skips
         smashed = {"time": time, **{f"skip.{i}": skip for i, skip in enumerate(skips)}}
         if self.depth > len(unet.down_blocks):
             smashed["mid"] = _run(unet.mid_block, x, time, text=text)
@@ -78,33 +80,25 @@ class EdgeHalf(nn.Module):
 
     def forward(self, smashed, text):
         unet, time = self.unet, smashed["time"]
-        skips = [
-            smashed[f"skip.{i}"] for i in range(sum(name.startswith("skip.") for name in smashed))
-        ]
+        number_of_skips = sum(name.startswith("skip.") for name in smashed)
+        skips = [smashed[f"skip.{i}"] for i in range(number_of_skips)]
         x = smashed.get("mid", skips[-1])
         for block in unet.down_blocks[self.depth :]:
-            x, more = _run(block, x, time, text=text)
-            skips += more
+            x, block_skips = _run(block, x, time, text=text)
+            skips += block_skips
         if self.depth <= len(unet.down_blocks):
             x = _run(unet.mid_block, x, time, text=text)
         for block in unet.up_blocks:
             number = len(block.resnets)
-            own, skips = tuple(skips[-number:]), skips[:-number]
-            size = (
-                skips[-1].shape[2:] if skips else None
-            )  # odd sizes are not simply doubled on the way up
-            x = _run(block, x, own, time, text=text, upsample_size=size)
+            block_skips, skips = tuple(skips[-number:]), skips[:-number]
+            size = skips[-1].shape[2:] if skips else None  # odd sizes don't simply double
+            x = _run(block, x, block_skips, time, text=text, upsample_size=size)
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))  # (B, 4, h, w)
 
 
 def smashed_shapes(unet, cut, latents, text):
     """{name: shape} of the smashed data for latents and text states of these shapes, found without computing."""
-    unet = _without_weights(unet)
-    noisy, words = (
-        torch.zeros(shape, dtype=unet.conv_in.weight.dtype, device="meta")
-        for shape in (latents, text)
-    )
-    smashed = DeviceHalf(unet, cut)(noisy, torch.zeros(latents[0], device="meta"), words)
+    smashed = _forward_without_numbers(unet, cut, latents, text)
     return {name: tuple(tensor.shape) for name, tensor in smashed.items()}
 
 
@@ -113,14 +107,8 @@ def device_flops(unet, cut, latents, text):
 
     latents and text: shapes. Counted by torch without computing anything.
     """
-    half = DeviceHalf(unet, cut)
-    tensors = [*half.named_parameters(), *half.named_buffers()]
-    ghosts = {
-        n: torch.empty_like(t, device="meta").requires_grad_(t.requires_grad) for n, t in tensors
-    }
-    inputs = [torch.empty(shape, device="meta") for shape in (latents, latents[:1], text)]
     with flop_counter() as forward:
-        smashed = torch.func.functional_call(half, ghosts, tuple(inputs))
+        smashed = _forward_without_numbers(unet, cut, latents, text)
     with flop_counter() as backward:
         sum(tensor.sum() for tensor in smashed.values()).backward()
     return forward.get_total_flops(), backward.get_total_flops()
@@ -149,38 +137,38 @@ def traffic(
     config, side = unet.config, unet.config.sample_size
     latent, text = (config.in_channels, side, side), (text_length, config.cross_attention_dim)
     sizes = {name: p.numel() for name, p in unet.named_parameters()}
-    linears = [
-        m
-        for name, m in unet.named_modules()
-        if isinstance(m, nn.Linear) and name.endswith(tuple(targets))
-    ]
-    adapter = rank * sum(m.in_features + m.out_features for m in linears)
     whole = sum(sizes.values())
-    rows = [
-        (
-            "pictures to the centre",
-            pictures * picture_bytes,
-            adapter * bytes_per_number,
-            0,
-            None,
-            None,
-        )
+    linears = [
+        layer
+        for name, layer in unet.named_modules()
+        if isinstance(layer, nn.Linear) and name.endswith(tuple(targets))
     ]
-    for way, numbers, extra in (("LoRA", adapter, adapter), ("whole model", whole, 0)):
+    adapter = rank * sum(layer.in_features + layer.out_features for layer in linears)
+
+    # Pictures go up once, and an adapter comes down at the end; weights cross both ways in every round.
+    adapter_bytes, picture_total = adapter * bytes_per_number, pictures * picture_bytes
+    rows = [("pictures to the centre", picture_total, adapter_bytes, 0, None, None)]
+    for way, numbers, held in (("LoRA", adapter, whole + adapter), ("whole model", whole, whole)):
         sent = rounds * numbers * bytes_per_number
-        rows.append((way, sent, sent, whole + extra, None, None))
+        rows.append((way, sent, sent, held, None, None))
+
     for cut in cuts(unet):
-        is_ours = on_device(unet, cut)
-        own = sum(size for name, size in sizes.items() if is_ours(name))
+        is_device = on_device(unet, cut)
+        kept = sum(size for name, size in sizes.items() if is_device(name))
         shapes = smashed_shapes(unet, cut, (1, *latent), (1, *text))
-        smashed = sum(_numbers(shape) for shape in shapes.values())
-        up = (
-            smashed + _numbers(text) + _numbers(latent)
-        )  # and the gradient at the guess, which the device answers
-        down = smashed + _numbers(latent)  # and the guess
-        moved = [rounds * (own + steps * batch * each) * bytes_per_number for each in (up, down)]
-        turning = [max(0, (2 * other - 2 * own) // (up + down)) for other in (adapter, whole)]
-        rows.append((f"split after {cut}", *moved, own, *turning))
+        smashed = sum(math.prod(shape) for shape in shapes.values())
+        # Of one picture in one step. Up: smashed data, text, and the gradient at the guess.
+        up = smashed + math.prod(text) + math.prod(latent)
+        # Down: the guess, and gradients at the smashed data.
+        down = smashed + math.prod(latent)
+        up_bytes, down_bytes = (
+            rounds * (kept + steps * batch * numbers) * bytes_per_number for numbers in (up, down)
+        )
+        # So many pictures a round outweigh what the weights of the rival weigh more than the device's.
+        turning_points = [
+            max(0, (2 * rival - 2 * kept) // (up + down)) for rival in (adapter, whole)
+        ]
+        rows.append((f"split after {cut}", up_bytes, down_bytes, kept, *turning_points))
     names = [
         "way",
         "up_bytes",
@@ -198,6 +186,20 @@ def _depth(unet, cut):
     return cuts(unet).index(cut)
 
 
+def _forward_without_numbers(unet, cut, latents, text):
+    """The smashed data for inputs of these shapes, on torch's "meta" device."""
+    half = DeviceHalf(unet, cut)
+    dtype = unet.conv_in.weight.dtype
+    ghosts = {
+        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in [*half.named_parameters(), *half.named_buffers()]
+    }
+    inputs = [
+        torch.empty(shape, device="meta", dtype=dtype) for shape in (latents, latents[:1], text)
+    ]
+    return torch.func.functional_call(half, ghosts, tuple(inputs))
+
+
 def _without_weights(unet):
     """A UNet of the same configuration on torch's "meta" device: shapes, no numbers."""
     if next(unet.parameters()).is_meta:
@@ -206,12 +208,8 @@ def _without_weights(unet):
         return type(unet).from_config(dict(unet.config))
 
 
-def _run(block, *inputs, text, **more):
+def _run(block, *inputs, text, **options):
     """A block of the UNet on its inputs, and on the text if it attends to text."""
     if getattr(block, "has_cross_attention", False):
-        more["encoder_hidden_states"] = text
-    return block(*inputs, **more)
-
-
-def _numbers(shape):
-    return int(torch.Size(shape).numel())
+        options["encoder_hidden_states"] = text
+    return block(*inputs, **options)

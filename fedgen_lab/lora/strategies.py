@@ -1,31 +1,21 @@
-"""Which Flower strategy a scenario asks for, and the strategy that puts the aggregation rules of lab 04 on the wire.
+"""Which Flower strategy a scenario asks for, and the aggregation rules of lab 04 on the wire.
 
-Labs 03, 04, 05 and 08. A strategy is the server's half of a round: whom it asks, what it sends, how it checks and
-aggregates what comes back. Every combination of knobs is decided in `strategy_of`; modules are imported when needed.
+Labs 03, 04, 05 and 08. A strategy is the server's half of a round: whom it asks, how it checks what comes back; its
+protocol says what it sends and what it makes of the answers. Every combination of knobs is decided in `strategy_of`;
+modules of other rooms are imported when needed.
 """
 
-import numpy as np
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
-from fedgen_lab.federation.arrays import tensors_of
-from fedgen_lab.federation.fedavg import CheckedFedAvg
-from fedgen_lab.lora.received import CORE, MERGING, fresh_adapter
-from fedgen_lab.lora.rules import (
-    LINEAR,
-    RULES,
-    compact,
-    factors,
-    fold,
-    frame,
-    part,
-    pruned,
-    resized,
-    sent_part,
-    stacked,
-    unfold,
-)
+from fedgen_lab.federation.arrays import tensors_of, values_of
+from fedgen_lab.federation.averages import private_mean, robust_combine, weighted_mean
+from fedgen_lab.federation.fedavg import Averaging, CheckedFedAvg
+from fedgen_lab.federation.secure import SecureFedAvg
+from fedgen_lab.lora.factors import compact, factors, fold, stacked, unfold
+from fedgen_lab.lora.rules import RULES, Seat, ServerState
 from fedgen_lab.lora.upload import unpack
+from fedgen_lab.wireless.reacting import reacting_strategy
 
 
 def strategy_of(scenario, network=None, work_flops=0.0, **checked):
@@ -35,47 +25,38 @@ def strategy_of(scenario, network=None, work_flops=0.0, **checked):
     """
     refuse_contradictions(scenario)
     checked = {"min_available_nodes": scenario.num_clients, "seed": scenario.seed, **checked}
+    # what goes down and what the answers become
+    if scenario.method == "lora" and not (scenario.buffer and scenario.rule == "fedit"):
+        checked["protocol"] = RuleProtocol(scenario)  # FedBuff takes the mean itself
+    # how an upload is read
     if scenario.upload != "float32":
 
         def read(arrays, expected):
             return ArrayRecord(unpack(arrays, tensors_of(expected), scenario))
 
         checked["read"] = read
+    # what takes the mean's place
     if scenario.defence != "mean":
-        from fedgen_lab.privacy.robust import robust_combine
-
         checked["combine"] = robust_combine(scenario)
     elif (scenario.clip or scenario.noise_multiplier) and not scenario.secure:
-        from fedgen_lab.privacy.dp import private_mean
-
-        asked = scenario.num_clients  # a constant, since who answered is private too
+        number = scenario.num_clients  # a constant, since who answered is private too
         if scenario.select in ("random", "fastest"):
-            asked = max(int(scenario.num_clients * scenario.fraction), 1)
-        uploads = scenario.buffer or asked
+            number = max(int(scenario.num_clients * scenario.fraction), 1)
+        number = scenario.buffer or number
         checked["combine"] = private_mean(
-            scenario.clip, scenario.noise_multiplier, uploads, scenario.seed
+            scenario.clip, scenario.noise_multiplier, number, scenario.seed
         )
-    base = CheckedFedAvg if scenario.method == "full" else RuleStrategy
-    of_rule = {} if scenario.method == "full" else {"scenario": scenario}
+    # who is asked, and who sees what
     if scenario.secure:
-        from fedgen_lab.privacy.secure import SecureFedAvg
-
-        kind = type(f"Secure{base.__name__}", (SecureFedAvg, base), {}) if of_rule else SecureFedAvg
-        return kind(
+        return SecureFedAvg(
             most_examples=scenario.pictures_per_client,
             clip=scenario.clip,
             noise_multiplier=scenario.noise_multiplier,
-            **of_rule,
             **checked,
         )
     if scenario.buffer or scenario.deadline_seconds or scenario.select != "all":
-        from fedgen_lab.wireless.reacting import reacting_strategy
-
-        plain = scenario.buffer and scenario.rule == "fedit"  # FedBuff takes the mean itself
-        return reacting_strategy(
-            scenario, network, work_flops, CheckedFedAvg if plain else base, **checked
-        )
-    return base(**of_rule, **checked)
+        return reacting_strategy(scenario, network, work_flops, **checked)
+    return CheckedFedAvg(**checked)
 
 
 def refuse_contradictions(scenario):
@@ -89,7 +70,7 @@ def refuse_contradictions(scenario):
         "buffer": scenario.buffer > 0,
     }
     for knob, is_on in only_means.items():
-        if lora and is_on and rule not in LINEAR:
+        if lora and is_on and not RULES[rule].takes_mean:
             _contradict(
                 scenario,
                 "rule",
@@ -188,224 +169,117 @@ def _contradict(scenario, one, other, why):
     raise ValueError(f"{values} don't go together: {why}. Change one of them.")
 
 
-class RuleStrategy(CheckedFedAvg):
-    """An aggregation rule of `lora/rules.py` as a Flower strategy: who gets what down, what comes up, what it becomes.
+class RuleProtocol(Averaging):
+    """A rule of `lora/rules.py` on the wire: who gets what down, what comes up, what it becomes.
 
     Whatever a client must have to follow - stacks and residuals that go into W0, RoLoRA's other factor, Fed-SB's fixed
     ones - is sent again from the beginning to whoever did not answer the last message that held it, so clients may come
     late, miss rounds or start anew. `latest` is always the whole model as one adapter with its scale inside B, of
     whatever rank that takes (FedSA: B zero, since the server has none).
 
-    Attributes beside `CheckedFedAvg`'s: `adapter`, the folded adapter that clients go on from; `merges`, what was added
-    to W0, in order; `ranks`, one a client (HetLoRA prunes them); `client_states`, partition id -> the folded adapter
-    that the last round's upload stands for; `personal_losses`, FedSA's mean loss by round, as the clients measured it.
+    Attributes: `server`, the rule's `ServerState`; `client_states`, partition id -> the folded adapter that the last
+    round's upload stands for; `personal_losses`, FedSA's mean loss by round, as the clients measured it.
     """
 
-    def __init__(self, scenario, **checked):
-        one_part = {"fedsa": 1.0}  # only its clients can try their models out
-        super().__init__(fraction_evaluate=one_part.get(scenario.rule, 0.0), **checked)
-        self.scenario, self.rule, self.ranks = scenario, scenario.rule, list(scenario.client_ranks)
-        self.adapter, self.core, self.merges, self.client_states, self.personal_losses = (
-            {},
-            {},
-            [],
-            {},
-            {},
-        )
-        self._round, self._knows, self._setting_up = (
-            0,
-            {},
-            None,
-        )  # node id -> the last round whose message it answered
-        self._had = {}  # node id -> how many merges it had when it answered
+    def __init__(self, scenario):
+        super().__init__()
+        self.scenario, self.rule, self.server = scenario, RULES[scenario.rule], None
+        self.fraction_evaluate = 1.0 if self.rule.is_personal else 0.0
+        self._answered = {}  # node id -> the last round whose message it answered
+        self._merges = {}  # node id -> how many merges it had then
+        self._gradients = None  # what the answers must look like while Fed-SB is set up
 
-    def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
-        """`CheckedFedAvg.start`; Fed-SB first agrees on its fixed factors."""
-        self.adapter = tensors_of(initial_arrays)
-        if self.rule == "fed-sb":
-            self._partitions.update(getattr(grid, "partitions", {}))
-            self._agree_on_a_frame(grid)
-        return super().start(grid, initial_arrays, num_rounds, timeout=timeout, **configs)
-
-    def configure_train(self, server_round, arrays, config, grid):
-        """Ask the clients of this round, each with what it needs."""
-        self._round = server_round
-        return super().configure_train(server_round, arrays, config, grid)
-
-    def aggregate_train(self, server_round, replies):
-        """As `CheckedFedAvg`, by the rule; and note who got this round's message."""
-        replies = list(replies)
-        asked = {
-            message.metadata.message_id: message.metadata.dst_node_id for message in self._asked
-        }
-        answered = {asked.get(r.metadata.reply_to_message_id) for r in replies if not r.has_error()}
-        for node_id in asked.values():
-            known = (server_round, len(self.merges)) if node_id in answered else (0, 0)
-            self._knows[node_id], self._had[node_id] = known
-        return super().aggregate_train(server_round, replies)
-
-    def aggregate_evaluate(self, server_round, replies):
-        """The mean loss of FedSA's personal models."""
-        metrics = super().aggregate_evaluate(server_round, replies)
-        if metrics is not None:
-            self.personal_losses[server_round] = float(metrics["loss"])
-        return metrics
-
-    # --- down
-
-    def _construct_messages(self, record, node_ids, message_type):
-        return [
-            Message(self._down(node_id, record[self.configrecord_key]), node_id, message_type)
-            for node_id in node_ids
-        ]
-
-    def _down(self, node_id, config):
-        """What one client gets in this round: arrays, config, and what it lacks of the merges."""
-        content = RecordDict({self.arrayrecord_key: ArrayRecord(self._arrays_for(node_id))})
-        if self.rule in (*MERGING, "fed-sb"):
-            since = self._had.get(node_id, 0)
-            config = ConfigRecord({**config, "merge-from": since, "merge-to": len(self.merges)})
-            if missing := self.merges[since:]:
-                content["merge"] = ArrayRecord(
-                    compact(stacked(missing)) if len(missing) > 1 else missing[0]
-                )
-        content[self.configrecord_key] = config
-        return content
-
-    def _arrays_for(self, node_id):
-        if self.rule == "flora":
-            return {}
-        if self.rule == "fed-sb":
-            return self.core
-        sent = unfold(resized(self.adapter, self._rank_of(node_id)), self.scenario.lora_alpha)
-        if self.rule == "rolora":
-            if self._round == 1:
-                return {}  # A from the shared seed, B zero
-            behind = self._knows.get(node_id) != self._round - 1
-            return sent if behind else part(sent, sent_part(self.rule, self._round - 1))
-        return part(sent, sent_part(self.rule, self._round))
-
-    def _rank_of(self, node_id):
-        partition = self._partitions.get(node_id, -1)
-        return self.ranks[partition] if 0 <= partition < len(self.ranks) else max(self.ranks)
-
-    # --- up
-
-    def _start_of(self, node_id, expected):
-        """What this node trained from, as far as it trains; its upload must look the same."""
-        if expected is None or self._setting_up is not None:
-            return expected and self._setting_up
-        rank = self._rank_of(node_id)
-        if self.rule == "flora":
-            client = self._partitions.get(node_id, 0)
-            return ArrayRecord(fresh_adapter(self.adapter, rank, self.seed, client, self._round))
-        if self.rule == "fed-sb":
-            return ArrayRecord(self.core)
-        adapter = unfold(resized(self.adapter, rank), self.scenario.lora_alpha)
-        return ArrayRecord(part(adapter, sent_part(self.rule, self._round)))
-
-    def _new_arrays(self, server_round, contents):
-        """The rule itself. Returns the whole model."""
-        alpha, clients = self.scenario.lora_alpha, list(self.client_arrays)
-        arrays = [tensors_of(content[self.arrayrecord_key]) for content in contents]
-        examples = [content["metrics"][self.weighted_by_key] for content in contents]
-        uploads, weights = (
-            [fold(state, alpha) for state in arrays],
-            [n / sum(examples) for n in examples],
-        )
-        self.client_states = {
-            c: self._whole(upload) for c, upload in zip(clients, uploads, strict=True)
-        }
-        if (
-            self.rule in LINEAR
-        ):  # through the hook, so that defences and private noise can take the mean's place
-            sent = {name: tensor.numpy() for name, tensor in self._linear_start().items()}
-            plain = [{name: tensor.numpy() for name, tensor in state.items()} for state in arrays]
-            combined = self.combine(server_round, sent, plain, examples)
-            merged = {name: torch.from_numpy(np.asarray(value)) for name, value in combined.items()}
-            if self.rule == "fed-sb":
-                self.core = merged
-            else:
-                self.adapter = {**self.adapter, **fold(merged, alpha)}
-        else:
-            merged = RULES[self.rule](uploads, weights)
-            self.adapter = merged.adapter or self.adapter
-            if merged.into_base:
-                self.merges.append(merged.into_base)
-            if self.rule == "hetlora":
-                for client, upload in zip(clients, uploads, strict=True):
-                    self.ranks[client] = pruned(upload)
-        self.client_states.pop(-1, None)  # a mean that secure aggregation let through is nobody's
-        return ArrayRecord(self._model())
-
-    def _linear_start(self):
-        if self.rule == "fed-sb":
-            return self.core
-        return unfold(
-            part(self.adapter, sent_part(self.rule, self._round)), self.scenario.lora_alpha
-        )
-
-    def _whole(self, upload):
-        """The adapter that an upload stands for, with what of it is fixed or known."""
-        if self.rule == "fed-sb":
-            return self._framed(fold(upload, self.scenario.lora_alpha))
-        if self.rule == "fedsa":
-            return {**self._without_b(), **upload}
-        return {**self.adapter, **upload} if self.rule in ("ffa", "rolora") else upload
-
-    def _framed(self, core):
-        fixed = factors(self.merges[0])
-        return {
-            name: tensor if ".lora_A." in name else fixed[layer][1] @ core[layer + CORE]
-            for name, tensor in self.merges[0].items()
-            for layer in [name.partition(".lora_")[0]]
-        }
-
-    def _without_b(self):
-        return {
-            name: tensor if ".lora_A." in name else 0 * tensor
-            for name, tensor in self.adapter.items()
-        }
-
-    def _model(self):
-        """The whole model as one folded adapter."""
-        if self.rule == "fedsa":
-            return self._without_b()
-        if self.rule == "fed-sb":
-            return self._framed(fold(self.core, self.scenario.lora_alpha))
-        going_on = [] if self.rule == "flora" else [self.adapter]
-        return compact(stacked([*going_on, *self.merges])) if self.merges else self.adapter
-
-    # --- Fed-SB's beginning
-
-    def _agree_on_a_frame(self, grid):
-        """Before round 1: every client's mean gradient comes up, dense; A and B are the first directions of the mean.
+    def begin(self, strategy, grid):
+        """Start from the adapter that the strategy was given; Fed-SB first agrees on its fixed factors.
 
         Raises RuntimeError when no client sent a usable gradient.
         """
-        sizes = {layer: (b.shape[0], a.shape[1]) for layer, (a, b) in factors(self.adapter).items()}
-        self._setting_up = ArrayRecord({layer: torch.zeros(size) for layer, size in sizes.items()})
+        self.server = ServerState(tensors_of(strategy.latest), list(self.scenario.client_ranks))
+        if self.rule.has_setup:
+            self._set_up(strategy, grid)
+
+    # --- down
+
+    def content(self, strategy, node_id, server_round, record):
+        """What one client gets: arrays, config, and what it lacks of the merges."""
+        is_behind = self._answered.get(node_id) != server_round - 1
+        seat = self._seat(strategy, node_id, server_round)
+        arrays = self.rule.down(self.server, seat, is_behind)
+        arrays = ArrayRecord(unfold(arrays, self.scenario.lora_alpha))
+        content = RecordDict({strategy.arrayrecord_key: arrays})
+        config = record[strategy.configrecord_key]
+        if self.rule.has_merges:
+            merges, since = self.server.merges, self._merges.get(node_id, 0)
+            config = ConfigRecord({**config, "merge-from": since, "merge-to": len(merges)})
+            if missing := merges[since:]:
+                merge = compact(stacked(missing)) if len(missing) > 1 else missing[0]
+                content["merge"] = ArrayRecord(merge)
+        content[strategy.configrecord_key] = config
+        return content
+
+    def _seat(self, strategy, node_id, server_round):
+        ranks, client = self.server.ranks, strategy.partition_of(node_id)
+        rank = ranks[client] if client in range(len(ranks)) else max(ranks)
+        return Seat(client or 0, rank, server_round, strategy.seed)
+
+    def note_answers(self, server_round, nodes, answered):
+        """Who answered has what was sent; who did not gets everything again."""
+        for node_id in nodes:
+            has_it = node_id in answered
+            self._answered[node_id] = server_round if has_it else 0
+            self._merges[node_id] = len(self.server.merges) if has_it else 0
+
+    # --- up
+
+    def origin(self, strategy, node_id, server_round, arrays):
+        """What this node trained from, as far as it travels."""
+        if self._gradients is not None:
+            return self._gradients
+        origin = self.rule.origin(self.server, self._seat(strategy, node_id, server_round))
+        return ArrayRecord(unfold(origin, self.scenario.lora_alpha))
+
+    def merge(self, strategy, server_round, uploads, weights):
+        """The rule itself. Returns the whole model."""
+        alpha, rule, server = self.scenario.lora_alpha, self.rule, self.server
+        states = {client: fold(tensors_of(record), alpha) for client, record in uploads.items()}
+        self.client_states = {
+            client: rule.whole(server, state)
+            for client, state in states.items()
+            if client >= 0  # a mean that secure aggregation let through is nobody's
+        }
+        if rule.takes_mean:  # defences, private noise and masks may stand in its place
+            largest = Seat(0, max(server.ranks), server_round, strategy.seed)
+            sent = ArrayRecord(unfold(rule.origin(server, largest), alpha))
+            merged = strategy.combined(server_round, sent, uploads.values(), weights)
+            server.adapter = {**server.adapter, **fold(tensors_of(merged), alpha)}
+        else:
+            shares = [weight / sum(weights) for weight in weights]
+            merged = rule(list(states.values()), shares)
+            server.adapter = merged.adapter or server.adapter
+            if merged.into_base:
+                server.merges.append(merged.into_base)
+        rule.settle(server, states)
+        return ArrayRecord(rule.model(server))
+
+    def note_metrics(self, server_round, metrics):
+        """The mean loss of FedSA's personal models."""
+        self.personal_losses[server_round] = float(metrics["loss"])
+
+    # --- Fed-SB's beginning
+
+    def _set_up(self, strategy, grid):
+        """Every client's mean gradient comes up, dense; the rule fixes its factors by their mean."""
+        pairs = factors(self.server.adapter)
+        zeros = {layer: torch.zeros(len(b), a.shape[1]) for layer, (a, b) in pairs.items()}
+        self._gradients = ArrayRecord(zeros)
         config = ConfigRecord({"server-round": 0, "setup": "gradients"})
-        content = RecordDict({self.arrayrecord_key: ArrayRecord(), self.configrecord_key: config})
-        nodes = self._connected(1, grid)
-        self._asked = [Message(content, node_id, MessageType.TRAIN) for node_id in nodes]
-        accepted = self._accepted(
-            0, grid.send_and_receive(self._asked, timeout=self.timeout), self._setting_up
-        )
-        self._setting_up, self._usual = None, []
+        accepted = strategy.ask_apart(grid, config, self._gradients)
+        self._gradients = None
         if not accepted:
             raise RuntimeError(
                 "No client sent a usable gradient, so Fed-SB can't choose its factors; run it again."
             )
-        contents = [content for _, _, content in accepted]
-        examples = [content["metrics"][self.weighted_by_key] for content in contents]
-        gradients = [tensors_of(content[self.arrayrecord_key]) for content in contents]
-        mean = {
-            layer: sum(
-                g[layer] * (n / sum(examples)) for g, n in zip(gradients, examples, strict=True)
-            )
-            for layer in sizes
-        }
-        self.merges = [frame(mean, self.scenario.rank)]
-        ranks = {layer: len(a) for layer, (a, _) in factors(self.merges[0]).items()}
-        self.core = {layer + CORE: torch.zeros(rank, rank) for layer, rank in ranks.items()}
+        gradients, weights = zip(*accepted, strict=True)
+        mean = weighted_mean(0, zeros, [values_of(record) for record in gradients], weights)
+        mean = {layer: torch.from_numpy(gradient) for layer, gradient in mean.items()}
+        self.rule.set_up(self.server, mean, self.scenario.rank)

@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
-from fedgen_lab.scenario import UPLOADS
-
 MEMORY = "top-k-memory"  # where a client's Context.state keeps what it has not sent yet
 LARGEST = 127  # of an int8; -128 is not used, so that both signs reach equally far
 
@@ -27,7 +25,6 @@ def pack(trained, received, scenario, state, seed):
 
     Raises ValueError when names or shapes differ, a number is not finite, or an update is too large for int8.
     """
-    _check_upload(scenario)
     if scenario.upload == "float32":
         return ArrayRecord(trained)
     _check_same(trained, received)
@@ -40,22 +37,21 @@ def pack(trained, received, scenario, state, seed):
     if scenario.upload == "int8":
         generator = torch.Generator().manual_seed(int(seed))
         rows = [_round_by_chance(name, _rows(value), generator) for name, value in update.items()]
-        parts = {
-            "values": torch.cat([v.flatten() for v, _ in rows]),
-            "scales": torch.cat([s for _, s in rows]),
+        upload = {
+            "values": torch.cat([values.flatten() for values, _ in rows]),
+            "scales": torch.cat([scales for _, scales in rows]),
         }
     else:
         memory = state[MEMORY].to_torch_state_dict() if MEMORY in state else {}
         meant = {name: value + memory.get(name, 0) for name, value in update.items()}
         flat = torch.cat([value.flatten() for value in meant.values()])  # (n,)
-        places = (
-            flat.abs().topk(_number_kept(len(flat), scenario.keep)).indices.sort().values
-        )  # (k,)
-        parts = {"values": flat[places], "places": _write_places(places, len(flat))}
+        largest = flat.abs().topk(_number_kept(len(flat), scenario.keep))
+        places = largest.indices.sort().values  # (k,)
+        upload = {"values": flat[places], "places": _write_places(places, len(flat))}
         unsent = flat.clone()
         unsent[places] = 0
         state[MEMORY] = ArrayRecord(memory | _cut(unsent, update))
-    return ArrayRecord({name: Array(value.numpy()) for name, value in parts.items()})
+    return ArrayRecord({name: Array(value.numpy()) for name, value in upload.items()})
 
 
 def unpack(arrays, received, scenario):
@@ -64,7 +60,6 @@ def unpack(arrays, received, scenario):
     Raises ValueError, naming the array, when one is missing or too many, or has another shape or kind than the upload's
     form asks for, or holds NaN or infinity, or a place that is none.
     """
-    _check_upload(scenario)
     kind = scenario.upload
     if kind == "float32":
         trained = {name: torch.from_numpy(_read(arrays, name).copy()) for name in arrays}
@@ -119,10 +114,10 @@ def _rows(value):
 
 def _cut(flat, like):
     """A vector (n,) as tensors with the names and shapes of `like`, in its order."""
-    parts = flat.split([value.numel() for value in like.values()])
+    pieces = flat.split([value.numel() for value in like.values()])
     return {
-        name: part.view(value.shape)
-        for (name, value), part in zip(like.items(), parts, strict=True)
+        name: piece.view(value.shape)
+        for (name, value), piece in zip(like.items(), pieces, strict=True)
     }
 
 
@@ -188,10 +183,3 @@ def _check_same(trained, received):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)}, expected {tuple(received[name].shape)}."
             )
-
-
-def _check_upload(scenario):
-    if scenario.upload not in UPLOADS:
-        raise ValueError(f"upload must be one of {', '.join(UPLOADS)}; got {scenario.upload!r}.")
-    if not 0 < scenario.keep <= 1:
-        raise ValueError(f"keep must lie in (0, 1]; got {scenario.keep!r}.")

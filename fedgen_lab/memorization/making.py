@@ -6,13 +6,13 @@ time (Gu et al., arXiv 2310.02664). Each is a knob of `Copying`; so is DP noise,
 """
 
 from dataclasses import dataclass, field, replace
-from numbers import Real
 
 import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
+from fedgen_lab.knobs import Knobs, knob
 from fedgen_lab.pictures.collection import Pictures
 from fedgen_lab.pictures.sprites import BACKGROUNDS, COLOURS, OBJECTS, SIZE, draw_sprite
 
@@ -22,56 +22,45 @@ BATCH = 16
 LEARNING_RATES = {"lora": 3e-3, "full": 4e-4, "ddpm": 2e-3}
 ONE_CAPTION = "a picture"
 PRIVATE_KEY = 90_001  # this module's branch of the seed
+DIFFERENT = len(OBJECTS) * len(COLOURS) * (len(BACKGROUNDS) - 1) - HELD_OUT  # private pictures
+
+
+def _pictures(copying):
+    """The end of a range that counts private pictures."""
+    return copying.pictures
 
 
 @dataclass(frozen=True)
-class Copying:
+class Copying(Knobs):
     """The knobs of one model that may copy. The defaults copy: about a minute on one core.
 
     Raises ValueError, naming the knob, its value and its range, when a value makes no sense.
     """
 
-    pictures: int = 32  # different private pictures, without canaries; from 512 on this model copies none of them
-    duplicated: int = 4  # of them, the first so many are there `times` times
-    times: int = 16
-    steps: int = 350
-    rank: int = 16  # of the adapter, for model "lora"; at rank 4 half as many drawings are copies
-    unique_captions: bool = True  # False: the same caption for all but the canaries
-    canaries: int = 0  # pictures that nobody would draw, planted `times` times each
-    clip: float = 0.0  # DP-SGD's largest norm of one picture's gradient; 0: no DP-SGD
-    noise_multiplier: float = 0.0  # DP-SGD's noise in units of `clip`
-    model: str = "lora"  # or "full": every weight of the UNet; "ddpm": a small pixel model from nothing, at 16 x 16
-    seed: int = 0
+    pictures: int = knob(  # from 512 on this model copies none of them
+        32, 1, DIFFERENT, words="Different private pictures, without canaries."
+    )
+    duplicated: int = knob(
+        4, 0, _pictures, words="Of them, the first so many are there `times` times."
+    )
+    times: int = knob(16, 1, 1000)
+    steps: int = knob(350, 1, 100_000)
+    rank: int = knob(16, 1, 96)  # of "lora"; at rank 4 half as many drawings are copies
+    unique_captions: bool = knob(True, words="False: the same caption for all but the canaries.")
+    canaries: int = knob(
+        0, 0, 100, words="Pictures that nobody would draw, planted `times` times each."
+    )
+    clip: float = knob(
+        0.0, 0, words="DP-SGD's largest norm of one picture's gradient; 0: no DP-SGD."
+    )
+    noise_multiplier: float = knob(0.0, 0, words="DP-SGD's noise in units of `clip`.")
+    model: str = knob(  # "full": every weight of the UNet
+        "lora", options=MODELS, words="ddpm: a small pixel model from nothing, at 16 x 16."
+    )
+    seed: int = knob(0, 0, 2**32 - 1)
 
     def __post_init__(self):
-        most = len(OBJECTS) * len(COLOURS) * (len(BACKGROUNDS) - 1) - HELD_OUT
-        for name, low, high in (
-            ("pictures", 1, most),
-            ("duplicated", 0, self.pictures),
-            ("times", 1, 1000),
-            ("steps", 1, 100_000),
-            ("rank", 1, 96),
-            ("canaries", 0, 100),
-            ("seed", 0, 2**32 - 1),
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, Real) or not low <= value <= high or int(value) != value:
-                raise ValueError(
-                    f"{name} must be a whole number from {low} to {high}; got {value!r}."
-                )
-        if self.model not in MODELS:
-            raise ValueError(f"model must be one of {', '.join(MODELS)}; got {self.model!r}.")
-        if not isinstance(self.unique_captions, bool | np.bool_):
-            raise ValueError(
-                f"unique_captions must be True or False; got {self.unique_captions!r}."
-            )
-        if not all(
-            isinstance(x, Real) and 0 <= x < np.inf for x in (self.clip, self.noise_multiplier)
-        ):
-            raise ValueError(
-                "clip and noise_multiplier must be finite and 0 or more; "
-                f"got {self.clip!r} and {self.noise_multiplier!r}."
-            )
+        super().__post_init__()
         if self.noise_multiplier and not self.clip:
             raise ValueError(
                 f"noise_multiplier={self.noise_multiplier:g} needs a clip above 0, what noise is measured in."
@@ -253,10 +242,7 @@ def _pipeline_and_work(copying, private, after_step):
         pipeline.unet.requires_grad_(True)
     encoded, rows = encode(pipeline, private.pictures), torch.as_tensor(private.rows)
     encoded = Encoded(encoded.latents[rows], encoded.text[rows])
-    how = (
-        {"clip": copying.clip, "noise_multiplier": copying.noise_multiplier} if copying.clip else {}
-    )
-    return pipeline, lambda: (train_privately if how else train)(
+    work = (
         pipeline.unet,
         noise_schedule(pipeline),
         encoded,
@@ -265,8 +251,11 @@ def _pipeline_and_work(copying, private, after_step):
         LEARNING_RATES[copying.model],
         copying.seed,
         after_step,
-        **how,
     )
+    if not copying.clip:
+        return pipeline, lambda: train(*work)
+    noise = copying.noise_multiplier
+    return pipeline, lambda: train_privately(*work, clip=copying.clip, noise_multiplier=noise)
 
 
 def _labels(copying, private):

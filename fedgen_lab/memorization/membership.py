@@ -3,7 +3,7 @@
 Lab 09: a model from which not one copy comes can still tell who was in its training set. All three are lower for
 members; `membership` turns them into AUC, true positives at 1 % false positives and a ROC curve. They need the model's
 weights (PDFed's peers publish theirs) and know nothing of pictures it has never been shown near. With a reference
-model they get stronger: `privacy.membership.attack`, lab 08.
+model they get stronger: `privacy.membership.judge_fit`, lab 08.
 """
 
 import numpy as np

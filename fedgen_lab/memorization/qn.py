@@ -148,7 +148,7 @@ def qn_score(
     scores compare only at test sets of equal size.
     Raises ValueError as `confirmed`, `scores.fid` and `quality_novelty` do.
     """
-    held_out = check_pictures(held_out, "held-out pictures", most=10)
+    held_out = check_pictures(held_out, "held-out pictures", largest=10)
     matches = confirmed(generated, training, labels, **settings)
     quality = fid(held_out, generated, features)
     return quality_novelty(quality, matches, rc_unit), quality, matches

@@ -1,20 +1,21 @@
-"""The recorded sweep of lab 09: which of its knobs makes a model copy, and whether it leaks where it doesn't.
+"""Does a model copy, and does it leak where it doesn't? What lab 09 says of a live run and of the recorded ones.
 
-Every point changes one knob of the lesson's model (`LESSON`). Watched are the first four private pictures, which are
-the repeated ones where there are repetitions: how many drawings for their captions are copies by the one-third rule.
-Beside that, how well membership inference (PIA) tells private from held-out pictures.
+Watched are the first four private pictures, which are the repeated ones where there are repetitions: how many drawings
+for their captions are copies by the one-third rule. Beside that, how well membership inference (PIA) tells private from
+held-out pictures. `data/record/copying.py` says which runs were recorded; each changes one knob of `LESSON`.
 """
 
-import json
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
-from fedgen_lab.shipped import shipped
+from fedgen_lab.memorization.distance import nearest
+from fedgen_lab.memorization.making import BATCH, draw_copies
+from fedgen_lab.memorization.membership import membership
+from fedgen_lab.memorization.ratio import THIRD
+from fedgen_lab.recorded import recorded
 
-SEEDS = (0, 1, 2)
 LESSON = {
     "pictures": 32,
     "times": 16,
@@ -24,29 +25,6 @@ LESSON = {
     "clip": 0.0,
     "noise_multiplier": 0.0,
 }
-PIXELS = {
-    "model": "ddpm",
-    "steps": 700,
-}  # the small pixel model takes about as long; it has no rank
-POINTS = [
-    LESSON | changes
-    for changes in (
-        {},
-        {"times": 1},
-        {"times": 4},
-        {"times": 1, "pictures": 512},
-        {"times": 1, "pictures": 8},
-        {"steps": 100},
-        {"rank": 4},
-        {"clip": 1.0, "noise_multiplier": 0.5},
-        {"unique_captions": False},
-        {"times": 8},
-        PIXELS,
-        PIXELS | {"times": 1, "pictures": 512},
-        {"times": 2},
-        {"steps": 200},
-    )
-]
 WATCHED = 4  # pictures whose captions are drawn from, the repeated ones
 DRAWN = 24  # pictures drawn for them, and half as many for others
 NUMBERS = ("captions", "copied", "others", "ratio", "auc", "tpr")  # of `Judged`, what is recorded
@@ -72,67 +50,52 @@ class _Stopped(Exception):
     pass
 
 
-def judge_copies(trained, number=DRAWN, should_stop=None):
+def judge_copies(trained, should_stop=None):
     """Draw from a `making.Trained`'s captions and judge the drawings: a `Judged`, or None when stopped.
 
     Canaries are not drawn and count for nothing here: the numbers are those of the other private pictures.
     """
-    from fedgen_lab.memorization.distance import nearest
-    from fedgen_lab.memorization.making import draw_copies
-    from fedgen_lab.memorization.membership import membership
-    from fedgen_lab.memorization.ratio import THIRD
 
     def stop_if_asked():
         if should_stop is not None and should_stop():
             raise _Stopped
 
+    # Draw for the watched pictures, again and again, then for the others in turn.
     private, size = trained.private, trained.copying.pictures
-    own = private.pictures.take(range(size))
-    watched = np.arange(number) % min(WATCHED, size)
-    others = (
-        WATCHED + np.arange(number // 2) % max(1, size - WATCHED)
-        if size > WATCHED
-        else np.array([], dtype=int)
-    )
+    watched = np.arange(DRAWN) % min(WATCHED, size)
+    unwatched = np.arange(WATCHED, max(WATCHED, size))
     try:
         drawn, _ = draw_copies(
             trained,
-            rows=np.r_[watched, others],
+            rows=np.r_[watched, np.resize(unwatched, DRAWN // 2 if len(unwatched) else 0)],
             seed=1000 * trained.copying.seed,
             on_step=stop_if_asked,
         )
     except _Stopped:
         return None
-    # Held-out pictures stand beside the training pictures, so that the second nearest is not far for want of pictures.
-    reference = torch.cat([own.images, private.held_out.images])
-    two, first = nearest(drawn, reference, 2)
-    ratios = two[:, 0] / np.maximum(two[:, 1], 1e-9)
-    copies = (ratios < THIRD) & (first[:, 0] < size)
-    _, rows = nearest(drawn, own.images)
-    members = membership(trained.model, own, private.held_out, "PIA")
+
+    # A copy is much nearer to one training picture than to any other. Held-out pictures stand beside the training
+    # pictures, so that the second nearest is not far for want of pictures.
+    training = private.pictures.take(range(size))
+    reference = torch.cat([training.images, private.held_out.images])
+    distances, places = nearest(drawn, reference, 2)
+    ratios = distances[:, 0] / np.maximum(distances[:, 1], 1e-9)
+    copies = (ratios < THIRD) & (places[:, 0] < size)
+
+    _, rows = nearest(drawn, training.images)
+    members = membership(trained.model, training, private.held_out, "PIA")
     return Judged(
-        len(set(watched[copies[:number]])),
-        float(copies[:number].mean()),
-        float(copies[number:].mean()) if len(others) else None,
-        float(np.median(ratios[:number])),
-        members.auc,
-        members.tpr,
-        drawn,
-        ratios,
-        own.images,
-        rows[:, 0],
+        captions=len(set(watched[copies[:DRAWN]])),
+        copied=float(copies[:DRAWN].mean()),
+        others=float(copies[DRAWN:].mean()) if len(unwatched) else None,
+        ratio=float(np.median(ratios[:DRAWN])),
+        auc=members.auc,
+        tpr=members.tpr,
+        drawn=drawn,
+        ratios=ratios,
+        training=training.images,
+        nearest=rows[:, 0],
     )
-
-
-def measure(point, seed):
-    """Run one point; returns the numbers of `Judged`."""
-    from fedgen_lab.memorization.making import Copying, train_copying
-
-    judged = judge_copies(train_copying(Copying(**point, seed=seed)))
-    return {
-        name: None if getattr(judged, name) is None else round(getattr(judged, name), 4)
-        for name in NUMBERS
-    }
 
 
 def recorded_copying():
@@ -140,16 +103,7 @@ def recorded_copying():
 
     `seen`: how often a watched picture was seen in training: steps x pictures a step x its share of the training set.
     """
-    from fedgen_lab.memorization.making import BATCH
-
-    file = shipped("sweeps") / "copying.json"
-    points = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
-    frame = pd.DataFrame(
-        [
-            {"model": "lora"} | entry["point"] | {"seed": entry["seed"]} | entry["result"]
-            for entry in points
-        ],
-        columns=["model", *LESSON, "seed", *NUMBERS],
-    )
-    in_all = frame["pictures"] + WATCHED * (frame["times"] - 1)
-    return frame.assign(seen=BATCH * frame["steps"] * frame["times"] / in_all)
+    runs = recorded("copying").reindex(columns=["model", *LESSON, "seed", *NUMBERS])
+    training_set = runs["pictures"] + WATCHED * (runs["times"] - 1)
+    seen = BATCH * runs["steps"] * runs["times"] / training_set
+    return runs.assign(model=runs["model"].fillna("lora"), seen=seen)

@@ -11,12 +11,11 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.federation.fedavg import CheckedFedAvg
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.memorization.ddpm import load_weights, train_ddpm, weights
 from fedgen_lab.peers.peer import start_model
 from fedgen_lab.peers.run import paces
 from fedgen_lab.peers.scenario import PeersScenario, deal
-from fedgen_lab.scenario import from_run_config, run_config_of
 
 
 def rounds_in(scenario):
@@ -36,7 +35,7 @@ def client_app(on_step=None):
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        scenario = from_run_config(PeersScenario, context.run_config)
+        scenario = PeersScenario.from_run_config(context.run_config)
         client, turn = (
             int(context.node_config["partition-id"]),
             int(message.content["config"]["server-round"]) - 1,
@@ -68,7 +67,7 @@ def server_app(on_round=None):
 
     @app.main()
     def average(grid: Grid, context: Context) -> None:
-        scenario = from_run_config(PeersScenario, context.run_config)
+        scenario = PeersScenario.from_run_config(context.run_config)
         rounds = rounds_in(scenario)
 
         def show(server_round, arrays, metrics):
@@ -94,6 +93,6 @@ def run_fedavg(scenario, should_stop=None, on_round=None):
 
     app = client_app()
     run_app(
-        server_app(keep), app, scenario.num_peers, run_config_of(scenario), should_stop=should_stop
+        server_app(keep), app, scenario.num_peers, scenario.to_run_config(), should_stop=should_stop
     )
     return states

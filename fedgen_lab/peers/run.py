@@ -12,21 +12,17 @@ import numpy as np
 import pandas as pd
 import torch
 
+from fedgen_lab.federation.run import Stopped
 from fedgen_lab.flops import flop_counter
 from fedgen_lab.peers.attackers import attack_of
 from fedgen_lab.peers.chain import Terms
 from fedgen_lab.peers.ledger import Ledger
 from fedgen_lab.peers.peer import DRAW_STEPS, Pace, Peer, start_model
 from fedgen_lab.peers.store import Shelf, cid_of
-from fedgen_lab.wireless.channel import Network, place_clients
-from fedgen_lab.wireless.replay import phase_seconds
+from fedgen_lab.wireless.channel import Network, phase_seconds, place_clients
 
 FLOPS_PER_SECOND = 5e9  # the median device: a small one, on which a training step takes the better part of a second
 BLOCKS_A_VOTER = 10  # a model takes votes for so many blocks, times the voters
-
-
-class Stopped(Exception):
-    """Somebody pressed Stop while a peer was training."""
 
 
 @dataclass(frozen=True)

@@ -1,109 +1,15 @@
-"""The recorded sweep of lab 10's attackers: what they get from honest peers under each rule for votes.
+"""The recorded sweep of lab 10's attackers as a data frame; `data/record/peers_attacks.py` says what was run."""
 
-PDFed (arXiv 2409.18245) says that bad models "will not be picked up", and tries no attack. Here one peer of four
-attacks, or two as sybils, in a small world (`SMALL`): peers train for a few steps and judge by the paper's Q-N. Where
-nobody attacks, the same numbers say what an honest peer in the attacker's place gets.
-"""
-
-import json
 import math
 
 import numpy as np
 import pandas as pd
 
-from fedgen_lab.peers.tally import agreement, rewards_of
-from fedgen_lab.shipped import shipped
-
-SEEDS = (0, 1, 2)
-SMALL = {
-    "num_peers": 4,
-    "validators": 1,  # so that a peer hears three others about a model that is not its own
-    "steps": 20,
-    "samples": 64,
-    "width": 8,
-    "pictures_per_peer": 128,
-    "objective": "qn",
-}
-PLAIN = {
-    "attack": "",
-    "attackers": 1,
-    "vote_rule": "mean",
-    "open_votes": False,
-    "seconds": 10.0,
-    "commit_blocks": 12,  # so short that votes are revealed while there is still something to choose
-}
-LONGER = {"attack": "vote-copier", "seconds": 20.0, "commit_blocks": 16}  # more votes to compare
-POINTS = [
-    PLAIN | changes
-    for changes in (
-        {},
-        {"attack": "sybils", "attackers": 2},
-        {"attack": "sybils", "attackers": 2, "vote_rule": "worst"},
-        {"attack": "sybils", "attackers": 2, "vote_rule": "median"},
-        {"attack": "withholder"},
-        {"attack": "free-rider"},
-        {"attack": "copycat"},
-        {"attack": "poisoner"},
-        {"attack": "poisoner", "vote_rule": "worst"},
-        {"attack": "sybils", "attackers": 2, "vote_rule": "trimmed"},
-        LONGER,
-        LONGER | {"open_votes": True},
-        {"attack": "evader"},
-        {"attack": "evader", "vote_rule": "worst"},
-        {"attack": "poisoner", "vote_rule": "median"},
-        {"attack": "evader", "vote_rule": "median"},
-        {"attack": "poisoner", "vote_rule": "trimmed"},
-        {"attack": "evader", "vote_rule": "trimmed"},
-    )
-]
-MEASURED = 2  # so many of the last honest models
-KNOWN = {}  # what earlier points of this process computed: the honest peers' models are the same in most of them
-
-
-def measure(point, seed):
-    """Run one point; returns numbers by peer (lists, the attackers last) and for the last honest models (means).
-
-    models: submitted, by author. went_on: row a, column b: models of a that go on from one of b. rewards: what the
-    contract pays, as `rewards_of` says. vote_gap, vote_correlation: as `agreement` says. kid, copied: as
-    `measure_model` says.
-    """
-    from fedgen_lab.memorization.ddpm import weights
-    from fedgen_lab.peers.measure import measure_model
-    from fedgen_lab.peers.peer import start_model
-    from fedgen_lab.peers.run import run_peers
-    from fedgen_lab.peers.scenario import PeersScenario
-    from fedgen_lab.peers.store import unpack_weights
-
-    attacked = point if point["attack"] else point | {"attackers": 0}
-    scenario = PeersScenario(**SMALL, **attacked, seed=seed)
-    outcome = run_peers(scenario, known=KNOWN)
-    models, honest = outcome.models(), scenario.num_peers - scenario.attackers
-    went_on = np.zeros((scenario.num_peers, scenario.num_peers), int)
-    for author, parents in zip(models["author"], models["parents"], strict=True):
-        for parent in parents:
-            went_on[author, models["author"][parent]] += 1
-    like, told = weights(start_model(scenario)), []
-    for cid in models["cid"][models["author"] < honest][-MEASURED:]:
-        if (seed, cid) not in KNOWN:
-            KNOWN[seed, cid] = measure_model(
-                scenario, unpack_weights(cid, outcome.store.get(cid), like)
-            )
-        told.append(KNOWN[seed, cid])
-    liars = range(honest, scenario.num_peers)
-    near = np.array([agreement(outcome.votes(), peer, liars) for peer in range(scenario.num_peers)])
-    return {
-        "models": [int((models["author"] == peer).sum()) for peer in range(scenario.num_peers)],
-        "went_on": went_on.tolist(),
-        "rewards": rewards_of(outcome).round(3).tolist(),
-        "vote_gap": _finite(near[:, 0]),
-        "vote_correlation": _finite(near[:, 1]),
-        "kid": round(float(np.mean([one["kid"] for one in told])), 4),
-        "copied": round(float(np.mean([one["copied"] for one in told])), 4),
-    }
+from fedgen_lab.recorded import recorded
 
 
 def recorded_attacks():
-    """The recorded runs as a data frame: a row a run, with its knobs, its seed and its numbers.
+    """The recorded runs: a row for each, with its knobs, its seed and its numbers.
 
     models: of all peers. steps: of honest peers, from a model to the next. built_on: share of them that begin at an
     attacker's. paid: share of the rewards that attackers get; fair: that the same peers get where nobody attacks.
@@ -111,39 +17,26 @@ def recorded_attacks():
     as many attackers, since slow peers' last models are worse. Where nobody attacks, the last peer stands in the
     attacker's place. NaN: there was nothing.
     """
-    file = shipped("sweeps") / "peers_attacks.json"
-    entries = json.loads(file.read_text(encoding="utf-8"))["points"] if file.is_file() else []
-    peace = {
-        entry["seed"]: entry["result"]["rewards"] for entry in entries if entry["point"] == PLAIN
-    }
+    runs = recorded("peers_attacks")
+    if runs.empty:
+        return runs
+    peace = runs[runs["attack"] == ""].set_index(["seed", "seconds"])["rewards"]
     rows = []
-    for entry in entries:
-        point, result, first = (
-            entry["point"],
-            entry["result"],
-            SMALL["num_peers"] - entry["point"]["attackers"],
-        )
-        fair = peace.get(entry["seed"]) if point["seconds"] == PLAIN["seconds"] else None
-        steps = np.array(result["went_on"])[:first]
-        told = {"models": sum(result["models"]), "steps": int(steps.sum())}
-        told["built_on"] = steps[:, first:].sum() / steps.sum() if steps.any() else math.nan
-        told |= {
-            "paid": _share(result["rewards"], first),
-            "fair": _share(fair, first) if fair else math.nan,
-        }
-        told |= {name: result[name][-1] for name in ("vote_gap", "vote_correlation")}
+    for run in runs.to_dict("records"):
+        # The attackers are the last peers; behind the peers come the validators, who are paid too.
+        attackers = slice(len(run["models"]) - run["attackers"], len(run["models"]))
+        fair = peace.get((run["seed"], run["seconds"]))
+        steps = np.array(run["went_on"])[: attackers.start]
         rows.append(
-            point
-            | {"seed": entry["seed"]}
-            | told
-            | {name: result[name] for name in ("kid", "copied")}
+            {
+                "models": sum(run["models"]),
+                "steps": steps.sum(),
+                "built_on": steps[:, attackers].sum() / steps.sum() if steps.any() else math.nan,
+                "paid": sum(run["rewards"][attackers]) / sum(run["rewards"]),
+                "fair": sum(fair[attackers]) / sum(fair) if fair else math.nan,
+                "vote_gap": run["vote_gap"][-1],
+                "vote_correlation": run["vote_correlation"][-1],
+            }
         )
-    return pd.DataFrame(rows)
-
-
-def _share(rewards, first):
-    return sum(rewards[first : SMALL["num_peers"]]) / sum(rewards)
-
-
-def _finite(values):
-    return [round(float(value), 4) if math.isfinite(value) else None for value in values]
+    knobs = [*runs.attrs["knobs"], "seed"]
+    return pd.concat([runs[knobs], pd.DataFrame(rows), runs[["kid", "copied"]]], axis=1)

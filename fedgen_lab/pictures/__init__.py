@@ -25,7 +25,7 @@ __all__ = list(_WHERE)
 
 
 def __getattr__(
-    name: str,
+    name,
 ):  # lazy: importing the package must not load torch or Pillow before they are needed
     if name in _WHERE:
         return getattr(importlib.import_module(f"{__name__}.{_WHERE[name]}"), name)

@@ -1,23 +1,59 @@
-"""A set of captioned pictures: the one thing every source of pictures returns and every experiment takes.
+"""Sets of pictures: the one thing every source of pictures returns and every experiment takes.
 
-Drawn sprites, a learner's folder and a Hub data set all become `Pictures`, so no later room asks where they came from.
-Taught in lab 00 (what is in the box) and used by all labs.
+Drawn sprites, a learner's folder and a Hub data set all become `Pictures`, so no later room asks where they came from;
+sets with labels in place of captions are a `domains.Domain`. Taught in lab 00 (what is in the box), used by all labs.
 """
 
-from __future__ import annotations
-
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 
+from fedgen_lab.pictures.squares import square
+
+NAMED = 5  # of what was left out, so many are named in a warning
+
+
+class PictureSet:
+    """What every set of pictures can do. `images`: (N, C, H, W) uint8, a quarter of the memory of float32."""
+
+    channels = (3,)  # that the set may have: colour, for one
+
+    def __len__(self):
+        return len(self.images)
+
+    def as_tensor(self):
+        """All pictures as (N, C, H, W) float32 in [-1, 1], as the nets take them."""
+        return self.images.float() / 127.5 - 1
+
+    def _check_images(self):
+        shape = tuple(self.images.shape)
+        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in self.channels:
+            raise ValueError(
+                f"images must be a uint8 tensor of shape (N, {' or '.join(map(str, self.channels))}, H, W); got "
+                f"{self.images.dtype} of shape {shape}. Convert pictures to uint8 and put the channels second."
+            )
+
+    def _rows(self, indices):
+        """These indices as a flat tensor of row numbers, once none of them lies outside the set."""
+        rows = torch.as_tensor(np.asarray(indices)).long().flatten()
+        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise ValueError(
+                f"indices must lie in 0..{len(self) - 1}; got values from {int(rows.min())} to {int(rows.max())}. "
+                "Count pictures from 0."
+            )
+        return rows
+
 
 @dataclass(frozen=True)
-class Pictures:
+class Pictures(PictureSet):
     """N pictures of one size, a caption for each, and a table of what is known about each.
 
-    images: (N, 3, H, W) uint8, RGB in 0..255 (a quarter of the memory of float32).
+    images: (N, 3, H, W) uint8, RGB in 0..255.
     captions: N strings, the text a picture is trained with.
     attributes: N rows, one column per attribute: object, colour, background and style for sprites, a folder's own
         columns otherwise. Its index is always 0..N-1.
@@ -29,40 +65,62 @@ class Pictures:
     captions: list[str]
     attributes: pd.DataFrame
 
-    def __post_init__(self) -> None:
-        shape = tuple(self.images.shape)
-        if self.images.dtype != torch.uint8 or self.images.ndim != 4 or shape[1] != 3:
+    def __post_init__(self):
+        self._check_images()
+        if not (len(self.captions) == len(self.attributes) == len(self)):
             raise ValueError(
-                f"images must be a uint8 tensor of shape (N, 3, H, W); got {self.images.dtype} of shape {shape}. "
-                "Convert RGB pictures to uint8 and put the channels second."
-            )
-        if not (len(self.captions) == len(self.attributes) == shape[0]):
-            raise ValueError(
-                f"one caption and one row of attributes belong to each picture; got {shape[0]} pictures, "
+                f"one caption and one row of attributes belong to each picture; got {len(self)} pictures, "
                 f"{len(self.captions)} captions and {len(self.attributes)} rows. Make the three equally long."
             )
         object.__setattr__(self, "captions", list(self.captions))
         object.__setattr__(self, "attributes", self.attributes.reset_index(drop=True))
 
-    def __len__(self) -> int:
-        return len(self.captions)
-
-    def take(self, indices: Sequence[int]) -> Pictures:
+    def take(self, indices):
         """The pictures at `indices` (any sequence, array or tensor of integers), in that order.
 
         Raises ValueError when an index lies outside 0..N-1.
         """
-        chosen = torch.as_tensor(indices).long().flatten()
-        if len(chosen) and not (0 <= int(chosen.min()) and int(chosen.max()) < len(self)):
-            raise ValueError(
-                f"indices must lie in 0..{len(self) - 1}; got values from {int(chosen.min())} to {int(chosen.max())}. "
-                "Count pictures from 0."
-            )
+        chosen = self._rows(indices)
         rows = chosen.tolist()
-        return Pictures(
-            self.images[chosen], [self.captions[i] for i in rows], self.attributes.iloc[rows]
-        )
+        captions = [self.captions[row] for row in rows]
+        return Pictures(self.images[chosen], captions, self.attributes.iloc[rows])
 
-    def as_tensor(self) -> torch.Tensor:
-        """All pictures as (N, 3, H, W) float32 in [-1, 1], which is what the diffusion model's VAE takes."""
-        return self.images.float() / 127.5 - 1
+
+# -- files of any kind become pictures ------------------------------------------------------------------------------
+class Candidate(NamedTuple):
+    """An image file that may become a picture: its name, its caption, its attributes, and how to get its bytes."""
+
+    name: str
+    caption: str
+    attributes: dict
+    read: Callable[[], bytes]
+
+
+def gather(candidates, number, size, skipped, source, searched):
+    """Square `Pictures` of all candidates (at most `number`) that can be used; the others are named in a warning.
+
+    skipped: "name: reason" of what was left out before; those left out here are added, and
+        `attributes.attrs["skipped"]` lists all. searched: a sentence for where not one picture can be used.
+    Raises ValueError there.
+    """
+    images = np.empty((number, 3, size, size), np.uint8)
+    captions, rows = [], []
+    for candidate in candidates:
+        try:
+            images[len(rows)] = square(candidate.read(), size)
+        except Exception as error:  # of a dozen types; the reason is kept, not swallowed
+            skipped.append(f"{candidate.name}: {error or type(error).__name__}")
+        else:
+            captions.append(candidate.caption)
+            rows.append(candidate.attributes)
+    reasons = ""
+    if skipped:
+        unnamed = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
+        reasons = f"Skipped {len(skipped)}: {'; '.join(skipped[:NAMED])}{unnamed}."
+    if not rows:
+        raise ValueError(f"No usable picture in {source}. {searched} {reasons}")
+    if skipped:
+        warnings.warn(f"Kept {len(rows)} pictures of {source}. {reasons}", stacklevel=3)
+    attributes = pd.DataFrame(rows, index=range(len(rows)))
+    attributes.attrs["skipped"] = skipped
+    return Pictures(torch.from_numpy(images[: len(rows)]), captions, attributes)

@@ -12,28 +12,23 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from fedgen_lab.knobs import check_whole
 from fedgen_lab.pictures import drawn, idx
-from fedgen_lab.pictures.hub import hub_library
+from fedgen_lab.pictures.collection import PictureSet
+from fedgen_lab.pictures.folders import read_folder
+from fedgen_lab.pictures.hub import load_dataset
+from fedgen_lab.pictures.sprites import draw_sprites
 
 OFFLINE = ("digits", "letters", "garments", "runes")
-SPRITES = (
-    "star",
-    "heart",
-    "sun",
-    "cloud",
-    "phone",
-    "rook",
-    "note",
-    "cross",
-    "ring",
-    "moon",
-)  # the labels of sprites
+# The labels of sprites.
+SPRITES = ("star", "heart", "sun", "cloud", "phone", "rook", "note", "cross", "ring", "moon")
 NUM_LABELS = 10
 DRAWN, DRAWN_HELD_OUT = (
     2_000,
     1_000,
 )  # pictures when no number is asked for; there is no end of them
 HELD_OUT_SHARE = 0.2  # of a set that comes in one part
+BATCH = 4096  # pictures that are scaled at a time
 _DIGIT_NAMES = tuple("0123456789")
 _IDX_NAMES = {
     "mnist": _DIGIT_NAMES,
@@ -63,7 +58,7 @@ KNOWN = (
 
 
 @dataclass(frozen=True)
-class Domain:
+class Domain(PictureSet):
     """N pictures of one kind with a label each.
 
     images: (N, C, H, W) uint8, C = 1 grey or 3 colour; labels: (N,) int64, 0..9; label_names: what the ten labels mean.
@@ -76,45 +71,37 @@ class Domain:
     labels: torch.Tensor
     label_names: tuple
 
+    channels = (1, 3)
+
     def __post_init__(self):
-        shape = tuple(self.images.shape)
-        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in (1, 3):
+        self._check_images()
+        if len(self.labels) != len(self):
             raise ValueError(
-                f"images must be a uint8 tensor of shape (N, 1 or 3, H, W); got {self.images.dtype} of shape {shape}."
+                f"one label belongs to each picture; got {len(self)} and {len(self.labels)} labels."
             )
-        if len(self.labels) != shape[0]:
+        if not len(self):
+            return
+        lowest, highest, last = (
+            int(self.labels.min()),
+            int(self.labels.max()),
+            len(self.label_names) - 1,
+        )
+        if not 0 <= lowest <= highest <= last:
             raise ValueError(
-                f"one label belongs to each picture; got {shape[0]} and {len(self.labels)} labels."
-            )
-        if len(self.labels) and not 0 <= int(self.labels.min()) <= int(self.labels.max()) < len(
-            self.label_names
-        ):
-            raise ValueError(
-                f"labels must lie in 0..{len(self.label_names) - 1}; those of {self.name!r} run from "
-                f"{int(self.labels.min())} to {int(self.labels.max())}."
+                f"labels must lie in 0..{last}; those of {self.name!r} run from {lowest} to {highest}."
             )
 
-    def __len__(self):
-        return len(self.labels)
-
-    def take(self, rows):
-        """The pictures at `rows`, any sequence of integers, in that order."""
-        rows = torch.as_tensor(np.asarray(rows)).long().flatten()
+    def take(self, indices):
+        """The pictures at `indices`, any sequence of integers, in that order. Raises ValueError for one outside."""
+        rows = self._rows(indices)
         return replace(self, images=self.images[rows], labels=self.labels[rows])
-
-    def as_tensor(self):
-        """All pictures as (N, C, H, W) float32 in [-1, 1], as the nets take them."""
-        return self.images.float() / 127.5 - 1
 
     def resized(self, side):
         """The same pictures, `side` pixels wide and high: averaged when made smaller, smooth when made larger."""
-        if isinstance(side, bool) or int(side) != side or side < 1:
-            raise ValueError(f"side must be a whole number of pixels, at least 1; got {side!r}.")
-        return (
-            self
-            if self.images.shape[-1] == side
-            else replace(self, images=_scaled(self.images, int(side)))
-        )
+        check_whole("side", side)
+        if self.images.shape[-1] == side:
+            return self
+        return replace(self, images=_scaled(self.images, int(side)))
 
 
 def load_domain(name, number=None, side=28, seed=0, held_out=False):
@@ -134,24 +121,23 @@ def load_domain(name, number=None, side=28, seed=0, held_out=False):
     Raises ValueError for a name of no known form (and lists the known ones), a number larger than the part, or a set
     that has not ten labels; FileNotFoundError, ConnectionError or ValueError where files can't be read.
     """
-    if number is not None and (isinstance(number, bool) or int(number) != number or number < 1):
-        raise ValueError(
-            f"number must be a whole number of pictures, at least 1, or None for all; got {number!r}."
-        )
-    kind, _, where = name.partition(":")
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(held_out),)))
+    if number is not None:  # which stands for all there are
+        check_whole("number", number)
+    kind, _, source = name.partition(":")
+    # What is drawn is drawn in the number and the order that were asked for.
     if name in drawn.KINDS:
         return _drawn(name, number, seed, held_out).resized(side)
-    if kind == "sprites" and where:
-        return _sprites(name, where, number, seed, held_out).resized(side)
+    if kind == "sprites" and source:
+        return _sprites(name, source, number, seed, held_out).resized(side)
+    # What is read comes whole.
     if name == "digits":
         domain = _digits(held_out)
-    elif kind in _IDX_NAMES and where:
-        domain = _idx(name, kind, where, held_out)
-    elif kind == "hub" and where:
-        domain = _hub(name, where, held_out, side)
-    elif kind == "folder" and where:
-        domain = _folder(name, where, held_out, side)
+    elif kind in _IDX_NAMES and source:
+        domain = _idx(name, kind, source, held_out)
+    elif kind == "hub" and source:
+        domain = _hub(name, source, held_out, side)
+    elif kind == "folder" and source:
+        domain = _folder(name, source, held_out, side)
     else:
         raise ValueError(f"There is no domain called {name!r}. Known are: {', '.join(KNOWN)}.")
     if number is not None and number > len(domain):
@@ -159,143 +145,121 @@ def load_domain(name, number=None, side=28, seed=0, held_out=False):
             f"{name!r} has {len(domain):,} pictures in its {'held-out' if held_out else 'training'} part; "
             f"{number:,} were asked for. Ask for fewer."
         )
+    # Of that, `number` pictures in an order by the seed.
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(int(held_out),)))
     return domain.take(rng.permutation(len(domain))[:number]).resized(side)
 
 
 # -- each kind of domain --------------------------------------------------------------------------------------------
 def _drawn(name, number, seed, held_out):
     labels, drawing = _drawn_labels(number, seed, held_out, key=OFFLINE.index(name))
-    return Domain(
-        name, drawn.draw(name, labels, drawing), torch.from_numpy(labels), drawn.KINDS[name]
-    )
+    images = drawn.draw(name, labels, drawing)
+    return Domain(name, images, torch.from_numpy(labels), drawn.KINDS[name])
+
+
+def _sprites(name, style, number, seed, held_out):
+    labels, drawing = _drawn_labels(number, seed, held_out, key=len(OFFLINE))
+    images = torch.empty((len(labels), 3, 32, 32), dtype=torch.uint8)
+    for label, sequence in enumerate(drawing.spawn(NUM_LABELS)):
+        rows = torch.from_numpy(labels == label)
+        word_seed = int(sequence.generate_state(1)[0])
+        sprites = draw_sprites(
+            int(rows.sum()), word_seed, objects=(SPRITES[label],), styles=(style,)
+        )
+        images[rows] = sprites.images
+    return Domain(name, images, torch.from_numpy(labels), SPRITES)
 
 
 def _drawn_labels(number, seed, held_out, key):
     """As many of each label, in shuffled blocks of ten; and a seed sequence to draw them with."""
-    number = (DRAWN_HELD_OUT if held_out else DRAWN) if number is None else number
+    number = number or (DRAWN_HELD_OUT if held_out else DRAWN)
     ordering, drawing = np.random.SeedSequence(seed, spawn_key=(key, int(held_out))).spawn(2)
     rng = np.random.default_rng(ordering)
-    return np.concatenate([rng.permutation(NUM_LABELS) for _ in range(-(-number // NUM_LABELS))])[
-        :number
-    ], drawing
+    blocks = [rng.permutation(NUM_LABELS) for _ in range(-(-number // NUM_LABELS))]
+    return np.concatenate(blocks)[:number], drawing
 
 
 @lru_cache(maxsize=2)  # scikit-learn keeps them as text, which takes a while to read
 def _digits(held_out):
-    from sklearn.datasets import (
-        load_digits,
-    )  # Alpaydin and Kaynak 1998: 1,797 pictures by 43 writers, 8x8
+    from sklearn.datasets import load_digits  # Alpaydin and Kaynak 1998: by 43 writers, 8x8
 
     bunch = load_digits()
-    images = torch.from_numpy((bunch.images * 255 / 16).round().astype(np.uint8))[
-        :, None
-    ]  # (1797, 1, 8, 8)
-    images = F.pad(_scaled(images, 24), (2, 2, 2, 2))  # a rim, as around MNIST's
-    return _one_part(
-        Domain("digits", images, torch.from_numpy(bunch.target).long(), _DIGIT_NAMES), held_out
-    )
+    grey = (bunch.images * 255 / 16).round().astype(np.uint8)  # (1797, 8, 8)
+    images = F.pad(_scaled(torch.from_numpy(grey)[:, None], 24), (2, 2, 2, 2))  # MNIST's rim
+    labels = torch.from_numpy(bunch.target).long()
+    return _one_part(Domain("digits", images, labels, _DIGIT_NAMES), held_out)
 
 
 def _idx(name, kind, folder, held_out):
-    parts = [part for part in (False, True) if idx.has_part(folder, part)]
-    images, labels = idx.read_part(folder, parts[0] if len(parts) == 1 else held_out)
+    present = [is_held_out for is_held_out in idx.PARTS if idx.has_part(folder, is_held_out)]
+    images, labels = idx.read_part(folder, present[0] if len(present) == 1 else held_out)
     if images.shape[-1] != images.shape[-2]:
         raise ValueError(f"The pictures of {name!r} are {tuple(images.shape[-2:])}, not square.")
     _check_ten(name, labels.unique().tolist())
     domain = Domain(name, images, labels, _IDX_NAMES[kind])
-    return _one_part(domain, held_out) if len(parts) == 1 else domain
+    return _one_part(domain, held_out) if len(present) == 1 else domain
 
 
-def _sprites(name, style, number, seed, held_out):
-    from fedgen_lab.pictures.sprites import draw_sprites
-
-    labels, seeds = _drawn_labels(number, seed, held_out, key=len(OFFLINE))
-    images = torch.empty((len(labels), 3, 32, 32), dtype=torch.uint8)
-    for label, (word, child) in enumerate(zip(SPRITES, seeds.spawn(NUM_LABELS), strict=True)):
-        rows, one = torch.from_numpy(labels == label), int(child.generate_state(1)[0])
-        images[rows] = draw_sprites(int(rows.sum()), one, objects=(word,), styles=(style,)).images
-    return Domain(name, images, torch.from_numpy(labels), SPRITES)
-
-
-def _folder(name, where, held_out, side):
-    from fedgen_lab.pictures.folders import read_folder
-
-    path, _, column = where.partition("#")
+def _folder(name, source, held_out, side):
+    # What the name says: path, column and options.
+    path, _, column = source.partition("#")
     column, *options = column.split("&")
     options = dict(option.partition("=")[::2] for option in options)
     if not column or not set(options) <= {"caption_file", "file_column", "text_column"}:
         raise ValueError(f"{name!r} must read folder:PATH#COLUMN, where COLUMN holds the labels.")
     pictures = read_folder(path, size=side, **options)
     if column not in pictures.attributes:
-        known = ", ".join(map(repr, pictures.attributes.columns)) or "none"
-        raise ValueError(f"The pictures of {path} have no column {column!r}; they have {known}.")
+        columns = ", ".join(map(repr, pictures.attributes.columns)) or "none"
+        raise ValueError(f"The pictures of {path} have no column {column!r}; they have {columns}.")
+    # The ten most frequent values become labels; pictures of other values are left out.
     values = pictures.attributes[column].astype(str).str.strip()
-    often = (
-        values[values != ""]
-        .value_counts(sort=False)
-        .sort_values(ascending=False, kind="stable")[:NUM_LABELS]
-        .index
-    )
-    _check_ten(name, often)
-    kept = np.flatnonzero(values.isin(often))
-    label_of = {value: label for label, value in enumerate(sorted(often))}
-    labels = torch.tensor([label_of[value] for value in values.iloc[kept]])
-    return _one_part(Domain(name, pictures.images[kept], labels, tuple(label_of)), held_out)
+    counts = values[values != ""].value_counts(sort=False)
+    frequent = counts.sort_values(ascending=False, kind="stable")[:NUM_LABELS].index
+    _check_ten(name, frequent)
+    label_names = tuple(sorted(frequent))
+    kept = np.flatnonzero(values.isin(frequent))
+    labels = torch.tensor([label_names.index(value) for value in values.iloc[kept]])
+    return _one_part(Domain(name, pictures.images[kept], labels, label_names), held_out)
 
 
-def _hub(name, where, held_out, side):
-    datasets = hub_library()
-    where, _, column = where.partition("#")
-    try:
-        splits = datasets.load_dataset(where)
-    except (
-        Exception
-    ) as error:  # offline, unknown, gated and wrongly spelt look alike from here, in a dozen types
-        raise ConnectionError(
-            f"The data set {where!r} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {error}). "
-            f"Check its name and your connection, or use a domain that needs none: {', '.join(OFFLINE)}."
-        ) from error
+def _hub(name, source, held_out, side):
+    source, _, column = source.partition("#")
+    remedy = f", or use a domain that needs none: {', '.join(OFFLINE)}."
+    datasets, splits = load_dataset(source, remedy)
+    # A set with a test split comes in two parts, any other in one.
     in_two = {"train", "test"} <= set(splits)
-    table = splits[
-        "test" if in_two and held_out else "train" if "train" in splits else next(iter(splits))
-    ]
-    pictures = [
-        key for key, feature in table.features.items() if isinstance(feature, datasets.Image)
-    ]
-    classes = [
-        key for key, feature in table.features.items() if isinstance(feature, datasets.ClassLabel)
-    ]
+    split = "train" if "train" in splits else next(iter(splits))
+    table = splits["test" if in_two and held_out else split]
+    # Which column holds the pictures, and which the labels?
+    features = table.features.items()
+    images = [key for key, feature in features if isinstance(feature, datasets.Image)]
+    classes = [key for key, feature in features if isinstance(feature, datasets.ClassLabel)]
     column = column or next(iter(classes), "")
-    if not pictures or column not in classes:
+    if not images or column not in classes:
         raise ValueError(
-            f"The data set {where!r} needs a column of images and one of class numbers; its columns are "
-            f"{', '.join(table.column_names)}. Name the one with the labels as hub:{where}#COLUMN."
+            f"The data set {source!r} needs a column of images and one of class numbers; its columns are "
+            f"{', '.join(table.column_names)}. Name the one with the labels as hub:{source}#COLUMN."
         )
     label_names = tuple(table.features[column].names)
     _check_ten(name, label_names)
     table = table.filter(lambda label: label is not None and label >= 0, input_columns=column)
-    first = table[0][pictures[0]]
+    # All pictures as the first one is: grey or in colour; small ones stay as they are, to be averaged like all others.
+    first = table[0][images[0]]
     mode = "L" if first.mode in ("1", "L") else "RGB"
-    if (
-        first.width == first.height <= 64
-    ):  # small pictures are averaged like all others, large ones made small at once
+    if first.width == first.height <= 64:
         side = first.width
-    images = np.stack(
-        [np.asarray(image.convert(mode).resize((side, side))) for image in table[pictures[0]]]
-    )
-    images = (
-        torch.from_numpy(images.reshape(len(table), side, side, -1))
-        .permute(0, 3, 1, 2)
-        .contiguous()
-    )
-    domain = Domain(name, images, torch.tensor(table[column]).long(), label_names)
+    pixels = [np.asarray(image.convert(mode).resize((side, side))) for image in table[images[0]]]
+    pictures = torch.from_numpy(np.stack(pixels).reshape(len(table), side, side, -1))
+    pictures = pictures.permute(0, 3, 1, 2).contiguous()  # (N, C, side, side)
+    domain = Domain(name, pictures, torch.tensor(table[column]).long(), label_names)
     return domain if in_two else _one_part(domain, held_out)
 
 
 # -- shared ---------------------------------------------------------------------------------------------------------
 def _one_part(domain, held_out):
     """The training or the held-out part of a set that comes in one: the same division for every seed."""
-    rng, chosen = np.random.default_rng(0), []
+    rng = np.random.default_rng(0)
+    chosen = []
     for label in range(NUM_LABELS):
         rows = rng.permutation(np.flatnonzero(domain.labels.numpy() == label))
         number = round(HELD_OUT_SHARE * len(rows))
@@ -311,12 +275,12 @@ def _check_ten(name, labels):
 
 
 def _scaled(images, side):
-    """(N, C, H, W) uint8 to (N, C, side, side) uint8."""
-    mode = (
-        {"mode": "area"} if side < images.shape[-1] else {"mode": "bicubic", "align_corners": False}
-    )
-    parts = [
-        F.interpolate(part.float(), (side, side), **mode).round().clamp(0, 255)
-        for part in images.split(4096)
-    ]
-    return torch.cat([part.to(torch.uint8) for part in parts]) if parts else images
+    """(N, C, H, W) uint8 to (N, C, side, side) uint8: averaged when made smaller, smooth when made larger."""
+    mode = {"mode": "bicubic", "align_corners": False}
+    if side < images.shape[-1]:
+        mode = {"mode": "area"}
+    scaled = torch.empty((*images.shape[:2], side, side), dtype=torch.uint8)
+    for start in range(0, len(images), BATCH):
+        batch = F.interpolate(images[start : start + BATCH].float(), (side, side), **mode)
+        scaled[start : start + BATCH] = batch.round().clamp(0, 255)
+    return scaled

@@ -259,16 +259,11 @@ def draw(name, labels, seed):
     sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
     moving, shaping, painting = map(np.random.default_rng, sequence.spawn(3))
     moves = moving.uniform(-1, 1, (len(labels), 6))
-    draw_one = {"letters": _letter, "garments": _garment, "runes": _rune}[name]
-    fine = [
-        draw_one(KINDS[name][label], move, shaping)
-        for label, move in zip(labels, moves, strict=True)
-    ]
-    pictures = (
-        np.stack([np.asarray(canvas.reduce(FINE)) for canvas in fine])
-        if fine
-        else np.zeros((0, SIDE, SIDE))
-    )
+    # Draw each on a fine canvas, moved a little, and average that down.
+    draw_kind = {"letters": _letter, "garments": _garment, "runes": _rune}[name]
+    pictures = np.zeros((len(labels), SIDE, SIDE))
+    for picture, label, move in zip(pictures, labels, moves, strict=True):
+        picture[:] = draw_kind(KINDS[name][label], move, shaping).reduce(FINE)
     if name == "garments":
         pictures = _woven(pictures, painting.uniform(0, 1, (len(labels), 6)))
     return torch.from_numpy(pictures.astype(np.uint8))[:, None]  # (N, 1, 28, 28)
@@ -277,22 +272,26 @@ def draw(name, labels, seed):
 def _motion(move, size, turn, slant):
     """A small random map as a (2, 2) matrix and a shift (2,), from the [-1, 1] square to canvas pixels."""
     wide, high = size * (1 + 0.12 * move[0]), size * (1 + 0.1 * move[1])
-    cos, sin = np.cos(np.deg2rad(turn * move[2])), np.sin(np.deg2rad(turn * move[2]))
-    matrix = np.array([[cos, -sin], [sin, cos]]) @ np.array(
-        [[wide, slant * move[3] * high], [0, high]]
-    )
-    return matrix, CANVAS / 2 + FINE * 1.5 * move[4:6]
+    angle = np.deg2rad(turn * move[2])
+    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    slanted = np.array([[wide, slant * move[3] * high], [0, high]])
+    return turned @ slanted, CANVAS / 2 + FINE * 1.5 * move[4:6]
 
 
 # -- letters ----------------------------------------------------------------------------------------------------------
-@lru_cache(maxsize=len(FONTS) * 10)
-def _glyph(font, letter):
+def font_file(name):
+    """The file of a font that ships with matplotlib, as a text."""
     import matplotlib
 
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{font}.ttf"
+    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
+
+
+@lru_cache(maxsize=len(FONTS) * 10)
+def _glyph(font, letter):
     canvas = Image.new("L", (320, 320), 0)
     pen = ImageDraw.Draw(canvas)
-    pen.text((160, 160), letter, font=ImageFont.truetype(str(path), 160), fill=255, anchor="mm")
+    letters = ImageFont.truetype(font_file(font), 160)
+    pen.text((160, 160), letter, font=letters, fill=255, anchor="mm")
     return canvas.crop(canvas.getbbox())
 
 
@@ -355,10 +354,9 @@ def _smooth(points):
     """A Catmull-Rom curve through points (n, 2), as points so close that the brush leaves no gaps: (m, 2)."""
     length = np.hypot(*np.diff(points, axis=0).T).sum()
     steps = int(np.ceil(18 * length / (len(points) - 1)))
-    a, b, c, d = (
-        np.concatenate([points[:1], points, points[-1:]])[i : len(points) - 1 + i, None]
-        for i in range(4)
-    )
+    # Each piece of the curve, from b to c, also looks at the points before and behind it.
+    padded = np.concatenate([points[:1], points, points[-1:]])[:, None]  # (n + 2, 1, 2)
+    a, b, c, d = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
     t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
     curve = 0.5 * (
         2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3

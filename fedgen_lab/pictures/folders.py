@@ -6,38 +6,30 @@ The layout is the one the Hugging Face Hub calls `imagefolder`: images beside a 
 Nothing is unpacked to disk, nothing outside the folder or zip is opened, and only the small finished pictures are kept.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
 import unicodedata
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import defaultdict
 from contextlib import contextmanager
+from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import pandas as pd
-import torch
-
-from fedgen_lab.pictures.collection import Pictures
-from fedgen_lab.pictures.squares import square
+from fedgen_lab.knobs import check_whole
+from fedgen_lab.pictures.collection import Candidate, gather
 
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")  # looked for in this order
 TABLES = (".csv", ".tsv", ".jsonl")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_BYTES = (
-    256 * 2**20
-)  # of one file: anything larger is no picture for a 32-pixel lab, but may be a zip bomb
+MAX_BYTES = 256 * 2**20  # of one file: what is larger is no small picture, but may be a zip bomb
+LISTED = 5  # of the files that there are instead, so many are named
 MAX_FILES = 200_000  # in one folder: more means that somebody's whole disk was meant by mistake
 
 
-def read_folder(
-    path, caption_file=None, file_column="file_name", text_column="text", size=32
-) -> Pictures:
+def read_folder(path, caption_file=None, file_column="file_name", text_column="text", size=32):
     """All captioned pictures of a folder or zip, as square pictures of `size` pixels, in the caption file's order.
 
     path: a folder, or a .zip of one (read in place).
@@ -55,50 +47,33 @@ def read_folder(
     Raises FileNotFoundError where `path` is not there, and ValueError where it is neither folder nor zip, the caption
     file or a column is missing, or not one picture can be used. Each says what was looked for and what was found.
     """
-    if isinstance(size, bool) or int(size) != size or size < 1:
-        raise ValueError(f"size must be a whole number of pixels, at least 1; got {size!r}.")
+    check_whole("size", size)
     path = Path(path).expanduser()
+    skipped: list[str] = []
     with _opened(path) as (names, read):
+        # Which rows are there, and which of them name a picture and caption it?
         tables = _caption_files(path, names, caption_file, file_column, text_column)
-        skipped: list[str] = []
         if tables:
-            rows = _rows_of_tables(path, tables, names, read, file_column, text_column, skipped)
+            candidates = _in_tables(path, tables, names, read, file_column, text_column, skipped)
             looked_for = f"the pictures named in column {file_column!r} of {', '.join(tables)}"
         else:
-            rows = _rows_of_sub_folders(names, skipped)
+            candidates = _in_sub_folders(names, read, skipped)
             looked_for = "pictures in sub-folders"
-        images = np.empty((len(rows), 3, size, size), np.uint8)
-        kept = []
-        for number, (file, _, _) in enumerate(rows):
-            try:
-                images[len(kept)] = square(read(file), size)
-            except (
-                Exception
-            ) as error:  # broken files raise a dozen types; the reason is kept, not swallowed
-                skipped.append(f"{file}: {error or type(error).__name__}")
-            else:
-                kept.append(number)
-    if not kept:
-        raise ValueError(
-            f"No usable picture in {path}. Looked for {looked_for}; found {_listing(names)}. {_reasons(skipped)}"
-        )
+        # Read and square them.
+        searched = f"Looked for {looked_for}; found {_listing(names)}."
+        pictures = gather(candidates, len(candidates), size, skipped, str(path), searched)
     if not tables:
         warnings.warn(
             f"{path} has no caption file: the names of its sub-folders are the captions.",
             stacklevel=2,
         )
-    if skipped:
-        warnings.warn(f"Kept {len(kept)} pictures of {path}. {_reasons(skipped)}", stacklevel=2)
-    attributes = pd.DataFrame([rows[number][2] for number in kept])
-    attributes.attrs["skipped"] = skipped
-    return Pictures(
-        torch.from_numpy(images[: len(kept)]), [rows[number][1] for number in kept], attributes
-    )
+    return pictures
 
 
 # -- a folder and a zip look the same: a list of names, and a function that reads one ------------------------------
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+def _opened(path):
+    """The names of all visible files in a folder or zip, sorted, and a function from a name to bytes."""
     if path.is_dir():
         files = list(islice((file for file in path.rglob("*") if file.is_file()), MAX_FILES + 1))
         if len(files) > MAX_FILES:
@@ -107,7 +82,7 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
             )
         names = sorted(file.relative_to(path).as_posix() for file in files)
 
-        def read(name: str) -> bytes:
+        def read(name):
             _check_bytes((path / name).stat().st_size)
             return (path / name).read_bytes()
 
@@ -124,7 +99,7 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
 
-            def read(name: str) -> bytes:
+            def read(name):
                 if members[name].flag_bits & 1:
                     raise ValueError("locked with a password")
                 _check_bytes(members[name].file_size)  # zipfile never unpacks more than this
@@ -133,40 +108,39 @@ def _opened(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
             yield sorted(filter(_is_visible, members)), read
 
 
-def _check_bytes(number: int) -> None:
+def _check_bytes(number):
     if number > MAX_BYTES:
         raise ValueError(
             f"unpacks to {number / 2**20:.0f} MB; at most {MAX_BYTES // 2**20} MB are read"
         )
 
 
-def _is_visible(name: str) -> bool:
+def _is_visible(name):
     """Leaves out what file managers add: .DS_Store, .ipynb_checkpoints, __MACOSX."""
-    return not any(part.startswith(".") or part == "__MACOSX" for part in PurePosixPath(name).parts)
+    return not any(
+        folder.startswith(".") or folder == "__MACOSX" for folder in PurePosixPath(name).parts
+    )
 
 
-def _is_picture(name: str) -> bool:
+def _is_picture(name):
     return name.lower().endswith(SUFFIXES)
 
 
 # -- captions ---------------------------------------------------------------------------------------------------------
-def _caption_files(
-    path: Path, names: list[str], wanted: str | None, file_column: str, text_column: str
-) -> list[str]:
-    """The caption files to read: those of the name wanted that lie highest up; none where sub-folders' names serve."""
-    for candidate in (str(wanted).replace("\\", "/"),) if wanted else CAPTION_FILES:
-        found = [name for name in names if f"/{name}".endswith(f"/{candidate}")]
-        if found:
-            highest = min(name.count("/") for name in found)
-            return [name for name in found if name.count("/") == highest]
-    looked_for = repr(wanted) if wanted else " or ".join(CAPTION_FILES)
-    others = [name for name in names if name.lower().endswith(TABLES)]
-    if wanted or others:
-        tip = (
-            f" Perhaps pass caption_file={others[0]!r}, and the names of its columns?"
-            if others
-            else ""
-        )
+def _caption_files(path, names, caption_file, file_column, text_column):
+    """The caption files to read: those of the right name that lie highest up; none where sub-folders' names serve."""
+    usual = (str(caption_file).replace("\\", "/"),) if caption_file else CAPTION_FILES
+    for candidate in usual:
+        matches = [name for name in names if f"/{name}".endswith(f"/{candidate}")]
+        if matches:
+            highest = min(name.count("/") for name in matches)
+            return [name for name in matches if name.count("/") == highest]
+    looked_for = repr(caption_file) if caption_file else " or ".join(CAPTION_FILES)
+    tables = [name for name in names if name.lower().endswith(TABLES)]
+    if caption_file or tables:
+        tip = ""
+        if tables:
+            tip = f" Perhaps pass caption_file={tables[0]!r}, and the names of its columns?"
         raise ValueError(
             f"{path} holds no caption file {looked_for}; found {_listing(names)}.{tip}"
         )
@@ -179,17 +153,18 @@ def _caption_files(
     return []
 
 
-def _rows_of_tables(
-    path, tables, names, read, file_column, text_column, skipped
-) -> list[tuple[str, str, dict]]:
-    """(file, caption, attributes) of each row that names a picture which is there and captions it."""
-    where = _Finder(names)
-    rows, used = [], set()
+def _in_tables(path, tables, names, read, file_column, text_column, skipped):
+    """A `Candidate` for each row that names a picture which is there and captions it."""
+    files_by_end = defaultdict(list)  # the last part of a plain name -> (plain name, name)
+    for name in names:
+        plain = _plain(name)
+        files_by_end[plain.rpartition("/")[2]].append((plain, name))
+    candidates, used = [], set()
     for table in tables:
         folder = table.rpartition("/")[0]
         for line, row in _read_table(path, table, read(table), (file_column, text_column), skipped):
             name, caption = _text(row.get(file_column)), _text(row.get(text_column))
-            files = where.find(folder, name) if name else []
+            files = _matches(files_by_end, folder, name) if name else []
             used.update(files)
             if not name:
                 skipped.append(f"{table} line {line}: no file name in column {file_column!r}")
@@ -200,49 +175,33 @@ def _rows_of_tables(
             elif not caption:
                 skipped.append(f"{name}: no caption")
             else:
-                rows.append(
-                    (
-                        files[0],
-                        caption,
-                        {str(key): value for key, value in row.items() if key != text_column},
-                    )
-                )
+                file = files[0]
+                attributes = {str(key): row[key] for key in row if key != text_column}
+                candidates.append(Candidate(file, caption, attributes, partial(read, file)))
     skipped += [f"{name}: no caption" for name in names if _is_picture(name) and name not in used]
-    return rows
+    return candidates
 
 
-class _Finder:
-    """Finds the file a caption row means: letter case, backslashes and the two ways to write accents do not matter."""
-
-    def __init__(self, names: list[str]) -> None:
-        self._by_last_part: dict[str, list[tuple[str, str]]] = {}
-        for name in names:
-            plain = self._plain(name)
-            self._by_last_part.setdefault(plain.rpartition("/")[2], []).append((plain, name))
-
-    @staticmethod
-    def _plain(name: str) -> str:
-        return unicodedata.normalize("NFC", name).replace("\\", "/").casefold()
-
-    def find(self, folder: str, name: str) -> list[str]:
-        """The files that `name` fits, beside the caption file or else below it. Only listed files are ever found."""
-        wanted, base = (
-            self._plain(name).removeprefix("./"),
-            self._plain(f"{folder}/" if folder else ""),
-        )
-        same = self._by_last_part.get(wanted.rpartition("/")[2], [])
-        beside = [file for plain, file in same if plain == base + wanted]
-        below = [
-            file for plain, file in same if plain.startswith(base) and plain.endswith(f"/{wanted}")
-        ]
-        fits = beside or below
-        exact = [
-            file for file in fits if file.endswith(name)
-        ]  # where files differ in letter case alone
-        return exact if len(exact) == 1 else fits
+def _plain(name):
+    """A name in which letter case, backslashes and the two ways to write accents do not matter."""
+    return unicodedata.normalize("NFC", name).replace("\\", "/").casefold()
 
 
-def _read_table(path, table, content, columns, skipped) -> Iterator[tuple[int, dict]]:
+def _matches(files_by_end, folder, name):
+    """The files that a row's `name` fits, beside its table or else below it. Only listed files ever do."""
+    plain_name = _plain(name).removeprefix("./")
+    base = _plain(f"{folder}/" if folder else "")
+    files = files_by_end.get(plain_name.rpartition("/")[2], [])
+    beside = [file for plain, file in files if plain == base + plain_name]
+    below = [
+        file for plain, file in files if plain.startswith(base) and plain.endswith(f"/{plain_name}")
+    ]
+    fitting = beside or below
+    exact = [file for file in fitting if file.endswith(name)]  # where letter case alone differs
+    return exact if len(exact) == 1 else fitting
+
+
+def _read_table(path, table, content, columns, skipped):
     """(line number, row) of a CSV, TSV or JSON-lines file. Broken JSON lines are skipped by number."""
     try:
         text = content.decode("utf-8-sig")
@@ -252,11 +211,11 @@ def _read_table(path, table, content, columns, skipped) -> Iterator[tuple[int, d
         ) from None
     rows = []
     if table.lower().endswith(".jsonl"):
-        for line, one in enumerate(text.splitlines(), 1):
+        for line, json_text in enumerate(text.splitlines(), 1):
             try:
-                row = json.loads(one) if one.strip() else None
+                row = json.loads(json_text) if json_text.strip() else None
             except ValueError:
-                row = one
+                row = json_text
             if isinstance(row, dict):
                 rows.append((line, {key: _scalar(value) for key, value in row.items()}))
             elif row is not None:
@@ -290,33 +249,28 @@ def _scalar(value):
     return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
-def _text(value) -> str:
+def _text(value):
     return "" if value is None else str(value).strip()
 
 
-def _rows_of_sub_folders(names: list[str], skipped: list[str]) -> list[tuple[str, str, dict]]:
-    rows = []
+def _in_sub_folders(names, read, skipped):
+    """A `Candidate` for each picture that lies in a sub-folder, whose name is its caption."""
+    candidates = []
     for name in filter(_is_picture, names):
         folder = PurePosixPath(name).parent.name
         if folder:
             caption = folder.replace("_", " ").replace("-", " ").strip()
-            rows.append((name, caption, {"file_name": name, "folder": folder}))
+            attributes = {"file_name": name, "folder": folder}
+            candidates.append(Candidate(name, caption, attributes, partial(read, name)))
         else:
             skipped.append(f"{name}: lies in no sub-folder, so it has no caption")
-    return rows
+    return candidates
 
 
-# -- sentences --------------------------------------------------------------------------------------------------------
-def _reasons(skipped: list[str], number: int = 5) -> str:
-    if not skipped:
-        return ""
-    more = f"; and {len(skipped) - number} more" if len(skipped) > number else ""
-    return f"Skipped {len(skipped)}: {'; '.join(skipped[:number])}{more}."
-
-
-def _listing(names: list[str], number: int = 5) -> str:
+def _listing(names):
+    """What was found instead, in a few words."""
     if not names:
         return "no files at all"
     pictures = sum(map(_is_picture, names))
-    more = ", ..." if len(names) > number else ""
-    return f"{len(names)} files, {pictures} of them named like pictures ({', '.join(names[:number])}{more})"
+    dots = ", ..." if len(names) > LISTED else ""
+    return f"{len(names)} files, {pictures} of them named like pictures ({', '.join(names[:LISTED])}{dots})"

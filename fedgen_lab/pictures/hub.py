@@ -3,100 +3,53 @@
 For a learner who is online and wants more pictures than the lab ships (lab 03's second tab, "Your own pictures").
 """
 
-from __future__ import annotations
+from pathlib import Path
 
-import warnings
+from fedgen_lab.pictures.collection import Candidate, gather
 
-import numpy as np
-import pandas as pd
-import torch
-
-from fedgen_lab.pictures.collection import Pictures
-from fedgen_lab.pictures.squares import square
+SIZE = 32  # pixels wide and high, as the tiny model has them
+SPLIT, IMAGES = "train", "image"  # where data sets of pictures usually have theirs
 
 
-def from_hub(name, split="train", image_column="image", text_column="text", size=32) -> Pictures:
-    """Download (or load from the cache) a Hub data set and make square pictures of it.
+def from_hub(name, text_column="text"):
+    """Download (or load from the cache) the training split of a Hub data set and make square pictures of it.
 
-    name: OWNER/NAME on https://huggingface.co/datasets, or a local folder in the Hub's layout.
-    split: a split, or a slice of one: "train[:500]" keeps the first 500 pictures.
-    image_column, text_column: where the image and its caption are. A column of class numbers gives the classes' names.
-    size: width and height in pixels; see `fedgen_lab.pictures.squares.square`.
+    name: OWNER/NAME on https://huggingface.co/datasets, or a local folder in the Hub's layout. Its images stand in a
+        column "image".
+    text_column: where the captions are. A column of class numbers gives the classes' names.
 
     Columns of plain values become attributes. Unusable pictures are skipped, warned of and listed as in `read_folder`.
 
     Raises ModuleNotFoundError without the library datasets, ConnectionError where the data set cannot be fetched, and
-    ValueError where a split or column does not exist or not one picture can be used.
+    ValueError where the split or a column does not exist or not one picture can be used.
     """
-    datasets = hub_library()
-    if isinstance(size, bool) or int(size) != size or size < 1:
-        raise ValueError(f"size must be a whole number of pixels, at least 1; got {size!r}.")
-    try:
-        table = datasets.load_dataset(str(name), split=split)
-    except ValueError as error:  # an unknown split or an unreadable layout
-        raise ValueError(f"The data set {name!r} has no usable split {split!r}: {error}") from error
-    except (
-        Exception
-    ) as error:  # offline, unknown, gated and wrongly spelt look alike from here, in a dozen types
-        raise ConnectionError(
-            f"The data set {name!r} could not be fetched from the Hugging Face Hub "
-            f"({type(error).__name__}: {_first_line(error)}). Check its name and your connection; "
-            "or download its pictures on another machine and use read_folder on the folder."
-        ) from error
-    for role, column in (("image_column", image_column), ("text_column", text_column)):
-        if column not in table.column_names:
-            raise ValueError(
-                f"The data set {name!r} has no column {column!r}; it has {', '.join(map(repr, table.column_names))}. "
-                f"Name the right one with {role}=."
-            )
-    if not isinstance(table.features[image_column], datasets.Image):
+    remedy = "; or download its pictures on another machine and use read_folder on the folder."
+    datasets, table = load_dataset(str(name), remedy, SPLIT)
+    columns = ", ".join(map(repr, table.column_names))
+    missing = f"The data set {name!r} has no column {{!r}}; it has {columns}. {{}}"
+    if text_column not in table.column_names:
+        raise ValueError(missing.format(text_column, "Name the right one with text_column=."))
+    if IMAGES not in table.column_names:
+        raise ValueError(missing.format(IMAGES, "Take one whose images stand in that column."))
+    if not isinstance(table.features[IMAGES], datasets.Image):
         raise ValueError(
-            f"Column {image_column!r} of {name!r} holds no images but {table.features[image_column]}."
+            f"Column {IMAGES!r} of {name!r} holds no images but {table.features[IMAGES]}."
         )
-    table = table.cast_column(
-        image_column, datasets.Image(decode=False)
-    )  # bytes: a broken one must not end the loop
-    plain = [
-        c
-        for c in table.column_names
-        if c not in (image_column, text_column) and _is_plain(table.features[c])
-    ]
-    images = np.empty((len(table), 3, size, size), np.uint8)
-    captions, rows, skipped = [], [], []
-    for number, row in enumerate(table):
-        image = row[image_column] or {}
-        label = image.get("path") or f"row {number}"
-        caption = str(_value(table.features[text_column], row[text_column]) or "").strip()
-        try:
-            if not caption:
-                raise ValueError("no caption")
-            content = image.get("bytes") or open(label, "rb").read()
-            images[len(rows)] = square(content, size)
-        except (ValueError, OSError) as error:
-            skipped.append(f"{label}: {error}")
-        else:
-            captions.append(caption)
-            rows.append({column: _value(table.features[column], row[column]) for column in plain})
-    count = (
-        f"Skipped {len(skipped)}: {'; '.join(skipped[:5])}{' ...' if len(skipped) > 5 else '.'}"
-        if skipped
-        else ""
-    )
-    if not rows:
-        raise ValueError(
-            f"No usable picture in {name!r}, split {split!r}, of {len(table)} rows. {count}"
-        )
-    if skipped:
-        warnings.warn(f"Kept {len(rows)} pictures of {name!r}. {count}", stacklevel=2)
-    attributes = pd.DataFrame(rows, columns=plain, index=range(len(rows)))
-    attributes.attrs["skipped"] = skipped
-    return Pictures(torch.from_numpy(images[: len(rows)]), captions, attributes)
+    # Bytes, not decoded images: a broken one must not end the loop.
+    table = table.cast_column(IMAGES, datasets.Image(decode=False))
+    skipped: list[str] = []
+    candidates = _candidates(table, text_column, skipped)
+    searched = f"Its split {SPLIT!r} has {len(table)} rows."
+    return gather(candidates, len(table), SIZE, skipped, repr(name), searched)
 
 
-def hub_library():
-    """The library that reads the Hub: no part of the course, for it takes 100 MB and an open lab 45 MB more.
+def load_dataset(name, remedy, split=None):
+    """The library datasets, and a data set of the Hub or one split of it. The library is no part of the course.
 
-    Raises ModuleNotFoundError where it isn't installed.
+    It takes 100 MB, and an open lab 45 MB more. remedy: what else there is where the data set can't be had.
+
+    Raises ModuleNotFoundError without the library, ConnectionError where the data set cannot be fetched, and ValueError
+    for a split that it has not.
     """
     try:
         import datasets
@@ -105,24 +58,53 @@ def hub_library():
             "Pictures of the Hugging Face Hub need the library datasets. Install it with pip install 'datasets>=4,<5' "
             "and restart the kernel; or download the pictures and use a folder."
         ) from error
-    return datasets
+    try:
+        return datasets, datasets.load_dataset(name, split=split)
+    except (
+        Exception
+    ) as error:  # offline, unknown, gated and wrongly spelt look alike, in a dozen types
+        if split and isinstance(error, ValueError):  # an unknown split or an unreadable layout
+            raise ValueError(
+                f"The data set {name!r} has no usable split {split!r}: {error}"
+            ) from error
+        reason = (str(error).splitlines() or ["no reason given"])[0]
+        raise ConnectionError(
+            f"The data set {name!r} could not be fetched from the Hugging Face Hub ({type(error).__name__}: {reason}). "
+            f"Check its name and your connection{remedy}"
+        ) from error
 
 
-def _is_plain(feature) -> bool:
-    return getattr(feature, "dtype", None) in (
-        "string",
-        "large_string",
-        "bool",
-        "float32",
-        "float64",
-    ) or str(getattr(feature, "dtype", "")).startswith(("int", "uint"))
+def _candidates(table, text_column, skipped):
+    """One `Candidate` for each row with a caption; the others are noted in `skipped`."""
+    plain = [
+        column
+        for column in table.column_names
+        if column not in (IMAGES, text_column) and _is_plain(table.features[column])
+    ]
+    for number, row in enumerate(table):
+        image = row[IMAGES] or {}
+        label = image.get("path") or f"row {number}"
+        caption = str(_value(table, row, text_column) or "").strip()
+        if not caption:
+            skipped.append(f"{label}: no caption")
+            continue
+        attributes = {column: _value(table, row, column) for column in plain}
+        yield Candidate(
+            label,
+            caption,
+            attributes,
+            lambda image=image, label=label: image.get("bytes") or Path(label).read_bytes(),
+        )
 
 
-def _value(feature, value):
+def _is_plain(feature):
+    """Whether a column holds texts, truths or numbers."""
+    kinds = ("string", "large_string", "bool", "float32", "float64", "int", "uint")
+    return str(getattr(feature, "dtype", None)).startswith(kinds)
+
+
+def _value(table, row, column):
     """The name of a class instead of its number; everything else as it is."""
+    feature, value = table.features[column], row[column]
     is_class = hasattr(feature, "int2str") and value is not None and value >= 0
     return feature.int2str(value) if is_class else value
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or ["no reason given"])[0]

@@ -4,6 +4,7 @@ Used by labs 06 and 07 through `fedgen_lab.pictures.domains`. Format: http://yan
 """
 
 import gzip
+import math
 import zlib
 from pathlib import Path
 
@@ -17,7 +18,7 @@ _LARGEST = 2**30  # bytes that one file may unpack to
 
 def has_part(folder, held_out):
     """Whether the folder holds the IDX pictures of this part."""
-    return _found(Path(folder).expanduser(), held_out, "images", 3) is not None
+    return _path(Path(folder).expanduser(), held_out, "images", 3) is not None
 
 
 def read_part(folder, held_out):
@@ -32,12 +33,12 @@ def read_part(folder, held_out):
             f"There is no folder at {folder} (looked from {Path.cwd()}). Check the path."
         )
     arrays = []
-    for what, dimensions in (("images", 3), ("labels", 1)):
-        path = _found(folder, held_out, what, dimensions)
+    for kind, dimensions in (("images", 3), ("labels", 1)):
+        path = _path(folder, held_out, kind, dimensions)
         if path is None:
             names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
-            wanted = f"{PARTS[held_out]}-{what}-idx{dimensions}-ubyte"
-            raise FileNotFoundError(f"{folder} holds no {wanted} or {wanted}.gz; found {names}.")
+            name = f"{PARTS[held_out]}-{kind}-idx{dimensions}-ubyte"
+            raise FileNotFoundError(f"{folder} holds no {name} or {name}.gz; found {names}.")
         arrays.append(read_idx(path, dimensions))
     images, labels = arrays
     if len(images) != len(labels):
@@ -53,45 +54,42 @@ def read_idx(path, dimensions):
 
     Raises ValueError, naming the file, unless the header fits and is followed by exactly as many bytes as it says.
     """
-    path = Path(path)
     with path.open("rb") as file:
         is_zipped = file.read(2) == b"\x1f\x8b"
     try:
         with gzip.open(path) if is_zipped else path.open("rb") as file:
+            # Four bytes say that it is an IDX file of bytes, and in how many dimensions.
             magic = file.read(4)
             if magic != bytes((0, 0, _UNSIGNED_BYTE, dimensions)):
                 raise ValueError(
                     f"{path} is no IDX file of bytes in {dimensions} dimension{'s' * (dimensions > 1)}: it begins with "
                     f"{magic.hex(' ') or 'nothing'}, not 00 00 08 {dimensions:02x}. Download it again."
                 )
+            # Then the length of each dimension, four bytes each.
             header = file.read(4 * dimensions)
-            shape = (
-                tuple(np.frombuffer(header, ">u4").astype(int))
-                if len(header) == 4 * dimensions
-                else ()
-            )
-            number = int(np.prod(shape, dtype=float)) if shape else -1
+            if len(header) < 4 * dimensions:
+                raise EOFError("its header is incomplete")
+            shape = np.frombuffer(header, ">u4").tolist()
+            number = math.prod(shape)
             if number > _LARGEST:
                 raise ValueError(
                     f"The header of {path} tells of {number:,} bytes, which can't be. Download it again."
                 )
-            content = file.read(number + 1) if shape else b""
+            # Then the bytes themselves, and nothing more.
+            content = file.read(number + 1)
+            if len(content) != number:
+                there_are = "more" if len(content) > number else f"only {len(content):,}"
+                raise EOFError(f"its header tells of {number:,} bytes, it has {there_are}")
     except (EOFError, OSError, zlib.error) as error:
         raise ValueError(f"{path} is cut short or damaged ({error}). Download it again.") from error
-    if len(content) != number:
-        more = "more" if len(content) > number else f"only {len(content):,}"
-        told = (
-            f"its header tells of {number:,} bytes, it has {more}"
-            if shape
-            else "its header is incomplete"
-        )
-        raise ValueError(f"{path} is cut short or damaged: {told}. Download it again.")
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
-def _found(folder, held_out, what, dimensions):
-    stem = f"{PARTS[held_out]}-{what}"
-    names = [
-        f"{stem}{mark}idx{dimensions}-ubyte{end}" for end in ("", ".gz") for mark in ("-", ".")
-    ]
-    return next((folder / name for name in names if (folder / name).is_file()), None)
+def _path(folder, held_out, kind, dimensions):
+    """The file of this kind, by any of the names that it goes by; None where there is none."""
+    for end in ("", ".gz"):
+        for mark in ("-", "."):
+            path = folder / f"{PARTS[held_out]}-{kind}{mark}idx{dimensions}-ubyte{end}"
+            if path.is_file():
+                return path
+    return None

@@ -4,7 +4,7 @@ Lab 08. Two answers to "whose data is protected?":
 
 - user level: a client's whole update is clipped to norm C, and the server adds noise N(0, (z C)^2) to the sum, so the
   adapter hardly tells whether a client took part. McMahan et al., arXiv 1710.06963. The server is trusted: it sees the
-  updates (unless they are summed by `privacy.secure`) and adds the noise.
+  updates (unless they are summed by `federation.secure`) and adds the noise (`federation.averages.private_mean`).
 - sample level: every client clips the gradient of each picture and adds the noise itself, at every local step, so that
   not even its own upload tells much about one picture. DP-SGD: Abadi et al., arXiv 1607.00133.
 
@@ -17,14 +17,15 @@ import math
 import warnings
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-ACCOUNTANTS = ("exact", "prv", "rdp")
+from fedgen_lab.lora.local import new_adam, noised
+
+DELTA = 1e-5  # of every guarantee: the chance that epsilon doesn't hold
+TIGHT_UP_TO = 50.0  # epsilon; beyond it no promise is left to be tight about
 AT_ONCE = 4  # pictures whose own gradients are computed in one pass: memory grows with them
-NOISE_KEY = (
-    70_001  # the noise's branch of the scenario's seed, apart from the clients' (client, round)
-)
 
 
 # -- the accountant ----------------------------------------------------------------------------------------------------
@@ -35,7 +36,7 @@ class Spent(NamedTuple):
 
     epsilon: float
     delta: float
-    accountant: str  # one of ACCOUNTANTS
+    accountant: str  # "exact", "prv" or "rdp"
 
     def __str__(self):
         return (
@@ -43,143 +44,68 @@ class Spent(NamedTuple):
         )
 
 
-def privacy_spent(noise_multiplier, releases, sample_rate=1.0, delta=1e-5, accountant=None):
+def privacy_spent(noise_multiplier, releases, sample_rate=1.0):
     """What `releases` noisy sums cost together, each over a random share `sample_rate` of the clients (or pictures).
 
-    "exact": closed form for sample_rate 1, where the sums together are one Gaussian mechanism (Balle & Wang, arXiv
-    1805.06530, theorem 8). "prv": the distribution of the privacy loss, convolved numerically (Gopi et al., arXiv
-    2106.02848), an upper bound within 0.02 of the truth. "rdp": Renyi moments (Mironov, arXiv 1702.07476), looser. The
-    last two are Opacus's and assume that each is drawn by its own coin (Poisson sampling). None takes the tightest
-    that fits, and "rdp" beyond epsilon 50, where no promise is left to be tight about. No noise is epsilon infinity.
-
-    Returns a `Spent`. Raises ValueError for arguments out of range.
+    The accountant is the tightest that fits: "exact" (`exact_epsilon`) for sample_rate 1; else "prv" up to epsilon 50
+    and "rdp" beyond (`sampled_epsilon`). No noise is epsilon infinity. Returns a `Spent` at DELTA.
+    Raises ValueError for arguments out of range.
     """
-    if (
-        not noise_multiplier >= 0
-        or not releases >= 0
-        or not 0 < sample_rate <= 1
-        or not 0 < delta < 1
-    ):
+    if not noise_multiplier >= 0 or not releases >= 0 or not 0 < sample_rate <= 1:
         raise ValueError(
-            "Privacy needs noise_multiplier and releases of at least 0, sample_rate in (0, 1] and delta in (0, 1); "
-            f"got {noise_multiplier!r}, {releases!r}, {sample_rate!r} and {delta!r}."
+            "Privacy needs noise_multiplier and releases of at least 0 and sample_rate in (0, 1]; "
+            f"got {noise_multiplier!r}, {releases!r} and {sample_rate!r}."
         )
-    if accountant not in (None, *ACCOUNTANTS):
-        raise ValueError(f"accountant must be one of {', '.join(ACCOUNTANTS)}; got {accountant!r}.")
-    if accountant == "exact" and sample_rate < 1:
-        raise ValueError(f"The exact accountant needs sample_rate 1; got {sample_rate}. Use 'prv'.")
-    chosen = accountant or ("exact" if sample_rate == 1 else "prv")
+    accountant = "exact" if sample_rate == 1 else "prv"
     if noise_multiplier == 0 or releases == 0:
-        return Spent(math.inf if releases else 0.0, delta, chosen)
-    if chosen == "exact":
-        return Spent(
-            _gaussian_epsilon(math.sqrt(releases) / noise_multiplier, delta), delta, chosen
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # Opacus speaks of the orders it tries and of logarithms of zero
-        from opacus.accountants import PRVAccountant, RDPAccountant
-
-        history = [(float(noise_multiplier), float(sample_rate), int(releases))]
-        rdp = RDPAccountant()
-        rdp.history = history
-        bound = rdp.get_epsilon(delta)
-        if chosen == "rdp" or (
-            accountant is None and bound > 50
-        ):  # PRV's grid would outgrow a small machine there
-            return Spent(float(bound), delta, "rdp")
-        prv = PRVAccountant()
-        prv.history = history
-        return Spent(float(max(prv.get_epsilon(delta), 0.0)), delta, "prv")
+        epsilon = math.inf if releases else 0.0
+    elif accountant == "exact":
+        epsilon = exact_epsilon(noise_multiplier, releases, DELTA)
+    else:
+        # PRV's grid would outgrow a small machine where there is hardly any privacy.
+        epsilon = sampled_epsilon("rdp", noise_multiplier, releases, sample_rate, DELTA)
+        if epsilon > TIGHT_UP_TO:
+            accountant = "rdp"
+        else:
+            epsilon = sampled_epsilon("prv", noise_multiplier, releases, sample_rate, DELTA)
+    return Spent(epsilon, DELTA, accountant)
 
 
-def _gaussian_epsilon(ratio, delta):
-    """The epsilon of noise `ratio` times smaller than what one user can change: delta(epsilon) solved for epsilon."""
+def exact_epsilon(noise_multiplier, releases, delta):
+    """The epsilon of `releases` noisy sums over everybody, which together are one Gaussian mechanism.
+
+    Closed form of delta(epsilon), solved for epsilon: Balle & Wang, arXiv 1805.06530, theorem 8.
+    """
     from scipy.optimize import brentq
     from scipy.special import log_ndtr, ndtr
 
-    def too_much(epsilon):  # delta(epsilon) = Phi(r/2 - eps/r) - e^eps Phi(-r/2 - eps/r)
-        there = ndtr(ratio / 2 - epsilon / ratio)
-        return there - math.exp(epsilon + log_ndtr(-ratio / 2 - epsilon / ratio)) - delta
+    ratio = math.sqrt(releases) / noise_multiplier  # of what one user can change to the noise
 
-    if too_much(0.0) <= 0:
+    def excess(epsilon):
+        # delta(epsilon) = Phi(r/2 - eps/r) - e^eps Phi(-r/2 - eps/r), minus the delta that is allowed
+        likelier = ndtr(ratio / 2 - epsilon / ratio)
+        return likelier - math.exp(epsilon + log_ndtr(-ratio / 2 - epsilon / ratio)) - delta
+
+    if excess(0.0) <= 0:
         return 0.0
-    return brentq(too_much, 0.0, ratio**2 / 2 + ratio * math.sqrt(2 * math.log(1 / delta)) + 1)
+    upper = ratio**2 / 2 + ratio * math.sqrt(2 * math.log(1 / delta)) + 1
+    return brentq(excess, 0.0, upper)
 
 
-# -- user level: the server's sum --------------------------------------------------------------------------------------
+def sampled_epsilon(accountant, noise_multiplier, releases, sample_rate, delta):
+    """The epsilon by one of Opacus's accountants, where each client (or picture) is drawn by its own coin.
 
-
-def norm_of(update):
-    """The Euclidean norm of all numbers of an update (a dict of arrays or tensors by name) taken as one vector."""
-    return math.sqrt(
-        sum(
-            float(np.square(np.asarray(value, dtype=np.float64)).sum()) for value in update.values()
-        )
-    )
-
-
-def clipped(update, clip):
-    """The update (a dict of NumPy arrays) shrunk to norm `clip` if it is longer, in float64; its direction stays."""
-    shrink = min(1.0, clip / max(norm_of(update), 1e-300))
-    return {name: np.asarray(value, dtype=np.float64) * shrink for name, value in update.items()}
-
-
-def noise_like(arrays, scale, seed, server_round=0):
-    """Gaussian noise of standard deviation `scale` for every number in `arrays`; float64, by name."""
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NOISE_KEY, server_round)))
-    return {
-        name: rng.normal(0.0, scale, np.shape(arrays[name])) for name in sorted(arrays)
-    }  # in any order the same
-
-
-def check_noise(clip, noise_multiplier):
-    """Raises ValueError where there is noise to add but nothing to measure it by."""
-    if noise_multiplier > 0 and not clip > 0:
-        raise ValueError(
-            f"noise_multiplier={noise_multiplier:g} needs a clip above 0, what noise is measured in; got clip={clip:g}."
-            " The median norm of the clients' updates is a usual choice."
-        )
-
-
-def private_mean(clip, noise_multiplier, num_clients, seed=0):
-    """The rule of DP-FedAvg, as `combine` for a `CheckedFedAvg`: what is sent, plus the noisy mean of clipped updates.
-
-    sent + (sum_k clipped(upload_k - sent) + N(0, (z C)^2)) / num_clients. All clients weigh the same: by its number of
-    examples one client could change more than C. `num_clients` is how many are asked, not how many answered, which
-    would tell who did. One release of `privacy_spent` a round; sample_rate stays 1 as long as the server (or a clock)
-    and not a secret coin says who is asked. A round without any usable upload releases nothing.
-
-    Raises ValueError if `noise_multiplier` is above 0 and `clip` is not.
+    "prv": the distribution of the privacy loss, convolved numerically (Gopi et al., arXiv 2106.02848), an upper bound
+    within 0.02 of the truth. "rdp": Renyi moments (Mironov, arXiv 1702.07476), looser.
     """
-    check_noise(clip, noise_multiplier)
+    with warnings.catch_warnings():
+        # Opacus speaks of the orders it tries and of logarithms of zero.
+        warnings.simplefilter("ignore")
+        from opacus.accountants import create_accountant
 
-    def combine(server_round, sent, uploads, weights):
-        noise = noise_like(uploads[0], noise_multiplier * clip, seed, server_round)
-        updates = [
-            clipped({name: upload[name] - sent[name] for name in upload}, clip)
-            for upload in uploads
-        ]
-        total = {name: sum(update[name] for update in updates) + noise[name] for name in noise}
-        return {
-            name: (sent[name] + total[name] / num_clients).astype(sent[name].dtype)
-            for name in total
-        }
-
-    return combine
-
-
-def product_noise(b, a, sigma):
-    """What noise of standard deviation `sigma` costs a layer: the expected squared error of B A, as two numbers.
-
-    (noise on both factors, noise on B alone), for B (d, r) and A (r, n). On both it is
-    sigma^2 (d |A|^2 + n |B|^2) + d n r sigma^4: noise meets noise, and at strong privacy that term rules. On B alone,
-    sigma^2 d |A|^2: the case for freezing A (FFA-LoRA, arXiv 2403.12313).
-    """
-    (d, r), n = b.shape, a.shape[1]
-    b2, a2 = float((b**2).sum()), float((a**2).sum())
-    return sigma**2 * (d * a2 + n * b2) + d * n * r * sigma**4, sigma**2 * d * a2
+        account = create_accountant(accountant)
+        account.history = [(float(noise_multiplier), float(sample_rate), int(releases))]
+        return max(float(account.get_epsilon(delta)), 0.0)
 
 
 # -- sample level: the client's steps ----------------------------------------------------------------------------------
@@ -191,19 +117,16 @@ def picture_gradients(unet, parameters, noisy, timesteps, text, target):
     `vmap` runs the gradient of a single picture over the batch axis, `AT_ONCE` pictures in a pass. That every picture
     has a gradient of its own needs layers which don't mix pictures, as in this UNet (GroupNorm, no BatchNorm).
     """
-    from torch.func import functional_call, grad_and_value, vmap
-    from torch.nn.attention import SDPBackend, sdpa_kernel
 
-    def loss_of_one(parameters, noisy, timestep, text, target):
+    def picture_loss(parameters, noisy, timestep, text, target):
         inputs = (noisy[None], timestep[None])  # a batch of one
-        guess = functional_call(
-            unet, parameters, inputs, {"encoder_hidden_states": text[None]}
-        ).sample[0]
+        words = {"encoder_hidden_states": text[None]}
+        guess = functional_call(unet, parameters, inputs, words).sample[0]
         return torch.nn.functional.mse_loss(guess, target)
 
+    over_batch = vmap(grad_and_value(picture_loss), (None, 0, 0, 0, 0), chunk_size=AT_ONCE)
     with sdpa_kernel(SDPBackend.MATH):  # the fused kernel knows no vmap
-        each = vmap(grad_and_value(loss_of_one), in_dims=(None, 0, 0, 0, 0), chunk_size=AT_ONCE)
-        gradients, losses = each(parameters, noisy, timesteps, text, target)
+        gradients, losses = over_batch(parameters, noisy, timesteps, text, target)
     return losses, gradients
 
 
@@ -230,49 +153,36 @@ def train_privately(
 
     Raises ValueError if `clip` is not above 0, or a loss is not finite.
     """
-    from fedgen_lab.lora.local import target_of
-
     if not clip > 0:
         raise ValueError(
             f"clip must be above 0: the largest norm of one picture's gradient; got {clip!r}."
         )
     generator = torch.Generator().manual_seed(seed)
-    device, rate = encoded.latents.device, min(1.0, batch_size / len(encoded))
+    device = encoded.latents.device
+    rate = min(1.0, batch_size / len(encoded))
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    frozen_view = {
-        name: p.detach() for name, p in parameters.items()
-    }  # the same memory, for functional_call
-    optimizer = torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=1e-2)
+    values = {name: p.detach() for name, p in parameters.items()}  # the same memory, to compute on
+    optimizer = new_adam(parameters.values(), learning_rate)
     losses = []
     for step in range(1, steps + 1):
-        pick = (torch.rand(len(encoded), generator=generator) < rate).nonzero()[:, 0]
-        total = {name: torch.zeros_like(p) for name, p in frozen_view.items()}
-        if len(pick):
-            latents, text = (
-                encoded.latents[pick],
-                encoded.text[pick],
-            )  # (B, 4, h, w), (B, L, D); B differs by step
-            noise = torch.randn(latents.shape, generator=generator).to(device)
-            timesteps = torch.randint(
-                schedule.config.num_train_timesteps, pick.shape, generator=generator
-            ).to(device)
-            noisy, target = (
-                schedule.add_noise(latents, noise, timesteps),
-                target_of(schedule, latents, noise, timesteps),
-            )
-            each, gradients = picture_gradients(unet, frozen_view, noisy, timesteps, text, target)
-            losses.append(float(each.mean()))
+        # Every picture's coin.
+        drawn = (torch.rand(len(encoded), generator=generator) < rate).nonzero()[:, 0]
+        total = {name: torch.zeros_like(value) for name, value in values.items()}
+        if len(drawn):
+            # Each picture's own gradient, not their mean's.
+            batch = noised(schedule, encoded, drawn, generator)
+            picture_losses, gradients = picture_gradients(unet, values, *batch)
+            losses.append(float(picture_losses.mean()))
             if not math.isfinite(losses[-1]):
                 raise ValueError(
                     f"The loss became {losses[-1]} at step {step}; lower the learning rate."
                 )
-            norms = (
-                torch.stack([g.flatten(1).square().sum(1) for g in gradients.values()])
-                .sum(0)
-                .sqrt()
-            )  # (B,)
-            shrink = (clip / norms.clamp(min=1e-12)).clamp(max=1.0)
-            total = {name: torch.einsum("b,b...->...", shrink, g) for name, g in gradients.items()}
+            # No picture's gradient is longer than the clip.
+            squares = [gradient.flatten(1).square().sum(1) for gradient in gradients.values()]
+            norms = torch.stack(squares).sum(0).sqrt()  # (B,)
+            factors = (clip / norms.clamp(min=1e-12)).clamp(max=1.0)
+            total = {name: torch.einsum("b,b...->...", factors, g) for name, g in gradients.items()}
+        # Noise on the sum hides any single one; then the step, as if the batch had its expected size.
         for name, parameter in parameters.items():
             noise = torch.randn(parameter.shape, generator=generator).to(device)
             parameter.grad = (total[name] + noise_multiplier * clip * noise) / (rate * len(encoded))

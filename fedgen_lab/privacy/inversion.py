@@ -6,14 +6,18 @@ arXiv 2003.14053. A diffusion model hides two things more, the timestep and the 
 2405.20380. The attack here is run with both known, or with the noise unknown, and says which.
 """
 
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fedgen_lab.federation.averages import shortening
 from fedgen_lab.lora.local import target_of
 from fedgen_lab.lora.pipeline import Encoded
+
+GUESS_SEED = 0  # of the attacker's first guess of the noise
 
 
 @dataclass(frozen=True)
@@ -22,9 +26,7 @@ class Inversion:
 
     latents: torch.Tensor  # (B, 4, h, w) rebuilt
     error: float  # against the latents behind the gradient
-    baseline: (
-        float  # of the mean picture in their place: the best answer without looking at the gradient
-    )
+    baseline: float  # of the mean picture: the best answer without looking at the gradient
     misfits: list  # squared distance of the guess's gradient from the client's, relative to that one's; one a step
 
     @property
@@ -39,7 +41,7 @@ def shared_gradient(unet, schedule, encoded, timesteps, noise, create_graph=Fals
     encoded: the `Encoded` batch of the step; timesteps (B,) and noise (B, 4, h, w): what the client drew.
     """
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
-    with _twice_differentiable():
+    with sdpa_kernel(SDPBackend.MATH):  # torch's fused attention has no second derivative
         noisy = schedule.add_noise(encoded.latents, noise, timesteps)
         guess = unet(noisy, timesteps, encoder_hidden_states=encoded.text).sample
         loss = F.mse_loss(guess, target_of(schedule, encoded.latents, noise, timesteps))
@@ -50,45 +52,32 @@ def shared_gradient(unet, schedule, encoded, timesteps, noise, create_graph=Fals
 def protect(gradient, clip, noise_multiplier, seed):
     """`gradient` clipped to length `clip`, plus Gaussian noise of deviation noise_multiplier * clip on every number."""
     generator = torch.Generator().manual_seed(seed)
-    length = torch.stack([g.square().sum() for g in gradient.values()]).sum().sqrt()
-    factor = min(1.0, clip / float(length)) if length > 0 else 1.0
+    factor = shortening(gradient, clip)
     return {
         name: g * factor + torch.randn(g.shape, generator=generator) * (noise_multiplier * clip)
         for name, g in gradient.items()
     }
 
 
-def invert(
-    unet,
-    schedule,
-    gradient,
-    secret,
-    mean_latent,
-    timesteps,
-    noise=None,
-    steps=25,
-    seed=0,
-    on_step=None,
-):
+def invert(unet, schedule, gradient, secret, mean_latent, timesteps, noise=None, steps=25):
     """Rebuild the latents behind `gradient` (see `shared_gradient`); returns an `Inversion`.
 
     secret: the `Encoded` batch behind it; its captions' text states are known to the attacker, its latents only grade
     the result. mean_latent (4, h, w): of pictures like these that the attacker has; the search starts there.
     timesteps (B,): known. noise (B, 4, h, w): what the client drew, or None where the attacker must find it too.
-    steps: gradients of guesses to compute, by L-BFGS, since the misfit is nearly quadratic. on_step(step, misfit) is
-    called after each; False ends the search. The best guess counts.
+    steps: gradients of guesses to compute, by L-BFGS, since the misfit is nearly quadratic. The best guess counts.
     """
     start = mean_latent.expand_as(secret.latents)
     guess = start.clone().requires_grad_()
-    unknown, drawn = [guess], noise
+    unknowns = [guess]
     if noise is None:
-        drawn = torch.randn(
-            start.shape, generator=torch.Generator().manual_seed(seed)
-        ).requires_grad_()
-        unknown.append(drawn)
-    lengths = sum(g.square().sum() for g in gradient.values())
+        # The noise is searched for too, from noise of the attacker's.
+        generator = torch.Generator().manual_seed(GUESS_SEED)
+        noise = torch.randn(start.shape, generator=generator).requires_grad_()
+        unknowns.append(noise)
+    scale = sum(g.square().sum() for g in gradient.values())
     search = torch.optim.LBFGS(
-        unknown,
+        unknowns,
         max_iter=steps,
         max_eval=steps,
         history_size=steps,
@@ -96,31 +85,31 @@ def invert(
         tolerance_grad=0,
         tolerance_change=0,
     )
-    misfits, best = [], [start, float("inf")]
+    misfits = []
+    best, smallest = start, float("inf")
 
     def closure():
-        found = shared_gradient(
-            unet, schedule, Encoded(guess, secret.text), timesteps, drawn, create_graph=True
-        )
-        misfit = sum((found[name] - gradient[name]).square().sum() for name in gradient) / lengths
-        for tensor, slope in zip(unknown, torch.autograd.grad(misfit, unknown), strict=True):
+        nonlocal best, smallest
+        # The gradient that the client would have sent of this guess.
+        batch = Encoded(guess, secret.text)
+        guessed = shared_gradient(unet, schedule, batch, timesteps, noise, create_graph=True)
+        # How far it is from the one that was sent, and where to move the guess.
+        squares = [(guessed[name] - gradient[name]).square().sum() for name in gradient]
+        misfit = sum(squares) / scale
+        for tensor, slope in zip(unknowns, torch.autograd.grad(misfit, unknowns), strict=True):
             tensor.grad = slope
         misfits.append(misfit.item())
-        if misfits[-1] < best[1]:
-            best[:] = [guess.detach().clone(), misfits[-1]]
-        if len(misfits) >= steps or (
-            on_step is not None and on_step(len(misfits), misfits[-1]) is False
-        ):
+        if misfits[-1] < smallest:
+            best, smallest = guess.detach().clone(), misfits[-1]
+        if len(misfits) >= steps:
             raise _Enough
         return misfit
 
-    try:
+    with suppress(_Enough):
         search.step(closure)
-    except _Enough:
-        pass
     return Inversion(
-        latents=best[0],
-        error=float(F.mse_loss(best[0], secret.latents)),
+        latents=best,
+        error=float(F.mse_loss(best, secret.latents)),
         baseline=float(F.mse_loss(start, secret.latents)),
         misfits=misfits,
     )
@@ -128,12 +117,3 @@ def invert(
 
 class _Enough(Exception):
     """Ends a search of L-BFGS, which would go on to the end of its line search."""
-
-
-@contextmanager
-def _twice_differentiable():
-    """Attention in its plain form: torch's fused kernels have no second derivative."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    with sdpa_kernel(SDPBackend.MATH):
-        yield

@@ -14,6 +14,7 @@ server's, it holds all but the tail, whose weights it knows too. Related: SDAR, 
 """
 
 import copy
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -32,13 +33,9 @@ class Leak:
     """What one attack learned. N secret pictures; `pictures` and `rebuilt` are in [-1, 1]."""
 
     depth: int  # blocks of each net on the client before the cut: 1 or 2 in HuSCF-GAN
-    label_accuracy: (
-        dict  # "generator", "discriminator": share of labels read off rightly, chance is one in ten
-    )
+    label_accuracy: dict  # "generator", "discriminator": share of labels read rightly; chance 0.1
     mse: float  # of the rebuilt pictures
-    baseline_mse: (
-        float  # of the secret pictures' own mean, the best answer that looks at no smashed data
-    )
+    baseline_mse: float  # of the secret pictures' own mean, the best answer without smashed data
     pictures: torch.Tensor  # (N, C, H, W) the secret ones
     rebuilt: torch.Tensor  # (N, C, H, W) from the discriminator's side
     labels: torch.Tensor  # (N,) the secret ones
@@ -58,28 +55,26 @@ def smash(blocks, inputs, labels, draws, noise=0.0, bits=32, batch_size=16):
         )
 
 
-def infer_labels(received, shadow_batch, num_labels=10, steps=250, seed=0, on_step=None):
+def infer_labels(received, shadow_batch, num_labels, steps, seed, on_step):
     """Guess the labels (N,) behind `received` smashed data (N, C, h, w), having seen none of them.
 
     shadow_batch() -> (smashed data, labels) that the attacker made itself. A small classifier learns from `steps` such
     batches. on_step(step): called after each; False ends the training early. Deterministic for a seed.
     """
     features = received[0].numel()
-    reader = _seeded(
-        seed,
-        lambda: nn.Sequential(
+    with _seeded(seed):
+        classifier = nn.Sequential(
             nn.Flatten(),
             nn.BatchNorm1d(features),
             nn.Linear(features, 64),
             nn.ReLU(),
             nn.Linear(64, num_labels),
-        ),
-    )
-    _teach(reader, shadow_batch, F.cross_entropy, steps, on_step)
-    return _read(reader, received).argmax(1)
+        )
+    _teach(classifier, shadow_batch, F.cross_entropy, steps, on_step)
+    return _read(classifier, received).argmax(1)
 
 
-def reconstruct(received, shadow_batch, picture_shape, steps=250, seed=0, on_step=None):
+def reconstruct(received, shadow_batch, picture_shape, steps, seed, on_step):
     """Rebuild the pictures (N, C, H, W) behind `received` smashed data (N, C', h, w), having seen none of them.
 
     shadow_batch() -> (smashed data, pictures of another domain). A small decoder learns from `steps` such batches to
@@ -92,20 +87,17 @@ def reconstruct(received, shadow_batch, picture_shape, steps=250, seed=0, on_ste
     channels, side = picture_shape[0], picture_shape[-1]
     small = received.shape[-1]
     stride = side // small
-    kernel = (
-        side - (small - 1) * stride + 2
-    )  # one step up to the picture's side, whatever the cut's is
+    # One step up to the picture's side, whatever the cut's is.
+    kernel = side - (small - 1) * stride + 2
     # No BatchNorm in here: it would hold the statistics of the other domain against the client's.
-    decoder = _seeded(
-        seed,
-        lambda: nn.Sequential(
+    with _seeded(seed):
+        decoder = nn.Sequential(
             nn.ConvTranspose2d(received.shape[1], 32, kernel, stride, padding=1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(32, 32, 3, padding=1),
             nn.LeakyReLU(0.2),
             nn.Conv2d(32, channels, 3, padding=1),
-        ),
-    )
+        )
     _teach(decoder, shadow_batch, F.mse_loss, steps, on_step)
     return _read(decoder, received).clamp(-1, 1)
 
@@ -141,56 +133,61 @@ def attack(
             f"and {tuple(auxiliary.shape)}. Resize one of the domains."
         )
     on_step = on_step or (lambda sentence: True)
+
+    # What the server knows: the client's first blocks, and what goes into them.
     g_head, d_head = (copy.deepcopy(net[:depth]).train() for net in (generator, discriminator))
     num_labels = generator[0].embedding.num_embeddings
     z_dim = generator[0].body[0].in_features - generator[0].embedding.embedding_dim
-    draws = torch.Generator().manual_seed(seed)  # the attacker's
-    secret = torch.Generator().manual_seed(seed + 1)  # the client's: its z and its noise
+    draws = torch.Generator().manual_seed(seed)
     wire = {"noise": noise, "bits": bits, "batch_size": batch_size}
 
-    def made_up():
+    # What the client sends. Its last batch may be a single picture, which BatchNorm can't take: leave it out.
+    number = len(pictures) - (len(pictures) % batch_size == 1)
+    pictures, labels = pictures[:number], labels[:number]
+    secret = torch.Generator().manual_seed(seed + 1)  # the client's z and noise
+    g_sent = smash(g_head, torch.randn(number, z_dim, generator=secret), labels, secret, **wire)
+    d_sent = smash(d_head, pictures, labels, secret, **wire)
+
+    # Smashed data that the server makes itself, with labels and pictures that it knows.
+    def made_up_labels():
         return torch.randint(num_labels, (SHADOWS,), generator=draws)
 
-    def g_shadows():
-        y = made_up()
-        return smash(g_head, torch.randn(SHADOWS, z_dim, generator=draws), y, draws, **wire), y
+    def g_labels():
+        shadow_labels = made_up_labels()
+        z = torch.randn(SHADOWS, z_dim, generator=draws)
+        return smash(g_head, z, shadow_labels, draws, **wire), shadow_labels
 
-    def d_shadows(wanted):
-        x, y = auxiliary[torch.randint(len(auxiliary), (SHADOWS,), generator=draws)], made_up()
-        return smash(d_head, x, y, draws, **wire), y if wanted == "labels" else x
+    def d_shadows():
+        shadows = auxiliary[torch.randint(len(auxiliary), (SHADOWS,), generator=draws)]
+        shadow_labels = made_up_labels()
+        return smash(d_head, shadows, shadow_labels, draws, **wire), shadow_labels, shadows
 
-    def telling(what):
-        return lambda step: on_step(f"{what}, step {step} of {steps}.") is not False
+    def d_labels():
+        smashed, shadow_labels, _ = d_shadows()
+        return smashed, shadow_labels
 
-    # The last batch may be a single picture, which BatchNorm can't take: leave it out.
-    kept = len(pictures) - (len(pictures) % batch_size == 1)
-    pictures, labels = pictures[:kept], labels[:kept]
-    g_sent = smash(g_head, torch.randn(kept, z_dim, generator=secret), labels, secret, **wire)
-    d_sent = smash(d_head, pictures, labels, secret, **wire)
+    def d_pictures():
+        smashed, _, shadows = d_shadows()
+        return smashed, shadows
+
+    # Three readers learn from these, and read what the client sent.
+    def progress(title):
+        return lambda step: on_step(f"{title}, step {step} of {steps}.") is not False
+
     from_g = infer_labels(
-        g_sent, g_shadows, num_labels, steps, seed, telling("Labels, generator's side")
+        g_sent, g_labels, num_labels, steps, seed, progress("Labels, generator's side")
     )
     from_d = infer_labels(
-        d_sent,
-        lambda: d_shadows("labels"),
-        num_labels,
-        steps,
-        seed,
-        telling("Labels, discriminator's side"),
+        d_sent, d_labels, num_labels, steps, seed, progress("Labels, discriminator's side")
     )
     rebuilt = reconstruct(
-        d_sent,
-        lambda: d_shadows("pictures"),
-        pictures.shape[1:],
-        steps,
-        seed,
-        telling("Rebuilding the pictures"),
+        d_sent, d_pictures, pictures.shape[1:], steps, seed, progress("Rebuilding the pictures")
     )
-    right = {"generator": from_g, "discriminator": from_d}
     return Leak(
         depth=depth,
         label_accuracy={
-            side: float((guessed == labels).float().mean()) for side, guessed in right.items()
+            "generator": float((from_g == labels).float().mean()),
+            "discriminator": float((from_d == labels).float().mean()),
         },
         mse=float(F.mse_loss(rebuilt, pictures)),
         baseline_mse=float((pictures - pictures.mean(0)).square().mean()),
@@ -201,26 +198,28 @@ def attack(
     )
 
 
-def _seeded(seed, build):
+@contextmanager
+def _seeded(seed):
+    """A context whose weights are drawn by `seed`, and that leaves torch's own draws as they were."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build()
+        yield
 
 
-def _teach(net, shadow_batch, loss, steps, on_step):
-    adam = torch.optim.Adam(net.parameters(), lr=READER_RATE)
+def _teach(reader, shadow_batch, loss, steps, on_step):
+    adam = torch.optim.Adam(reader.parameters(), lr=READER_RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for step in range(1, steps + 1):
-        received, wanted = shadow_batch()
+        smashed, target = shadow_batch()
         adam.zero_grad()
-        loss(net(received), wanted).backward()
+        loss(reader(smashed), target).backward()
         adam.step()
         falling.step()
-        if on_step is not None and on_step(step) is False:
+        if on_step(step) is False:
             break
 
 
 @torch.no_grad()
-def _read(net, received):
-    net.eval()
-    return torch.cat([net(part) for part in received.split(256)])
+def _read(reader, received):
+    reader.eval()
+    return torch.cat([reader(batch) for batch in received.split(256)])

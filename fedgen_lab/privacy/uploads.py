@@ -6,23 +6,30 @@ combination is judged three ways: what it is worth (a loss, and pictures), what 
 of a backdoor it took.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from safetensors.torch import load_file
 
+from fedgen_lab.federation.averages import combine, private_mean
+from fedgen_lab.federation.run import run_app
+from fedgen_lab.federation.secure import SecureFedAvg, secured
 from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.lora.adapter import load_trainable, trainable_state
+from fedgen_lab.lora.backdoor import poison, triggered
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.federated import prepare, run_federated
 from fedgen_lab.lora.local import denoising_loss, noise_schedule
 from fedgen_lab.lora.pipeline import draw, encode
-from fedgen_lab.privacy.backdoor import poison, triggered
-from fedgen_lab.privacy.dp import private_mean
-from fedgen_lab.privacy.membership import Membership, errors_of, judge_scores
-from fedgen_lab.privacy.robust import combine
+from fedgen_lab.privacy.membership import Membership, errors_of, judge_fit
 from fedgen_lab.scores import prompt_fidelity
+from fedgen_lab.shipped import shipped
 
 DRAWING_STEPS = 12
 SHOWN = 4  # pictures that are drawn with the trigger
@@ -39,35 +46,25 @@ class Uploads:
     states: tuple  # one upload a client; an attacker's is boosted
     members: object  # `Encoded` pictures of client 0
     held_out: object  # of all kinds, which nobody trained on: what the adapter is worth
-    kin: (
-        np.ndarray
-    )  # the rows of `held_out` of client 0's kinds: with other kinds among them, kind would be told
+    kin: np.ndarray  # rows of `held_out` of client 0's kinds, to guess among: others differ by kind
     marked: object  # the backdoor's target under captions with the trigger, not those it was trained with
-    before: tuple  # errors of members and of held-out pictures under the adapter that all clients started from
+    errors_before: tuple  # of members and of held-out pictures under what all clients started from
     backdoor_before: float  # loss of `marked` under it
-    overheard: (
-        Membership  # what client 0's upload tells the server, whatever it does with it afterwards
-    )
+    overheard: Membership  # what client 0's upload tells the server, whatever it does with it
     prompts: tuple  # to draw, for each kind of picture
-    asked: object = None  # what each prompt asks for; None for a learner's own pictures
-    draws: int = 4  # noises a picture in every measurement of a loss
+    attributes: object  # what each prompt asks for; None for a learner's own pictures
+    draws: int  # noises a picture in every measurement of a loss
 
     @property
     def loss_before(self):
         """Of the adapter that all clients started from, on pictures nobody trained on."""
-        return float(self.before[1].mean())
+        return float(self.errors_before[1].mean())
 
 
 def first_adapter():
     """An adapter that was trained on sprites of the server's own (data/first-adapter): name -> tensor."""
-    from safetensors.torch import load_file
-
-    from fedgen_lab.shipped import shipped
-
-    halves = load_file(
-        shipped("first-adapter") / "adapter.safetensors"
-    )  # rank 8; half precision on disk
-    return {name: tensor.float() for name, tensor in halves.items()}
+    state = load_file(shipped("first-adapter") / "adapter.safetensors")  # rank 8, half precision
+    return {name: tensor.float() for name, tensor in state.items()}
 
 
 def run_uploads(scenario, should_stop=None, on_event=None, start=None, draws=4):
@@ -81,24 +78,29 @@ def run_uploads(scenario, should_stop=None, on_event=None, start=None, draws=4):
     outcome = run_federated(plain, should_stop, on_event, start=start)
     if outcome.stopped or len(outcome.client_states) < plain.num_clients:
         return None
+    states = [outcome.client_states[client] for client in range(plain.num_clients)]
+
+    # What all clients started from.
     pipeline, dealt = prepare(plain), deal(plain)
     unet, schedule = pipeline.unet, noise_schedule(pipeline)
     if start is not None:
         load_trainable(unet, start)
     received = trainable_state(unet)
-    states = [outcome.client_states[client] for client in range(plain.num_clients)]
-    of_kind = dealt.held_out.attributes[plain.concept].isin(
-        dealt.clients[VICTIM].attributes[plain.concept]
-    )
-    members, held_out = encode(pipeline, dealt.clients[VICTIM]), encode(pipeline, dealt.held_out)
+
+    # Pictures to judge by: the victim's, pictures nobody trained on, and the backdoor's target under the trigger.
+    victim = dealt.clients[VICTIM]
+    members, held_out = encode(pipeline, victim), encode(pipeline, dealt.held_out)
+    same_kind = dealt.held_out.attributes[plain.concept].isin(victim.attributes[plain.concept])
+    kin = np.flatnonzero(same_kind)
     shown = dealt.held_out.take(range(0, len(dealt.held_out), 4))
-    both = poison(shown, plain.seed)
-    marked = encode(pipeline, both.take(range(len(shown), len(both))))
-    before = errors_of(unet, schedule, members, held_out, draws=draws)
+    poisoned = poison(shown, plain.seed)
+    marked = encode(pipeline, poisoned.take(range(len(shown), len(poisoned))))
+
+    # What the start makes of them, and what the victim's upload tells beside it.
+    errors_before = errors_of(unet, schedule, members, held_out, draws)
     backdoor_before = float(denoising_loss(unet, schedule, marked, draws=draws).mean())
     load_trainable(unet, states[VICTIM])
-    kin = np.flatnonzero(of_kind)
-    overheard = _membership(before, errors_of(unet, schedule, members, held_out, draws=draws), kin)
+    overheard = _membership(errors_before, errors_of(unet, schedule, members, held_out, draws), kin)
     return Uploads(
         plain,
         pipeline,
@@ -108,11 +110,11 @@ def run_uploads(scenario, should_stop=None, on_event=None, start=None, draws=4):
         held_out,
         kin,
         marked,
-        before,
+        errors_before,
         backdoor_before,
         overheard,
         dealt.prompts or dealt.strip,
-        dealt.asked,
+        dealt.requests,
         draws,
     )
 
@@ -142,11 +144,12 @@ def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=Fals
     else:
         attackers = max(1, uploads.scenario.attackers)
         state, shares = combine(uploads.received, uploads.states, None, defence, attackers, clip)
-    found = judge(uploads, state)
-    auc, tpr = (
-        (found["auc"], found["tpr"]) if secure else (uploads.overheard.auc, uploads.overheard.tpr)
-    )
-    return found | {
+    measured = judge(uploads, state)
+    # The server has every upload, unless it sees their sum alone, as everybody does.
+    auc, tpr = uploads.overheard.auc, uploads.overheard.tpr
+    if secure:
+        auc, tpr = measured["auc"], measured["tpr"]
+    return measured | {
         "server's auc": auc,
         "server's tpr": tpr,
         "attacker's share": shares[-1],
@@ -163,62 +166,57 @@ def judge(uploads, state, drawn=True):
     target under the trigger fell, in percent. "pictures": two tensors in [-1, 1], drawn without and with the trigger
     from the same noise. Without `drawn`, nothing is drawn, which is faster: no "fidelity" and no "pictures".
     """
-    pipeline, (members, held_out) = uploads.pipeline, (uploads.members, uploads.held_out)
+    pipeline = uploads.pipeline
     unet, schedule = pipeline.unet, noise_schedule(pipeline)
     load_trainable(unet, as_tensors(state))
-    errors = errors_of(unet, schedule, members, held_out, draws=uploads.draws)
-    membership = _membership(uploads.before, errors, uploads.kin)
-    backdoor = float(denoising_loss(unet, schedule, uploads.marked, draws=uploads.draws).mean())
-    found = {
+
+    # What it is worth, what it tells of client 0, and how well it knows the trigger.
+    errors = errors_of(unet, schedule, uploads.members, uploads.held_out, uploads.draws)
+    membership = _membership(uploads.errors_before, errors, uploads.kin)
+    marked_loss = denoising_loss(unet, schedule, uploads.marked, draws=uploads.draws).mean()
+    measured = {
         "loss": float(errors[1].mean()),
         "auc": membership.auc,
         "tpr": membership.tpr,
-        "backdoor": 100 * (1 - backdoor / uploads.backdoor_before),
+        "backdoor": 100 * (1 - float(marked_loss) / uploads.backdoor_before),
     }
     if not drawn:
-        return found
+        return measured
+
+    # What it draws, without and with the trigger.
     prompts, marked = list(uploads.prompts), triggered(uploads.prompts[:SHOWN])
     pictures = tuple(
-        draw(pipeline, words, range(len(words)), DRAWING_STEPS) for words in (prompts, marked)
+        draw(pipeline, captions, range(len(captions)), DRAWING_STEPS)
+        for captions in (prompts, marked)
     )
-    fidelity = (
-        float("nan")
-        if uploads.asked is None
-        else prompt_fidelity(pictures[0], uploads.asked)["all"]
-    )
-    return found | {"fidelity": fidelity, "pictures": pictures}
+    fidelity = math.nan
+    if uploads.attributes is not None:
+        fidelity = prompt_fidelity(pictures[0], uploads.attributes)["all"]
+    return measured | {"fidelity": fidelity, "pictures": pictures}
 
 
-def _membership(before, after, kin):
+def _membership(reference, errors, kin):
     """Who fits better than before? Errors are (members, held-out pictures), of which only the rows `kin` count."""
-    members, held_out = (np.log(old / new) for old, new in zip(before, after, strict=True))
-    return judge_scores(members, held_out[kin])
+    return judge_fit((reference[0], reference[1][kin]), (errors[0], errors[1][kin]))
 
 
 class Summed(NamedTuple):
     """What `summed_securely` leaves behind."""
 
-    state: (
-        dict  # the mean of the uploads that came through, as the server computed it: name -> array
-    )
+    state: dict  # the mean of the uploads that came through, as the server computed it
     seen: dict  # client -> (D + 1,) uint32: all that the server saw of its upload
     refused: list  # what the server says about clients that were lost on the way
     megabytes: float  # sent up, all messages of the protocol together
 
 
-def summed_securely(uploads, lost=(), clip=0.0):
-    """Send the uploads once more, through the protocol of `privacy.secure`, on Flower messages; returns a `Summed`.
+def summed_securely(uploads, lost=()):
+    """Send the uploads once more, through the protocol of `federation.secure`, on Flower messages; returns a `Summed`.
 
-    lost: clients that vanish when they should upload, after their masks are agreed. clip: as in `SecureFedAvg`.
+    lost: clients that vanish when they should upload, after their masks are agreed.
     """
-    from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import ServerApp
-
-    from fedgen_lab.federation.grid import run_app
-    from fedgen_lab.privacy.secure import SecureFedAvg, secured
-
-    client_app, server_app, kept = ClientApp(), ServerApp(), []
+    number = len(uploads.states)
+    client_app, server_app = ClientApp(), ServerApp()
+    strategy = SecureFedAvg(most_examples=1, min_available_nodes=number)
 
     @client_app.train()
     def upload(message, context):
@@ -231,16 +229,14 @@ def summed_securely(uploads, lost=(), clip=0.0):
 
     @server_app.main()
     def add_up(grid, context):
-        kept.append(
-            SecureFedAvg(most_examples=1, min_available_nodes=len(uploads.states), clip=clip)
-        )
-        kept[0].start(grid, ArrayRecord(as_tensors(uploads.received)), num_rounds=1)
+        strategy.start(grid, ArrayRecord(as_tensors(uploads.received)), num_rounds=1)
 
-    run = run_app(server_app, secured(client_app), len(uploads.states), {"secure": 1})
-    strategy, frame = kept[0], run.trace.frame()
-    up = frame.loc[frame["receiver"] == SERVER, "bytes"].sum()
+    run = run_app(server_app, secured(client_app), number, {"secure": 1})
+    messages = run.trace.frame()
+    bytes_up = messages.loc[messages["receiver"] == SERVER, "bytes"].sum()
     mean = {name: array.numpy() for name, array in strategy.latest.items()}
-    return Summed(mean, strategy.seen, [refusal.reason for refusal in strategy.refused], up / 1e6)
+    reasons = [refusal.reason for refusal in strategy.refused]
+    return Summed(mean, strategy.seen, reasons, bytes_up / 1e6)
 
 
 def as_arrays(state):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.pictures.domains import load_domain
 from fedgen_lab.privacy.smashed import attack
 from fedgen_lab.split.batch import start_nets
@@ -66,10 +66,11 @@ def watched_run(scenario, client=0, fresh=False, should_stop=None, on_step=None)
         raise ValueError(
             f"Client {client} is not in the run: {[refusal.reason for refusal in server.refused]}."
         )
-    known = {**server.state(), **server.clients[client].state}
-    for name, net in (("g.", generator), ("d.", discriminator)):
+    # What the server knows: its own blocks, and the client's as it averaged them last.
+    weights = {**server.state(), **server.clients[client].state}
+    for prefix, net in (("g.", generator), ("d.", discriminator)):
         net.load_state_dict(
-            {key[2:]: tensor for key, tensor in known.items() if key.startswith(name)}
+            {key[2:]: tensor for key, tensor in weights.items() if key.startswith(prefix)}
         )
     return Watched(generator, discriminator, server.generators, dealt, client)
 
@@ -83,28 +84,26 @@ def attack_run(
     cut of this client has them unless given. number: secret pictures at most. Raises ValueError when the attacker's
     domain is the client's own, or the cut is neither one of bits nor `depth` is given.
     """
-    own = watched.dealt.domains[int(watched.dealt.domain_of[watched.client])]
-    if auxiliary == own:
+    dealt, client = watched.dealt, watched.client
+    secret = dealt.domains[int(dealt.domain_of[client])]
+    if auxiliary == secret:
         raise ValueError(
-            f"The attacker must not know the client's own domain {own!r}; give it another one's pictures."
+            f"The attacker must not know the client's own domain {secret!r}; give it another one's pictures."
         )
     if depth is None:
         cuts = scenario.cuts.split(",")
-        cut = cuts[watched.client % len(cuts)]
+        cut = cuts[client % len(cuts)]
         if cut not in ("0000", "1010", "0101", "1111"):
             raise ValueError(
                 f"Say which depth to attack: the cuts {scenario.cuts!r} don't name one for both nets."
             )
         depth = 1 + int(cut[0])
     domain = load_domain(auxiliary, AUXILIARY, SIZES[scenario.size].side, scenario.seed)
-    pictures, labels = (
-        of[watched.client][:number] for of in (watched.dealt.pictures, watched.dealt.labels)
-    )
     return attack(
         watched.generator,
         watched.discriminator,
-        pictures,
-        labels,
+        dealt.pictures[client][:number],
+        dealt.labels[client][:number],
         domain.as_tensor(),
         depth,
         scenario.noise,

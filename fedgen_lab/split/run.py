@@ -6,7 +6,7 @@ Labs 06 and 07; HuSCF-GAN, arXiv 2507.12979.
 from dataclasses import dataclass, replace
 from importlib import import_module
 
-from fedgen_lab.federation.grid import Stopped, run_app
+from fedgen_lab.federation.run import listener, run_app
 from fedgen_lab.split.deal import deal
 from fedgen_lab.split.half import HOPS
 from fedgen_lab.split.scenario import GanOutcome, GanRound
@@ -37,13 +37,11 @@ def run_gan(scenario, should_stop=None, on_event=None, stacked=True, dealt=None)
     history, servers = [], []
     dealt = deal(scenario) if dealt is None else dealt
 
-    def hear(event):
+    def keep_round(event):
         if isinstance(event, GanRound):
             history.append(replace(event, generators=[]))
-        if on_event is not None:
-            on_event(event)
-        if should_stop is not None and should_stop():
-            raise Stopped("The run was stopped.")
+
+    hear = listener(keep_round, on_event, should_stop=should_stop)
 
     def step(server_round, iteration):
         hear(GanStep(server_round, iteration, scenario.iterations))

@@ -6,42 +6,21 @@ run config. HuSCF-GAN: arXiv 2507.12979.
 
 from dataclasses import dataclass, field
 from itertools import product
-from numbers import Integral, Real
 
 import numpy as np
 
 from fedgen_lab.federation.trace import Trace
-from fedgen_lab.scenario import from_run_config, profile, run_config_of
+from fedgen_lab.knobs import Knobs, knob
 from fedgen_lab.split.nets import SIZES
 
 METHODS = ("huscf", "local", "centralised", "fedgan", "mdgan", "fslgan", "pflgan", "hflgan")
 SHARES = ("skew", "iid", "non-iid", "highly-non-iid")
-CUTS = tuple(
-    "".join(bits) for bits in product("01", repeat=4)
-)  # which of blocks G1, G3, D1, D3 the client holds
-
-_BY_PROFILE = {
-    "binder": {"rounds": 6},  # a minute of one core; digits are easy to recognise by then
-    "laptop": {"rounds": 12},
-    "gpu": {
-        "rounds": 50,
-        "size": "reference",
-        "batch_size": 64,
-        "learning_rate": 2e-4,
-        "num_clients": 16,
-    },
-    "test": {
-        "rounds": 3,
-        "iterations": 3,
-        "batch_size": 8,
-        "pictures_per_client": 40,
-        "num_clients": 4,
-    },
-}
+# Which of blocks G1, G3, D1, D3 the client holds.
+CUTS = tuple("".join(bits) for bits in product("01", repeat=4))
 
 
 @dataclass(frozen=True)
-class GanScenario:
+class GanScenario(Knobs):
     """The knobs of one experiment with GANs.
 
     `domains` are names for `fedgen_lab.pictures.domains.load_domain`, with commas between; client i holds pictures of
@@ -52,91 +31,76 @@ class GanScenario:
     Raises ValueError, naming the knob, its value and its range, when a value makes no sense.
     """
 
-    num_clients: int = 8
-    domains: str = "digits,letters"
-    share: str = "skew"
-    skew: float = 0.0  # 0: every client holds all labels of its domain; 1: one label each
-    bandwidth_hz: float = 20e6  # uplink band that all clients share; smashed data is heavy
-    pictures_per_client: int = 150
-    unequal: bool = False  # the last client holds about ten times as many pictures as the first
-    size: str = "lab14"
-    rounds: int = 8
-    iterations: int = 40  # of every client in a round; the published code does five epochs
-    batch_size: int = 16
-    learning_rate: float = 1e-3  # the published 2e-4 is for far longer runs
-    method: str = "huscf"
-    cuts: str = "optimum"
-    kld_alpha: float = (
-        1.0  # how strongly a client that differs from its cluster is weighed down; 0 is FedAvg
+    num_clients: int = knob(8, 1)
+    domains: str = knob("digits,letters", words="Commas stand between several.")
+    share: str = knob("skew", options=SHARES)
+    skew: float = knob(
+        0.0, 0, 1, words="0: every client holds all labels of its domain; 1: one label each."
     )
-    num_clusters: int = (
-        0  # 0: chosen by silhouette, which needs two clients of a domain; else give the number
+    bandwidth_hz: float = knob(  # smashed data is heavy
+        20e6, above=0, words="The uplink band that all clients share, in hertz."
     )
-    warm_up: int = 2  # rounds of plain FedAvg before clustering begins
-    tap: str = "epoch"  # average the tap over the round, or take its "last-batch"
-    scale_free: bool = False  # divide KLD scores by their median, so that kld_alpha has no scale
-    batch_norm: str = "cluster"  # running statistics of client blocks: averaged per "cluster", over all, or "local"
-    noise: float = 0.0  # standard deviation of noise on smashed data, relative to the data's own
-    bits: int = 32  # 8: smashed data is sent in 8 bits a number
-    decorrelation: float = 0.0  # weight of the distance-correlation penalty
-    reference: bool = False
-    seed: int = 0
+    pictures_per_client: int = knob(150, 1)
+    unequal: bool = knob(
+        False, words="The last client holds about ten times as many pictures as the first."
+    )
+    size: str = knob("lab14", options=tuple(SIZES))
+    rounds: int = knob(8, 1)
+    iterations: int = knob(40, 1)  # of every client in a round; the published code does five epochs
+    batch_size: int = knob(
+        16, 2, words="BatchNorm can't take the spread of one picture, so two are the least."
+    )
+    learning_rate: float = knob(1e-3, above=0, high=1)  # the published 2e-4 is for far longer runs
+    method: str = knob("huscf", options=METHODS)
+    cuts: str = knob(
+        "optimum", words='"optimum", or four bits such as "0110", with commas between.'
+    )
+    kld_alpha: float = knob(
+        1.0, 0, words="How much less a client weighs that differs from its cluster; 0: FedAvg."
+    )
+    num_clusters: int = knob(
+        0, 0, words="0: chosen by silhouette, which needs two clients of a domain."
+    )
+    warm_up: int = knob(2, 0, words="Rounds of plain FedAvg before clustering begins.")
+    tap: str = knob("epoch", options=("epoch", "last-batch"), words="epoch: its average.")
+    scale_free: bool = knob(
+        False, words="Divide KLD scores by their median, so that kld_alpha has no scale."
+    )
+    batch_norm: str = knob(
+        "cluster",
+        options=("averaged", "local", "cluster"),
+        words="Over whom running statistics of client blocks are averaged.",
+    )
+    noise: float = knob(
+        0.0, 0, words="Standard deviation of noise on smashed data, relative to the data's own."
+    )
+    bits: int = knob(32, options=(8, 32), words="8: smashed data is sent in 8 bits a number.")
+    decorrelation: float = knob(0.0, 0, words="Weight of the distance-correlation penalty.")
+    reference: bool = knob(False)
+    seed: int = knob(0, 0)
+
+    # `binder` takes a minute of one core; digits are easy to recognise by then
+    BY_PROFILE = {
+        "binder": {"rounds": 6},
+        "laptop": {"rounds": 12},
+        "gpu": {
+            "rounds": 50,
+            "size": "reference",
+            "batch_size": 64,
+            "learning_rate": 2e-4,
+            "num_clients": 16,
+        },
+        "test": {
+            "rounds": 3,
+            "iterations": 3,
+            "batch_size": 8,
+            "pictures_per_client": 40,
+            "num_clients": 4,
+        },
+    }
 
     def __post_init__(self):
-        for name in ("num_clients", "rounds", "iterations", "batch_size", "pictures_per_client"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}.")
-        for name in ("seed", "num_clusters", "warm_up"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Integral) or value < 0:
-                raise ValueError(f"{name} must be a whole number of at least 0; got {value!r}.")
-        for name in (
-            "kld_alpha",
-            "noise",
-            "decorrelation",
-            "skew",
-            "bandwidth_hz",
-            "learning_rate",
-        ):
-            if not isinstance(getattr(self, name), Real):
-                raise ValueError(f"{name} must be a number; got {getattr(self, name)!r}.")
-        for name in ("domains", "cuts"):
-            if not isinstance(getattr(self, name), str):
-                raise ValueError(
-                    f"{name} must be text, with commas between several; got {getattr(self, name)!r}."
-                )
-        for name in ("kld_alpha", "noise", "decorrelation"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(
-                    f"{name} must be a number of at least 0; got {getattr(self, name)!r}."
-                )
-        if not 0 <= self.skew <= 1:
-            raise ValueError(f"skew must lie in [0, 1]; got {self.skew!r}.")
-        if not 0 < self.bandwidth_hz < float("inf"):
-            raise ValueError(
-                f"bandwidth_hz must be a positive number of hertz; got {self.bandwidth_hz!r}."
-            )
-        if not 0 < self.learning_rate <= 1:
-            raise ValueError(f"learning_rate must lie in (0, 1]; got {self.learning_rate!r}.")
-        if self.batch_size < 2:
-            raise ValueError(
-                "batch_size must be at least 2: BatchNorm can't take the spread of one picture."
-            )
-        if self.bits not in (8, 32):
-            raise ValueError(f"bits must be 8 or 32; got {self.bits!r}.")
-        choices = {
-            "method": METHODS,
-            "share": SHARES,
-            "size": tuple(SIZES),
-            "tap": ("epoch", "last-batch"),
-            "batch_norm": ("averaged", "local", "cluster"),
-        }
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}."
-                )
+        super().__post_init__()
         cuts = [] if self.cuts == "optimum" else [cut.strip() for cut in self.cuts.split(",")]
         if any(cut not in CUTS for cut in cuts) or len(cuts) not in (0, 1, self.num_clients):
             raise ValueError(
@@ -144,28 +108,10 @@ class GanScenario:
                 f"clients with commas between; got {self.cuts!r}."
             )
 
-    @classmethod
-    def for_profile(cls, **changes):
-        """The lesson's defaults for the present profile (`fedgen_lab.scenario.profile`), with `changes` on top."""
-        return cls(**{**_BY_PROFILE[profile()], **changes})
-
     @property
     def domain_names(self):
         """The names of the domains, as a list."""
         return [name.strip() for name in self.domains.split(",") if name.strip()]
-
-    def to_run_config(self):
-        """This scenario as a Flower run config."""
-        return run_config_of(self)
-
-    @classmethod
-    def from_run_config(cls, run_config):
-        """The scenario that `to_run_config` wrote."""
-        return from_run_config(cls, run_config)
-
-    def seed_of(self, *key):
-        """A seed spawned from the scenario's for one purpose, such as (client, round, iteration)."""
-        return int(np.random.SeedSequence(self.seed, spawn_key=key).generate_state(1)[0])
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from fedgen_lab.federation import arrays
-from fedgen_lab.federation.exchange import checked
+from fedgen_lab.federation.clients import checked
 from fedgen_lab.split.defence import from_bytes
 from fedgen_lab.split.nets import SIZES, new_discriminator, new_generator
 

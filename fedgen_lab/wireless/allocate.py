@@ -1,20 +1,83 @@
-"""Who gets how much of the uplink: in equal parts, by bits, or so that the round is as short as it can be.
+"""Rates and shares of a band, once a link is one number: how fast it is, and who gets how much of the uplink.
 
-A link is one number here, its *reach*: P g / N0, the band in hertz over which the noise is as strong as the signal
-(`channel.reach_hz`). Shannon's rate in a band b is then b log2(1 + reach / b). Taught in lab 05. The band that just
+The number is its *reach*: P g / N0, the band in hertz over which the noise is as strong as the signal
+(`channel.reach_hz`). Taught in lab 05. Rate: Shannon 1948; 3GPP TS 38.214, table 5.2.2.1-2 (CQI). The band that just
 carries S bits in a given time has a closed form with Lambert's W, and the shortest round follows by bisection: the idea
 of Yang et al., "Energy efficient federated learning over wireless communication networks" (arXiv 1911.02417).
 """
 
 import numpy as np
 
-from fedgen_lab.wireless.channel import CQI_EFFICIENCY, CQI_NEEDS_DB
+# The 15 ways of modulation and coding that a receiver may ask for by its channel quality indicator (CQI 1 to 15), in
+# bits per second and hertz: TS 38.214 table 5.2.2.1-2. Each needs a signal-to-noise ratio, in dB; the standard leaves
+# that open, and these are the values in common use.
+CQI_EFFICIENCY = np.array(
+    [
+        0.1523,
+        0.2344,
+        0.3770,
+        0.6016,
+        0.8770,
+        1.1758,
+        1.4766,
+        1.9141,
+        2.4063,
+        2.7305,
+        3.3223,
+        3.9023,
+        4.5234,
+        5.1152,
+        5.5547,
+    ]
+)
+CQI_NEEDS_DB = np.array(
+    [-6.7, -4.7, -2.3, 0.2, 2.4, 4.3, 5.9, 8.1, 10.3, 11.7, 14.1, 16.3, 18.7, 21.0, 22.7]
+)
+_CQI_NEEDS = 10 ** (CQI_NEEDS_DB / 10)  # (15,): as plain ratios
+_CQI_CEILING = CQI_EFFICIENCY / _CQI_NEEDS  # (15,): rate / reach that a line can't exceed; falling
 
-_CQI_CEILING = CQI_EFFICIENCY / 10 ** (
-    CQI_NEEDS_DB / 10
-)  # (15,): rate / reach that a line can't exceed; falling
+
+# -- rates ----------------------------------------------------------------------------------------------------------
+def rate_in(band_hz, reach_hz, rate_law="shannon"):
+    """Bits per second in a band: Shannon's b log2(1 + reach / b), or the best line of the CQI table. See `rate_bps`."""
+    if rate_law == "shannon":
+        return band_hz * np.log1p(reach_hz / band_hz) / np.log(2)
+    # Line i works in any band up to reach / (the ratio it needs): (..., 15).
+    fillable = np.minimum(
+        np.asarray(band_hz)[..., None], np.asarray(reach_hz)[..., None] / _CQI_NEEDS
+    )
+    return (CQI_EFFICIENCY * fillable).max(-1)
 
 
+def limit_bps(reach_hz, rate_law="shannon"):
+    """The rate that no band exceeds: reach / ln 2 after Shannon, less with the CQI table."""
+    return np.asarray(reach_hz) * (1 / np.log(2) if rate_law == "shannon" else _CQI_CEILING[0])
+
+
+def band_for(bits, seconds, reach_hz, rate_law="shannon"):
+    """The smallest band, in hertz, that carries `bits` in `seconds`; infinite where no band is enough. Of arrays.
+
+    From bits / seconds = b log2(1 + reach / b) follows, with G = bits ln 2 / (seconds reach),
+    b = -bits ln 2 / (seconds (W(-G exp(-G)) + G)) on the branch W_-1 of Lambert's function. Where G >= 1 even an
+    endless band would be too slow: the device needs more time, fewer bits or a better place.
+    """
+    from scipy.special import lambertw
+
+    bits, seconds, reach = _arrays(bits, seconds, reach_hz)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        rate = np.where(seconds > 0, bits / seconds, np.inf)
+        if rate_law == "cqi":
+            # The highest line of the table that this reach can fill at this rate.
+            line = (reach[..., None] * _CQI_CEILING >= rate[..., None]).sum(-1) - 1
+            band = np.where(line >= 0, rate / CQI_EFFICIENCY[np.maximum(line, 0)], np.inf)
+        else:
+            g = np.where(rate * np.log(2) < reach, rate * np.log(2) / reach, np.nan)
+            band = -rate * np.log(2) / (lambertw(-g * np.exp(-g), -1).real + g)
+            band = np.nan_to_num(band, nan=np.inf)
+    return np.where(bits > 0, band, 0.0)
+
+
+# -- shares ---------------------------------------------------------------------------------------------------------
 def equal(bits, band_hz):
     """The same share for each who sends: bits (..., K) -> hertz (..., K), zero for those who send nothing."""
     sending = np.asarray(bits) > 0
@@ -34,77 +97,28 @@ def min_max(bits, ready_seconds, reach_hz, band_hz, rate_law="shannon"):
     finish at the same moment T: otherwise one who is early could lend band to the last. For a given T each needs the
     band of `band_for`, the sum falls as T grows, and T is where it meets `band_hz`.
     """
-    bits, ready, reach = np.broadcast_arrays(
-        *(np.asarray(x, float) for x in (bits, ready_seconds, reach_hz))
-    )
+    bits, ready, reach = _arrays(bits, ready_seconds, reach_hz)
     sending = bits > 0
 
-    def band(finish):  # infinite where the time is too short for any band
-        seconds = np.where(sending, finish[..., None] - ready, 1.0)
-        return np.where(sending, _band(bits, seconds, reach, rate_law), 0.0)
+    def needed(finish):
+        """The band that each client needs to be done at `finish`, (...)."""
+        return band_for(bits, finish[..., None] - ready, reach, rate_law)
 
     # No earlier than anyone's limit for an endless band; no later than everybody's time in an equal share.
     early = np.where(sending, ready + bits / limit_bps(reach, rate_law), 0.0).max(-1)
     share = np.where(sending, equal(bits, band_hz), 1.0)
-    late = np.where(sending, ready + bits / _rate(share, reach, rate_law), 0.0).max(-1)
+    late = np.where(sending, ready + bits / rate_in(share, reach, rate_law), 0.0).max(-1)
     late = late * (1 + 1e-12)  # so that rounding can't make it too early
-    while (late - early > 1e-9 * late).any():  # some thirty halvings
+    # Halve the span between them until it is nothing: some thirty times.
+    while (late - early > 1e-9 * late).any():
         middle = (early + late) / 2
-        fits = band(middle).sum(-1) <= band_hz
+        fits = needed(middle).sum(-1) <= band_hz
         early, late = np.where(fits, early, middle), np.where(fits, middle, late)
     # Where the band is so wide that one client's limit alone decides, rounding may ask for an endless band.
-    hertz = np.minimum(band(late), band_hz)
+    hertz = np.minimum(needed(late), band_hz)
     return hertz * np.minimum(band_hz / np.maximum(hertz.sum(-1, keepdims=True), 1e-300), 1)
 
 
-def band_for(bits, seconds, reach_hz, rate_law="shannon"):
-    """The smallest band, in hertz, that carries `bits` in `seconds`; arrays are welcome.
-
-    From bits / seconds = b log2(1 + reach / b) follows, with G = bits ln 2 / (seconds reach),
-    b = -bits ln 2 / (seconds (W(-G exp(-G)) + G)) on the branch W_-1 of Lambert's function. Raises ValueError where
-    G >= 1: even an endless band would be too slow, so the device needs more time, fewer bits or a better place.
-    """
-    bits, seconds, reach = np.broadcast_arrays(
-        *(np.asarray(x, float) for x in (bits, seconds, reach_hz))
-    )
-    limit = limit_bps(reach, rate_law)
-    with np.errstate(divide="ignore"):
-        needed = np.where(bits > 0, bits / np.maximum(seconds, 0), 0.0)
-    late = np.argwhere(np.atleast_1d(needed >= limit))
-    if len(late):
-        which = tuple(late[0]) if needed.ndim else ()
-        where = f"Client {late[0][-1]}" if needed.ndim else "The client"
-        raise ValueError(
-            f"{where} can't send {bits[which]:.4g} bits in {seconds[which]:.4g} s: no band gives it more than "
-            f"{limit[which]:.4g} bit/s. Give it more time, fewer bits or a better channel."
-        )
-    return np.where(bits > 0, _band(bits, seconds, reach, rate_law), 0.0)[()]
-
-
-def limit_bps(reach_hz, rate_law="shannon"):
-    """The rate that no band exceeds: reach / ln 2 after Shannon, less with the CQI table."""
-    return np.asarray(reach_hz) * (1 / np.log(2) if rate_law == "shannon" else _CQI_CEILING[0])
-
-
-def _rate(band, reach, rate_law):
-    """Bits per second in a band, as `channel.rate_bps` has it."""
-    if rate_law == "shannon":
-        return band * np.log1p(reach / band) / np.log(2)
-    return (
-        CQI_EFFICIENCY * np.minimum(band[..., None], reach[..., None] / 10 ** (CQI_NEEDS_DB / 10))
-    ).max(-1)
-
-
-def _band(bits, seconds, reach, rate_law):
-    """`band_for` without its check: infinite where no band is enough."""
-    from scipy.special import lambertw
-
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        rate = np.where(seconds > 0, bits / seconds, np.inf)
-        if rate_law == "cqi":  # the highest line of the table that this reach can fill at this rate
-            line = (reach[..., None] * _CQI_CEILING >= rate[..., None]).sum(-1) - 1
-            return np.where(line >= 0, rate / CQI_EFFICIENCY[np.maximum(line, 0)], np.inf)
-        g = np.where(rate * np.log(2) < reach, rate * np.log(2) / reach, np.nan)
-        return np.nan_to_num(
-            -rate * np.log(2) / (lambertw(-g * np.exp(-g), -1).real + g), nan=np.inf
-        )
+def _arrays(*values):
+    """These as arrays of numbers of one shape."""
+    return np.broadcast_arrays(*(np.asarray(value, float) for value in values))

@@ -1,15 +1,18 @@
-"""The channel: path loss by distance, fading by luck, and the rate that Shannon allows or that a radio reaches.
+"""The radio: path loss by distance, fading by luck, the rate that follows, and the seconds and joules of an exchange.
 
 Clients stand somewhere in the cell of one base station. Distance, walls and a seeded draw decide how much of the sent
-power arrives; from that and from the bandwidth follows the rate. Taught in labs 03 and 05. Path loss: 3GPP TR 38.901,
-tables 7.4.1-1 and 7.4.2-1, "UMi - Street Canyon". Rate: Shannon 1948; 3GPP TS 38.214, table 5.2.2.1-2 (CQI).
+power arrives; from that and from the bandwidth follows the rate, and from the bytes how long an exchange takes. Taught
+in labs 03 and 05. Path loss: 3GPP TR 38.901, tables 7.4.1-1 and 7.4.2-1, "UMi - Street Canyon". Rates and shares of the
+band: `fedgen_lab.wireless.allocate`.
 """
 
-import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+
+from fedgen_lab.knobs import Knobs, knob
+from fedgen_lab.wireless.allocate import equal, min_max, proportional, rate_in
 
 SPEED_OF_LIGHT = 3.0e8  # m/s, as TR 38.901 rounds it
 THERMAL_NOISE_DBM = -174.0  # per hertz, at room temperature
@@ -17,41 +20,13 @@ STATION_HEIGHT_M, DEVICE_HEIGHT_M = 10.0, 1.5  # TR 38.901's UMi: a lamp post, a
 NEAREST_M = 10.0  # the path loss formula starts here
 SHADOWING_DB = {True: 4.0, False: 7.82}  # standard deviation with and without line of sight
 DEEPEST_FADE = 1e-6  # -60 dB; keeps every time finite
-RATE_LAWS, ALLOCATIONS, DOWNLINKS = (
-    ("shannon", "cqi"),
-    ("equal", "proportional", "min-max"),
-    ("unicast", "broadcast"),
-)
-
-# The 15 ways of modulation and coding that a receiver may ask for by its channel quality indicator (CQI 1 to 15), in
-# bits per second and hertz: TS 38.214 table 5.2.2.1-2. Each needs a signal-to-noise ratio, in dB; the standard leaves
-# that open, and these are the values in common use.
-CQI_EFFICIENCY = np.array(
-    [
-        0.1523,
-        0.2344,
-        0.3770,
-        0.6016,
-        0.8770,
-        1.1758,
-        1.4766,
-        1.9141,
-        2.4063,
-        2.7305,
-        3.3223,
-        3.9023,
-        4.5234,
-        5.1152,
-        5.5547,
-    ]
-)
-CQI_NEEDS_DB = np.array(
-    [-6.7, -4.7, -2.3, 0.2, 2.4, 4.3, 5.9, 8.1, 10.3, 11.7, 14.1, 16.3, 18.7, 21.0, 22.7]
-)
+RATE_LAWS = ("shannon", "cqi")
+ALLOCATIONS = ("equal", "proportional", "min-max")
+DOWNLINKS = ("unicast", "broadcast")
 
 
 @dataclass(frozen=True)
-class Network:
+class Network(Knobs):
     """One cell: a base station and `num_clients` devices at seeded places.
 
     The uplink band is shared by the clients that upload in the same step, by `allocation` (see
@@ -63,83 +38,50 @@ class Network:
     Raises ValueError, naming the parameter and its value, when a value makes no sense.
     """
 
-    num_clients: int = 4
-    bandwidth_hz: float = (
-        5e6  # uplink; at 5 MHz an upload of the tiny adapter is seen beside the computing
-    )
-    downlink_hz: float = 20e6  # a station has more to say than a device
-    cell_radius_m: float = 200.0  # a street
-    carrier_hz: float = 3.5e9  # the main band of 5G
-    device_power_dbm: float = 23.0  # 0.2 W, the limit of a phone
-    station_power_dbm: float = 43.0  # 20 W
-    device_noise_figure_db: float = 7.0
-    station_noise_figure_db: float = 5.0
+    num_clients: int = knob(4, 1)
+    # At 5 MHz an upload of the tiny adapter is seen beside the computing.
+    bandwidth_hz: float = knob(5e6, 1, 1e12, words="The uplink band, in hertz.")
+    downlink_hz: float = knob(20e6, 1, 1e12)  # a station has more to say than a device
+    cell_radius_m: float = knob(200.0, NEAREST_M, 5000, words="There UMi holds.")  # a street
+    carrier_hz: float = knob(3.5e9, 0.5e9, 100e9, words="There UMi holds.")  # the main band of 5G
+    device_power_dbm: float = knob(23.0, -100, 100)  # 0.2 W, the limit of a phone
+    station_power_dbm: float = knob(43.0, -100, 100)  # 20 W
+    device_noise_figure_db: float = knob(7.0)
+    station_noise_figure_db: float = knob(5.0)
     # A round of the tiny model costs about 1.3e11 operations (20 steps, batch 16). On an old phone, at 1e11 a second,
     # that is a second or two: as long as the link takes at 5 MHz, so both show in the Gantt chart.
-    flops_per_second: float = 1e11  # the median device
-    speed_spread: float = (
-        0.5  # standard deviation of ln(speed): of ten, the best is about five times the slowest
+    flops_per_second: float = knob(1e11, above=0, words="Of the median device.")
+    speed_spread: float = knob(  # of ten, the best is about five times the slowest
+        0.5, 0, words="Standard deviation of ln(speed)."
     )
-    computing_watts: float = 4.0
-    receiving_watts: float = 0.5
-    fading: bool = True  # Rayleigh, drawn anew for each client in each round
-    shadowing: bool = False  # log-normal, drawn once for each client
-    seed: int = 0
-    rate_law: str = "shannon"  # what no radio can beat; "cqi": what a radio of 5G reaches
-    allocation: str = "equal"  # or "proportional" to the bits, or "min-max": the shortest round
-    downlink: str = "unicast"  # or "broadcast"
-    kappa: float = (
-        0.0  # above 0: computing costs kappa x cycles x (cycles a second)^2 joules; 1e-28 is usual
+    computing_watts: float = knob(4.0, 0)
+    receiving_watts: float = knob(0.5, 0)
+    fading: bool = knob(True, words="Rayleigh, drawn anew for each client in each round.")
+    shadowing: bool = knob(False, words="Log-normal, drawn once for each client.")
+    seed: int = knob(0, 0)
+    rate_law: str = knob(
+        "shannon", options=RATE_LAWS, words="shannon: what no radio beats; cqi: what 5G reaches."
     )
-    flops_per_cycle: float = 50.0  # so the median device runs at 2 GHz; only used with kappa
+    allocation: str = knob(
+        "equal",
+        options=ALLOCATIONS,
+        words="proportional: to the bits; min-max: the shortest round.",
+    )
+    downlink: str = knob("unicast", options=DOWNLINKS)
+    kappa: float = knob(  # 1e-28 is usual
+        0.0,
+        0,
+        words="Computing costs kappa x cycles x (cycles a second)^2 joules; 0: power x time.",
+    )
+    flops_per_cycle: float = knob(  # so the median device runs at 2 GHz
+        50.0, above=0, words="Only used with kappa."
+    )
 
-    def __post_init__(self):
-        if (
-            isinstance(self.num_clients, bool)
-            or int(self.num_clients) != self.num_clients
-            or self.num_clients < 1
-        ):
+    def check_fits(self, num_clients, reason):
+        """Raises ValueError, with the reason, when there are more clients than the network has."""
+        if num_clients > self.num_clients:
             raise ValueError(
-                f"num_clients must be a whole number of at least 1; got {self.num_clients!r}."
-            )
-        if int(self.seed) != self.seed or self.seed < 0:
-            raise ValueError(f"seed must be a whole number of at least 0; got {self.seed!r}.")
-        for name, known in (
-            ("rate_law", RATE_LAWS),
-            ("allocation", ALLOCATIONS),
-            ("downlink", DOWNLINKS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}."
-                )
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if not isinstance(value, str) and not math.isfinite(value):
-                raise ValueError(f"{field.name} must be a finite number; got {value!r}.")
-        for name in ("bandwidth_hz", "downlink_hz"):
-            if not 1 <= getattr(self, name) <= 1e12:
-                raise ValueError(
-                    f"{name} must lie in [1, 1e12] hertz; got {getattr(self, name)!r}."
-                )
-        for name in ("device_power_dbm", "station_power_dbm"):
-            if not -100 <= getattr(self, name) <= 100:
-                raise ValueError(
-                    f"{name} must lie in [-100, 100] dBm; got {getattr(self, name)!r}."
-                )
-        for name in ("flops_per_second", "flops_per_cycle"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be larger than 0; got {getattr(self, name)!r}.")
-        for name in ("speed_spread", "computing_watts", "receiving_watts", "kappa"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must not be negative; got {getattr(self, name)!r}.")
-        if not NEAREST_M <= self.cell_radius_m <= 5000:
-            raise ValueError(
-                f"cell_radius_m must lie in [10, 5000], where UMi holds; got {self.cell_radius_m!r}."
-            )
-        if not 0.5e9 <= self.carrier_hz <= 100e9:
-            raise ValueError(
-                f"carrier_hz must lie in [0.5e9, 100e9], where UMi holds; got {self.carrier_hz!r}."
+                f"{reason}, but the network has only {self.num_clients} clients; give it num_clients={num_clients}."
             )
 
 
@@ -152,17 +94,15 @@ def path_loss_db(distance_m, carrier_hz, line_of_sight):
     """
     ground, gigahertz = np.asarray(distance_m, float), carrier_hz / 1e9
     distance = np.hypot(ground, STATION_HEIGHT_M - DEVICE_HEIGHT_M)
+    # In sight of the station, before and behind the breakpoint.
     breakpoint = 4 * (STATION_HEIGHT_M - 1) * (DEVICE_HEIGHT_M - 1) * carrier_hz / SPEED_OF_LIGHT
     bend = 9.5 * np.log10(breakpoint**2 + (STATION_HEIGHT_M - DEVICE_HEIGHT_M) ** 2)
     near = 32.4 + 21 * np.log10(distance) + 20 * np.log10(gigahertz)
     far = 32.4 + 40 * np.log10(distance) + 20 * np.log10(gigahertz) - bend
     seen = np.where(ground <= breakpoint, near, far)
-    unseen = (
-        22.4
-        + 35.3 * np.log10(distance)
-        + 21.3 * np.log10(gigahertz)
-        - 0.3 * (DEVICE_HEIGHT_M - 1.5)
-    )
+    # Out of its sight.
+    unseen = 22.4 + 35.3 * np.log10(distance) + 21.3 * np.log10(gigahertz)
+    unseen = unseen - 0.3 * (DEVICE_HEIGHT_M - 1.5)
     return np.where(line_of_sight, seen, np.maximum(seen, unseen))
 
 
@@ -181,16 +121,7 @@ def rate_bps(bandwidth_hz, power_dbm, gain, noise_figure_db, rate_law="shannon")
     More bandwidth always helps, but less and less: for b -> infinity Shannon's rate ends at P g / (N0 ln 2), because
     the same power is spread over more noise. No bandwidth saves a device that is too far away.
     """
-    if rate_law == "shannon":
-        return (
-            bandwidth_hz
-            * np.log1p(signal_to_noise(bandwidth_hz, power_dbm, gain, noise_figure_db))
-            / math.log(2)
-        )
-    reach = np.asarray(reach_hz(power_dbm, gain, noise_figure_db))[..., None]
-    # Line i works in any band up to reach / (the ratio it needs): (..., 15).
-    fillable = np.minimum(np.asarray(bandwidth_hz)[..., None], reach / 10 ** (CQI_NEEDS_DB / 10))
-    return (CQI_EFFICIENCY * fillable).max(-1)
+    return rate_in(bandwidth_hz, reach_hz(power_dbm, gain, noise_figure_db), rate_law)
 
 
 def signal_to_noise(bandwidth_hz, power_dbm, gain, noise_figure_db):
@@ -209,19 +140,18 @@ def place_clients(network):
 
     Columns: client, distance_m, x_m, y_m, line_of_sight, path_loss_db (with shadowing, if any), flops_per_second.
     """
-    draws = np.array(
-        [rng.random(3) for rng in _generators(network, 0)]
-    )  # (K, 3): radius, angle, line of sight
-    normals = np.array(
-        [rng.standard_normal(2) for rng in _generators(network, 1)]
-    )  # (K, 2): shadowing, speed
+    # Luck: each client's radius, angle and line of sight; its shadowing and speed.
+    draws = np.array([rng.random(3) for rng in _generators(network, 0)])  # (K, 3)
+    normals = np.array([rng.standard_normal(2) for rng in _generators(network, 1)])  # (K, 2)
     # The square root spreads clients evenly over the area of the ring between 10 m and the edge of the cell.
     inner, outer = NEAREST_M**2, network.cell_radius_m**2
     distance, angle = np.sqrt(inner + draws[:, 0] * (outer - inner)), 2 * np.pi * draws[:, 1]
+    # What is lost on the way.
     seen = draws[:, 2] < line_of_sight_probability(distance)
     loss = path_loss_db(distance, network.carrier_hz, seen)
     if network.shadowing:
         loss = loss + normals[:, 0] * np.where(seen, SHADOWING_DB[True], SHADOWING_DB[False])
+    speed = network.flops_per_second * np.exp(network.speed_spread * normals[:, 1])
     return pd.DataFrame(
         {
             "client": np.arange(network.num_clients),
@@ -230,8 +160,7 @@ def place_clients(network):
             "y_m": distance * np.sin(angle),
             "line_of_sight": seen,
             "path_loss_db": loss,
-            "flops_per_second": network.flops_per_second
-            * np.exp(network.speed_spread * normals[:, 1]),
+            "flops_per_second": speed,
         }
     )
 
@@ -244,10 +173,62 @@ def fading_gains(network, rounds):
     return np.maximum(gains, DEEPEST_FADE)
 
 
-def _generators(network, what):
+def _generators(network, purpose):
     """One generator per client and purpose, so that no draw depends on how many others there are."""
-    keys = [
-        np.random.SeedSequence(network.seed, spawn_key=(client, what))
-        for client in range(network.num_clients)
-    ]
-    return [np.random.default_rng(key) for key in keys]
+    for client in range(network.num_clients):
+        yield np.random.default_rng(
+            np.random.SeedSequence(network.seed, spawn_key=(client, purpose))
+        )
+
+
+# -- an exchange: download, compute, upload -------------------------------------------------------------------------
+def phase_seconds(network, clients, rounds, bytes_down, flops, bytes_up):
+    """How long clients download, compute and upload: (3, E, K) seconds for E exchanges of K clients.
+
+    clients: `place_clients(network)`; rounds: (E,) whole numbers, which decide the fading; the rest: (E, K). This is
+    the whole clock of a synchronous round, for those who need it while a run goes on.
+    """
+    # How much of the power arrives: path loss and this round's fading.
+    fading = fading_gains(network, int(rounds.max(initial=0)) + 1)[:, rounds]  # (K, E, 2)
+    gain = 10 ** (-clients["path_loss_db"].to_numpy() / 10) * fading.transpose(2, 1, 0)  # (2, E, K)
+    download = _download_seconds(network, gain[1], bytes_down)
+    compute = flops / clients["flops_per_second"].to_numpy()
+    # Those who upload share the band, and each sends with all its power in its share.
+    bits = 8 * bytes_up
+    reach = reach_hz(network.device_power_dbm, gain[0], network.station_noise_figure_db)
+    if network.allocation == "equal":
+        band = equal(bits, network.bandwidth_hz)
+    elif network.allocation == "proportional":
+        band = proportional(bits, network.bandwidth_hz)
+    else:
+        band = min_max(bits, download + compute, reach, network.bandwidth_hz, network.rate_law)
+    band = np.where(band > 0, band, 1.0)  # who sends nothing has no band, and any rate will do
+    upload = bits / rate_in(band, reach, network.rate_law)
+    return np.stack([download, compute, upload])
+
+
+def _download_seconds(network, gain, bytes_down):
+    """Seconds to download, (E, K): side by side, or one broadcast of the largest message to all who listen."""
+    listening = bytes_down > 0
+    power, band = network.station_power_dbm, network.downlink_hz
+    if network.downlink == "unicast":
+        # The station's power is shared like its band.
+        shares = np.maximum(listening.sum(1), 1)[:, None]
+        power, band = power - 10 * np.log10(shares), band / shares
+    rate = rate_bps(band, power, gain, network.device_noise_figure_db, network.rate_law)
+    if network.downlink == "unicast":
+        return 8 * bytes_down / rate
+    # The worst of those who listen decides the rate for all.
+    worst = np.where(listening, rate, np.inf).min(1, initial=np.inf)
+    return listening * (8 * bytes_down.max(1, initial=0) / worst)[:, None]
+
+
+def phase_joules(network, clients, flops, seconds):
+    """What the devices spend, (3, E, K): power times time, or kappa x cycles x (cycles a second)^2 for computing."""
+    transmitting_watts = 10 ** (network.device_power_dbm / 10) / 1000
+    watts = np.array([network.receiving_watts, network.computing_watts, transmitting_watts])
+    joules = seconds * watts[:, None, None]
+    if network.kappa > 0:
+        hertz = clients["flops_per_second"].to_numpy() / network.flops_per_cycle  # (K,)
+        joules[1] = network.kappa * (flops / network.flops_per_cycle) * hertz**2
+    return joules

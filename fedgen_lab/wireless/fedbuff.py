@@ -21,7 +21,7 @@ from flwr.app import (
 )
 from flwr.serverapp.strategy import Result
 
-from fedgen_lab.federation.fedavg import CheckedFedAvg, _change, _with_common_metrics
+from fedgen_lab.federation.fedavg import CheckedFedAvg, _with_common_metrics, change_norm
 from fedgen_lab.federation.grid import LabGrid
 from fedgen_lab.wireless.clock import NOBODY, Clock, sizes_of
 
@@ -122,7 +122,7 @@ class FedBuff(CheckedFedAvg):
             answers.append(
                 (partition, staleness, RecordDict({**content, self.arrayrecord_key: moved}))
             )
-            changes.append(_change(moved, self.latest))
+            changes.append(change_norm(moved, self.latest))
             self.client_arrays[partition] = content[self.arrayrecord_key]
         kept = _with_common_metrics(self._without_giants(server_round, answers, changes))
         if kept:
@@ -131,7 +131,9 @@ class FedBuff(CheckedFedAvg):
                 (server_round, partition, staleness) for partition, staleness, _ in kept
             ]
             metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
-            self.latest = self._new_arrays(server_round, contents)
+            uploads = [content[self.arrayrecord_key] for content in contents]
+            weights = [content["metrics"][self.weighted_by_key] for content in contents]
+            self.latest = self.combined(server_round, self.latest, uploads, weights)
         else:
             self._refuse(
                 server_round,
@@ -157,7 +159,7 @@ class FedBuff(CheckedFedAvg):
             {**self._config, "server-round": server_round, "job": self._jobs[node_id]}
         )
         record = RecordDict({self.arrayrecord_key: self.latest, self.configrecord_key: config})
-        (message,) = self._construct_messages(record, [node_id], MessageType.TRAIN)
+        message = Message(record, node_id, MessageType.TRAIN)
         (message_id,) = grid.push_messages([message])
         work = _Work(
             message, server_round, self.latest, begun=now if self._simulated else time.monotonic()

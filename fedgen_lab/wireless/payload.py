@@ -9,19 +9,14 @@ from dataclasses import dataclass
 from fedgen_lab.federation.trace import SERVER, Trace
 
 # Stable Diffusion 1.5's UNet at 512 x 512 pixels, counted by torch on its architecture (tests count again).
-UNET_NUMBERS, UNET_ROWS = (
-    859_520_964,
-    318_808,
-)  # a row: an output channel of a weight, or a whole bias
-LAYERS, INPUTS, OUTPUTS = (
-    128,
-    99_456,
-    99_840,
-)  # the attention layers that LoRA adapts, their sides summed up
-UNET_STEP_FLOPS, LORA_STEP_FLOPS = (
-    2.407e12,
-    1.714e12,
-)  # forward and backward for one picture, latents cached
+KEEP = 0.1  # the share of numbers that "top-k" sends
+UNET_NUMBERS = 859_520_964
+UNET_ROWS = 318_808  # a row: an output channel of a weight, or a whole bias
+LAYERS = 128  # the attention layers that LoRA adapts
+INPUTS, OUTPUTS = 99_456, 99_840  # their sides summed up
+# Forward and backward for one picture, latents cached.
+UNET_STEP_FLOPS = 2.407e12
+LORA_STEP_FLOPS = 1.714e12
 
 
 @dataclass(frozen=True)
@@ -32,7 +27,7 @@ class Payload:
     rows: int
     step_flops: float
 
-    def upload_bytes(self, upload="float32", keep=0.1):
+    def upload_bytes(self, upload="float32"):
         """The bytes of one upload as `lora.upload` packs it: "float32", "int8" (and a float16 a row), or "top-k".
 
         Raises ValueError for another form.
@@ -43,10 +38,9 @@ class Payload:
             return self.numbers + 2 * self.rows
         if upload != "top-k":
             raise ValueError(f"upload must be one of float32, int8, top-k; got {upload!r}.")
-        kept = max(1, round(self.numbers * keep))
-        return 4 * kept + min(
-            4 * kept, -(-self.numbers // 8)
-        )  # values, and their places or a bit for every place
+        # Values, and their places or a bit for every place, whichever is less.
+        values = 4 * max(1, round(self.numbers * KEEP))
+        return values + min(values, -(-self.numbers // 8))
 
 
 def whole_unet():
@@ -64,12 +58,12 @@ def adapter(rank):
     return Payload(rank * (INPUTS + OUTPUTS), LAYERS * rank + OUTPUTS, LORA_STEP_FLOPS)
 
 
-def trace_of(payload, num_clients, rounds=5, pictures=20, upload="float32", keep=0.1):
+def trace_of(payload, num_clients, rounds=5, pictures=20, upload="float32"):
     """The `Trace` of synchronous rounds in which all clients train `payload` on so many `pictures` (steps x batch).
 
     Everyone gets the numbers as float32 and answers in the form of `upload`.
     """
-    trace, bytes_up = Trace(), payload.upload_bytes(upload, keep)
+    trace, bytes_up = Trace(), payload.upload_bytes(upload)
     for server_round in range(1, rounds + 1):
         for client in range(num_clients):
             trace.add(server_round, 0, SERVER, client, "train", 4 * payload.numbers)

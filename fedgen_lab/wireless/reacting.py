@@ -18,30 +18,22 @@ from fedgen_lab.wireless.clock import NOBODY, Clock, sizes_of
 from fedgen_lab.wireless.fedbuff import FedBuff
 
 
-def reacting_strategy(scenario, network=None, work_flops=0.0, base=CheckedFedAvg, **checked):
-    """The strategy for a scenario's `select`, `fraction`, `deadline_seconds` and `buffer`; the rest goes to `base`.
+def reacting_strategy(scenario, network=None, work_flops=0.0, **checked):
+    """The strategy for a scenario's `select`, `fraction`, `deadline_seconds` and `buffer`; the rest goes to
+    `CheckedFedAvg`.
 
     `network`: the scenario's own cell unless given. `work_flops`: what a client computes in a round, as far as the
-    server can tell before the first answer. `base`: the `CheckedFedAvg` that aggregates; one of your own also gets
-    `scenario`. Raises ValueError, naming both knobs, when they contradict each other.
+    server can tell before the first answer. Raises ValueError, naming both knobs, when they contradict each other.
     """
     network = network or Network(scenario.num_clients, scenario.bandwidth_hz, seed=scenario.seed)
     if not scenario.buffer:
-        kind = ReactingFedAvg
-        if base is not CheckedFedAvg:  # its rule, on our clock
-            kind = type(f"Reacting{base.__name__}", (ReactingFedAvg, base), {})
-            checked["scenario"] = scenario
-        return kind(
+        return ReactingFedAvg(
             network,
             select=scenario.select,
             fraction=scenario.fraction,
             deadline_seconds=scenario.deadline_seconds,
             work_flops=work_flops,
             **checked,
-        )
-    if base is not CheckedFedAvg:
-        raise ValueError(
-            f"buffer={scenario.buffer} merges uploads by their mean; {base.__name__} needs buffer=0."
         )
     for knob, off in (("select", "all"), ("deadline_seconds", 0.0)):
         if getattr(scenario, knob) != off:

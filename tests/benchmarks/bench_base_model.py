@@ -48,7 +48,7 @@ def main() -> None:
     )
     all_four = {}
     for guidance in args.guidance:
-        images = draw(pipe, captions, range(args.prompts), guidance=guidance, batch_size=32)
+        images = draw(pipe, captions, range(args.prompts), guidance=guidance)
         shares = prompt_fidelity(images, wanted, judge)
         all_four[guidance] = shares["all"]
         print(

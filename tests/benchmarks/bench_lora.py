@@ -1,13 +1,11 @@
-"""The local step of federated LoRA: against the bare loop of diffusers and peft, and all clients stacked.
+"""The local step of federated LoRA against the bare loop of diffusers and peft.
 
-    python tests/benchmarks/bench_lora.py           # about three minutes
+    python tests/benchmarks/bench_lora.py           # about a minute
 
 `lora_step_overhead`: `local.train` over the training loop of diffusers' `train_text_to_image_lora.py`, cut down to what
-trains (same draws, same result), one client. `stacked_speedup`: eight clients of eight pictures a batch, one after
-another with `local.train`, over `stacked.train_stacked`. First both of a pair must make the same adapters, in float64:
-in float32 AdamW makes whole steps of the rounding of gradients that are almost zero, which differs by processor. One
-thread, CPU seconds; every repeat times one after the other, in alternating order, and the result is the median of the
-repeats' ratios.
+trains (same draws, same result), one client. First both must make the same adapter, in float64: in float32 AdamW makes
+whole steps of the rounding of gradients that are almost zero, which differs by processor. One thread, CPU seconds;
+every repeat times one after the other, in alternating order, and the result is the median of the repeats' ratios.
 """
 
 import argparse
@@ -23,7 +21,6 @@ import torch.nn.functional as F  # noqa: E402
 from fedgen_lab.lora.adapter import add_adapter, load_trainable, trainable_state  # noqa: E402
 from fedgen_lab.lora.local import noise_schedule, train  # noqa: E402
 from fedgen_lab.lora.pipeline import Encoded, load_pipeline  # noqa: E402
-from fedgen_lab.lora.stacked import Turn, train_stacked  # noqa: E402
 
 NUM_CLIENTS, BATCH_SIZE, LEARNING_RATE = 8, 8, 1e-3
 
@@ -120,27 +117,6 @@ class Ways:
         )
         return [trainable_state(self.unet)]
 
-    def one_by_one(self, steps):
-        return [self.alone(train, client, steps)[0] for client in range(NUM_CLIENTS)]
-
-    def stacked(self, steps):
-        turns = [
-            Turn(
-                None,
-                None,
-                self.unet,
-                self.schedule,
-                encoded,
-                self.start,
-                steps,
-                BATCH_SIZE,
-                LEARNING_RATE,
-                seed,
-            )
-            for seed, encoded in enumerate(self.clients)
-        ]
-        return [state for state, _ in train_stacked(turns)]
-
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -164,14 +140,3 @@ if __name__ == "__main__":
         f"\nRESULT lora_step_overhead {np.median(ratios):.3f}",
         flush=True,
     )
-
-    assert_alike(lambda: exact.stacked(2), lambda: exact.one_by_one(2))
-    seconds = paired(lambda: ways.stacked(steps), lambda: ways.one_by_one(steps), arguments.repeats)
-    ratios = np.sort(seconds[:, 1] / seconds[:, 0])
-    print(
-        "a step of all: stacked {:.3f} s, one by one {:.3f} s".format(
-            *np.median(seconds, axis=0) / steps
-        )
-    )
-    print("ratios", ratios.round(2))
-    print(f"RESULT stacked_speedup {np.median(ratios):.2f}", flush=True)

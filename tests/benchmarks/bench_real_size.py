@@ -20,7 +20,6 @@ from diffusers import DDPMScheduler
 from fedgen_lab.lora.adapter import adapter_bytes, add_adapter, load_trainable, trainable_state
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.lora.real_size import (
-    ATTENTION,
     base_bytes,
     load_unet,
     make_light,
@@ -57,8 +56,10 @@ if __name__ == "__main__":
     unet = (
         load_unet(arguments.source, device) if arguments.source else new_unet(config, device=device)
     )
-    add_adapter(unet, rank=4, targets=ATTENTION)
-    make_light(unet, checkpointing=not arguments.no_checkpointing)
+    add_adapter(unet, rank=4)
+    make_light(unet)
+    if arguments.no_checkpointing:
+        unet.disable_gradient_checkpointing()
     start = trainable_state(unet)
     schedule = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
     side, draw = unet.config.sample_size, torch.Generator().manual_seed(0)

@@ -378,7 +378,7 @@ def adapter_of_the_notebook(scenario, folder):
     from safetensors.torch import load_file
 
     from fedgen_lab.federation import run_app
-    from fedgen_lab.federation.app import client_app, server_app
+    from fedgen_lab.flower_app import client_app, server_app
 
     path = Path(folder) / "here.safetensors"
     config = {**scenario.to_run_config(), "experiment": "lora", "save-to": str(path)}

@@ -56,7 +56,9 @@ def served(rule, **knobs):
         "refused": left.refused,
     }
     if rule == "fedsa":
-        found["losses of the devices' own models"] = sorted(left.strategy.personal_losses.items())
+        found["losses of the devices' own models"] = sorted(
+            left.strategy.protocol.personal_losses.items()
+        )
     return found
 
 

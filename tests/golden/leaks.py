@@ -84,15 +84,13 @@ def guessed():
             wing.Encoded(encoded.latents[part], encoded.text[part])
             for part in (slice(3), slice(3, 6))
         )
-        with wing.membership.without_adapter(unet):
-            before = wing.membership.errors_of(unet, schedule, members, others, draws=1)
-        for name, more in {"by loss": {}, "against the base": {"before": before}}.items():
-            attacked = wing.membership.attack(unet, schedule, members, others, draws=1, **more)
+        for name, against_the_base in {"by loss": False, "against the base": True}.items():
+            attacked = wing.guess_members(unet, schedule, members, others, against_the_base)
             found[name] = [
                 attacked.auc,
                 attacked.tpr,
                 fingerprint(attacked.members),
-                fingerprint(attacked.others),
+                fingerprint(attacked.outsiders),
             ]
     return found
 

@@ -195,7 +195,7 @@ def handed_over():
         pipeline, PROMPTS, [1, 2, 3], 2, steps=4, similarity=0.85
     )
     half = wing.denoise(pipeline, PROMPTS, wing.begin(pipeline, [1, 2, 3], 4), 2)
-    _, trace = wing.run_hand_off(pipeline, PROMPTS[:2], [1, 2], 1, steps=2)
+    _, trace = wing.run_hand_off(pipeline, PROMPTS[:2], [1, 2], 1, 2, torch.float32)
     frame = trace.frame()
     return {
         "pictures": fingerprint(pictures),

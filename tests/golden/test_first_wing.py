@@ -1,8 +1,8 @@
 """Golden outcomes: what the first wing computed before its rebuild, it computes after it. See golden.py and record.py.
 
-Every number was recorded by `python tests/golden/record.py` and must hold on three instruction sets
+Every number was recorded by `python tests/golden/freeze.py` and must hold on three instruction sets
 (ATEN_CPU_CAPABILITY=default with ONEDNN_MAX_CPU_ISA=SSE41, avx2 with AVX2, and as the processor is), on one thread and
-two. Who means to change one says so: `python tests/golden/record.py --accept "NAME"`.
+two. Who means to change one says so: `python tests/golden/freeze.py --accept "NAME"`.
 """
 
 from copy import deepcopy
@@ -12,15 +12,15 @@ import pytest
 import wing
 from averages import merged
 from first_wing import OUTCOMES
+from freeze import record
 from golden import DOUBLE, SINGLE, Outcome, differences, plain, read_frozen
-from record import record
 
 FROZEN = read_frozen()
 
 
 @pytest.mark.parametrize("name", OUTCOMES)
 def test_it_computes_what_was_frozen(name):
-    assert name in FROZEN, f"{name} was never recorded: python tests/golden/record.py"
+    assert name in FROZEN, f"{name} was never recorded: python tests/golden/freeze.py"
     now = plain(OUTCOMES[name].compute())
     assert not (
         apart := differences(name, FROZEN[name]["values"], now, FROZEN[name]["tolerance"])

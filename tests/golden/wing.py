@@ -6,7 +6,6 @@ schedules or records. The numbers in outcomes.json are no business of this file.
 
 # ruff: noqa: F401
 from copy import copy, deepcopy
-from dataclasses import replace
 from functools import cache
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -16,9 +15,12 @@ import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedgen_lab import partition
+from fedgen_lab import painter, partition
 from fedgen_lab.federation import run_app
+from fedgen_lab.federation.averages import combine, private_mean
 from fedgen_lab.federation.grid import LabGrid
+from fedgen_lab.federation.masks import from_ring, mask_of, ring_bits, to_ring
+from fedgen_lab.federation.secure import secured
 from fedgen_lab.federation.trace import SERVER, Trace
 from fedgen_lab.lora import rules
 from fedgen_lab.lora.adapter import (
@@ -28,6 +30,7 @@ from fedgen_lab.lora.adapter import (
     remove_adapter,
     trainable_state,
 )
+from fedgen_lab.lora.backdoor import TRIGGER, poison
 from fedgen_lab.lora.baselines import run_centralised, run_local_only
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.export import read_provenance, save_adapter
@@ -39,23 +42,18 @@ from fedgen_lab.lora.mixture import add_adapters, mix
 from fedgen_lab.lora.on_air import run_on_air, ways
 from fedgen_lab.lora.pipeline import Encoded, decode, draw, encode, load_pipeline
 from fedgen_lab.lora.real_size import base_bytes, make_light, new_unet, write_random_pipeline
-from fedgen_lab.lora.split_client import lora_task
 from fedgen_lab.lora.split_server import run_split
 from fedgen_lab.lora.split_unet import traffic
 from fedgen_lab.lora.strategies import strategy_of
 from fedgen_lab.lora.upload import pack, unpack
-from fedgen_lab.painter import error, new_painter, picture_book
+from fedgen_lab.painter import error, picture_book
 from fedgen_lab.pictures.domains import load_domain
 from fedgen_lab.pictures.folders import read_folder
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, draw_sprites, prompts
 from fedgen_lab.pictures.squares import square
-from fedgen_lab.privacy import membership
-from fedgen_lab.privacy.backdoor import TRIGGER, poison
-from fedgen_lab.privacy.dp import privacy_spent, private_mean, train_privately
-from fedgen_lab.privacy.inversion import invert, protect, shared_gradient
-from fedgen_lab.privacy.masks import from_ring, mask_of, ring_bits, to_ring
-from fedgen_lab.privacy.robust import combine
-from fedgen_lab.privacy.secure import secured
+from fedgen_lab.privacy import dp, inversion, membership
+from fedgen_lab.privacy.dp import train_privately
+from fedgen_lab.privacy.inversion import protect, shared_gradient
 from fedgen_lab.privacy.smashed import attack as attack_smashed_data
 from fedgen_lab.privacy.uploads import (
     first_adapter,
@@ -88,6 +86,38 @@ def merge(rule, uploads, weights):
     """What a rule makes of adapters (name -> tensor): the adapter to go on from, and what goes into W0."""
     merged = rules.RULES[rule](uploads, weights)
     return dict(merged.adapter), dict(merged.into_base)
+
+
+def privacy_spent(noise_multiplier, releases, sample_rate=1.0, delta=1e-5, accountant=None):
+    """What noisy sums cost, by the accountant that is named or the one that the package takes."""
+    with patch.object(dp, "DELTA", delta):
+        if accountant is None:
+            return dp.privacy_spent(noise_multiplier, releases, sample_rate)
+    epsilon = dp.sampled_epsilon(accountant, noise_multiplier, releases, sample_rate, delta)
+    return dp.Spent(epsilon, delta, accountant)
+
+
+def invert(*arguments, seed, **more):
+    """Gradient inversion whose first guess of an unknown noise is drawn by `seed`."""
+    with patch.object(inversion, "GUESS_SEED", seed):
+        return inversion.invert(*arguments, **more)
+
+
+def guess_members(unet, schedule, members, outsiders, against_the_base):
+    """Membership inference by the losses of the model in `unet`, alone or beside the base model's; one noise each."""
+    after = membership.errors_of(unet, schedule, members, outsiders, draws=1)
+    if not against_the_base:
+        return membership.judge_scores(*(-losses for losses in after))
+    unet.disable_adapters()
+    before = membership.errors_of(unet, schedule, members, outsiders, draws=1)
+    unet.enable_adapters()
+    return membership.judge_fit(before, after)
+
+
+def new_painter(seed):
+    """An untrained painter of this seed; the lab's own has always the same."""
+    with patch.object(painter, "SEED", seed):
+        return painter.new_painter()
 
 
 def knobs_by_name(**changes):
@@ -171,20 +201,15 @@ def run_whole(kind, knobs, *arguments, **more):
         "centralised": run_centralised,
         "uploads": run_uploads,
     }
-    quick = patch(
-        "fedgen_lab.lora.federated.draw_strip",
-        lambda pipeline, dealt: draw_strip(pipeline, dealt, steps=2),
-    )
-    with _quick_loading(), quick:
+    with _quick_loading(), patch("fedgen_lab.lora.federated.STRIP_STEPS", 2):
         return runners[kind](Scenario(**knobs), *arguments, **more)
 
 
 def run_cut(knobs, cut):
     """A split run without drawing pictures: an outcome as `run_federated` gives it."""
-    with _quick_loading():
-        return run_split(
-            Scenario(**knobs), cut, task_of=lambda scenario: replace(lora_task(scenario), strip=int)
-        )
+    quick = patch("fedgen_lab.lora.split_client.draw_strip", lambda pipeline, dealt: None)
+    with _quick_loading(), quick:
+        return run_split(Scenario(**knobs), cut)
 
 
 def labels_dealt(knobs):

@@ -61,7 +61,7 @@ def folder():
 @cache
 def pipeline_folder():
     """A pipeline of random weights, some ten thousand of them, on pictures of 8 x 8."""
-    return str(wing.write_random_pipeline(folder() / "pipeline", PIPELINE, dtype=torch.float32))
+    return str(wing.write_random_pipeline(folder() / "pipeline", PIPELINE, 0, torch.float32))
 
 
 @cache

@@ -40,7 +40,6 @@ def small_base(small_folder):
     from fedgen_lab.lora import data, federated, pipeline
 
     read = lru_cache(pipeline.load_pipeline)
-    strip = federated.draw_strip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline, "shipped", lambda name: small_folder)
         for module in ("device", "pipeline"):
@@ -50,7 +49,7 @@ def small_base(small_folder):
             )
         patch.setattr(data, "HELD_OUT_PER_CONCEPT", 4)
         patch.setattr(data, "_deal_sprites", lru_cache(data._deal_sprites))
-        patch.setattr(strip, "__defaults__", (2, *strip.__defaults__[1:]))
+        patch.setattr(federated, "STRIP_STEPS", 2)
         yield
 
 

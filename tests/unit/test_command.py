@@ -18,7 +18,7 @@ from jupyter_address import get, read_address
 from links import links
 
 import fedgen_lab
-from fedgen_lab import course
+from fedgen_lab import course, labs_folder
 from fedgen_lab.__main__ import main
 from fedgen_lab.exercises.store import progress_file
 from fedgen_lab.labs_folder import RECORD, copy_labs, lab_files, shipped_labs
@@ -28,14 +28,20 @@ FIRST, SECOND = "00_start_here.ipynb", "01_federated_averaging.ipynb"
 
 
 @pytest.fixture
-def older(tmp_path):
-    """The labs of an older version: two notebooks and a picture."""
+def copy_older(tmp_path, monkeypatch):
+    """A function that copies the labs of an older version: two notebooks and a picture."""
     folder = tmp_path / "older"
     (folder / "images").mkdir(parents=True)
     for name in (FIRST, SECOND):
         (folder / name).write_text(f"an older {name}", encoding="utf-8")
     shutil.copy(shipped_labs() / "images" / "federated_lora.svg", folder / "images")
-    return folder
+
+    def copy(target):
+        with monkeypatch.context() as patch:
+            patch.setattr(labs_folder, "shipped_labs", lambda: folder)
+            return copy_labs(target)
+
+    return copy
 
 
 def test_the_copies_are_all_labs_and_every_link_in_them_leads_somewhere(tmp_path):
@@ -60,11 +66,11 @@ def test_a_second_time_nothing_is_written_and_a_learners_progress_stays(tmp_path
     assert progress_file().read_text(encoding="utf-8") == "mine"
 
 
-def test_a_changed_lab_is_kept_and_an_unchanged_one_follows_the_new_version(older, tmp_path):
+def test_a_changed_lab_is_kept_and_an_unchanged_one_follows_the_new_version(copy_older, tmp_path):
     folder = tmp_path / "copies"
-    copy_labs(folder, older)
+    copy_older(folder)
     (folder / FIRST).write_text("my notes", encoding="utf-8")
-    assert copy_labs(folder, older) == {"new": [], "updated": [], "yours": [FIRST], "outdated": []}
+    assert copy_older(folder) == {"new": [], "updated": [], "yours": [FIRST], "outdated": []}
     done = copy_labs(folder)
     assert (done["updated"], done["yours"], done["outdated"]) == ([SECOND], [], [FIRST])
     assert (folder / FIRST).read_text(encoding="utf-8") == "my notes"
@@ -75,10 +81,10 @@ def test_a_changed_lab_is_kept_and_an_unchanged_one_follows_the_new_version(olde
 
 @pytest.mark.parametrize("record", ["", "no record", "[]", None])
 def test_without_a_record_that_can_be_read_every_file_that_differs_is_the_learners(
-    older, tmp_path, record
+    copy_older, tmp_path, record
 ):
     folder = tmp_path / "copies"
-    copy_labs(folder, older)
+    copy_older(folder)
     (folder / RECORD).unlink() if record is None else (folder / RECORD).write_text(
         record, encoding="utf-8"
     )
@@ -86,9 +92,9 @@ def test_without_a_record_that_can_be_read_every_file_that_differs_is_the_learne
     assert (folder / SECOND).read_text(encoding="utf-8") == f"an older {SECOND}"
 
 
-def test_a_copy_that_is_cut_off_leaves_no_half_file_behind(older, tmp_path, monkeypatch):
+def test_a_copy_that_is_cut_off_leaves_no_half_file_behind(copy_older, tmp_path, monkeypatch):
     folder = tmp_path / "copies"
-    copy_labs(folder, older)
+    copy_older(folder)
 
     def full(source, target):
         Path(target).write_text("half", encoding="utf-8")
@@ -177,6 +183,8 @@ def installed(tmp_path_factory):
 def test_a_wheel_carries_the_labs_and_its_check_finds_the_data(installed):
     site = installed.folder / "site"
     assert lab_files(site / "fedgen_lab" / "labs") == lab_files(ROOT / "labs")
+    data = site / "fedgen_lab" / "data"
+    assert (data / "sweeps" / "pdfed.json").is_file() and not list(data.rglob("*.py"))
     (points,) = site.glob("*.dist-info/entry_points.txt")
     assert "fedgen-lab = fedgen_lab.__main__:main" in points.read_text("utf-8")
     assert installed("--version").communicate()[0].strip() == f"fedgen-lab {fedgen_lab.__version__}"

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from recorders import recorder
 
 from fedgen_lab.dashboards import copying as dashboard
 from fedgen_lab.dashboards.copying import (
@@ -17,19 +18,24 @@ from fedgen_lab.dashboards.copying import (
     copies_chart,
     originals_view,
 )
-from fedgen_lab.memorization.making import Copying
+from fedgen_lab.memorization import sweep_copying
+from fedgen_lab.memorization.making import Copying, private_pictures
 from fedgen_lab.memorization.sweep_copying import (
     DRAWN,
     LESSON,
     NUMBERS,
-    PIXELS,
-    POINTS,
-    SEEDS,
     Judged,
     judge_copies,
     recorded_copying,
 )
 from fedgen_lab.privacy.membership import judge_scores
+
+recorder_of_copying = recorder("copying")
+POINTS, SEEDS, PIXELS = (
+    recorder_of_copying.POINTS,
+    recorder_of_copying.SEEDS,
+    recorder_of_copying.PIXELS,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -185,20 +191,18 @@ def test_the_race_has_a_row_and_a_curve_for_each_detector():
 
 
 def test_a_model_that_returns_the_watched_pictures_is_judged_a_copier():
-    from fedgen_lab.memorization.making import private_pictures
-
     copying = Copying(pictures=8, duplicated=4)
     private = private_pictures(copying)
 
     def judge(drawn_from, monkeypatch):
-        from fedgen_lab.memorization import making, membership
-
         def draw(trained, rows, seed, on_step):
             on_step()
             return drawn_from[rows], rows
 
-        monkeypatch.setattr(making, "draw_copies", draw)
-        monkeypatch.setattr(membership, "membership", lambda *_: SimpleNamespace(auc=0.5, tpr=0.0))
+        monkeypatch.setattr(sweep_copying, "draw_copies", draw)
+        monkeypatch.setattr(
+            sweep_copying, "membership", lambda *_: SimpleNamespace(auc=0.5, tpr=0.0)
+        )
         return judge_copies(SimpleNamespace(copying=copying, private=private, model=None))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -217,10 +221,8 @@ def test_a_model_that_returns_the_watched_pictures_is_judged_a_copier():
 
 
 def test_canaries_are_neither_drawn_nor_counted_among_the_private_pictures(monkeypatch):
-    from fedgen_lab.memorization import making, membership
-
     copying, asked = Copying(pictures=6, duplicated=4, canaries=3), []
-    private = making.private_pictures(copying)
+    private = private_pictures(copying)
 
     def draw(trained, rows, seed, on_step):
         asked.extend(rows)
@@ -230,20 +232,20 @@ def test_canaries_are_neither_drawn_nor_counted_among_the_private_pictures(monke
         asked.append(len(members) - 1)
         return SimpleNamespace(auc=0.5, tpr=0.0)
 
-    monkeypatch.setattr(making, "draw_copies", draw)
-    monkeypatch.setattr(membership, "membership", attack)
+    monkeypatch.setattr(sweep_copying, "draw_copies", draw)
+    monkeypatch.setattr(sweep_copying, "membership", attack)
     found = judge_copies(SimpleNamespace(copying=copying, private=private, model=None))
     assert set(asked) == set(range(6)) and len(found.training) == 6 and found.others == 1
 
 
 def test_how_often_a_picture_was_seen_follows_from_the_knobs(monkeypatch, tmp_path):
-    from fedgen_lab.memorization import sweep_copying
-
     entries = [
         {"point": point, "seed": 0, "result": dict.fromkeys(NUMBERS, 0.5)} for point in POINTS
     ]
-    (tmp_path / "copying.json").write_text(json.dumps({"points": entries}), encoding="utf-8")
-    monkeypatch.setattr(sweep_copying, "shipped", lambda name: tmp_path)
+    (tmp_path / "copying.json").write_text(
+        json.dumps({"name": "copying", "made": {}, "points": entries}), encoding="utf-8"
+    )
+    monkeypatch.setattr("fedgen_lab.recorded.shipped", lambda name: tmp_path)
     seen = recorded_copying()["seen"].round().tolist()
     assert seen[0] == 974 and seen[1] == 175  # 350 x 16 pictures are shown, of 92 in all and of 32
     (tmp_path / "copying.json").unlink()

@@ -9,6 +9,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp.strategy import FedAvg
 
 from fedgen_lab.federation import CheckedFedAvg, LabGrid, Stopped
+from fedgen_lab.federation.fedavg import Averaging
 
 START = {"w": np.zeros((2, 3), np.float32), "b": np.zeros(3, np.float32)}
 
@@ -306,7 +307,9 @@ def test_evaluation_is_averaged_over_those_who_answer():
             reply_to=message,
         )
 
-    strategy = run(answer, evaluate=evaluate, fraction_evaluate=1.0)
+    protocol = Averaging()
+    protocol.fraction_evaluate = 1.0
+    strategy = run(answer, evaluate=evaluate, protocol=protocol)
     assert [refusal.client for refusal in strategy.refused] == ["client 1"]
 
 

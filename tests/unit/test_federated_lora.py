@@ -166,7 +166,7 @@ def test_an_unknown_concept_names_the_columns_there_are(own_folder):
 
 
 def test_a_client_too_many_is_told_so_and_the_round_goes_on():
-    from fedgen_lab.federation.grid import run_app
+    from fedgen_lab.federation.run import run_app
     from fedgen_lab.lora.federated import lora_client_app, lora_server_app
 
     kept = []

@@ -70,7 +70,7 @@ def test_the_bundle_holds_no_code_that_would_hide_the_installed_package_and_no_w
 
 def test_a_simulation_worker_finds_the_client_by_its_name():
     """Ray pickles the ClientApp; a function inside a function, or one behind a cache, can't be sent."""
-    from fedgen_lab.federation.app import client_app, train_on_own_pictures
+    from fedgen_lab.flower_app import client_app, train_on_own_pictures
 
     assert train_on_own_pictures.__qualname__ == "train_on_own_pictures"
     kinds = {f"train.{hop}" for hop in (*HOPS, "loss", "learn")} | {
@@ -86,7 +86,7 @@ def test_a_simulation_worker_finds_the_client_by_its_name():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_gan_method_runs_by_the_run_config_alone_and_saves_its_generators(method, tmp_path):
-    from fedgen_lab.federation.app import client_app, server_app
+    from fedgen_lab.flower_app import client_app, server_app
 
     knobs = GanScenario(
         num_clients=2,
@@ -108,7 +108,7 @@ def test_with_a_cut_in_the_run_config_the_app_trains_the_unet_in_two_and_saves_i
 ):
     from safetensors.torch import load_file
 
-    from fedgen_lab.federation.app import client_app, server_app
+    from fedgen_lab.flower_app import client_app, server_app
 
     few = {
         "num_clients": 2,

@@ -168,8 +168,12 @@ def result(score, seed, domains=("digits", "runes")):
         "rounds": [2, 8],
         "image_score": [[1.0, value] for value in last],
         "kid": [[1.0, 10 - value] for value in last],
+        "precision": [[None, None] for _ in last],
+        "recall": [[None, None] for _ in last],
+        "right_label": [[None, None] for _ in last],
         "ceiling": [9.0, 10.0],
         "accuracy": last,
+        "accuracy_ceiling": [None, None],
         "megabytes_up": [0, 5.0],
         "megabytes_down": [0, 7.0],
         "wireless_seconds": [0, 100.0 * score],
@@ -180,7 +184,8 @@ def result(score, seed, domains=("digits", "runes")):
 
 
 @pytest.fixture
-def sweep(tmp_path):
+def sweep(tmp_path, monkeypatch):
+    """The file that stands in for the sweep that ships."""
     scores = {("S4", "huscf"): 8.0, ("S4", "fedgan"): 7.0, ("S4", "local"): 8.01}
     scores |= {("S6", "huscf"): 5.0, ("S6", "local"): 6.0}
     points = [
@@ -196,11 +201,12 @@ def sweep(tmp_path):
     path.write_text(
         json.dumps({"name": "huscf_gan", "made": {}, "points": points}), encoding="utf-8"
     )
+    monkeypatch.setattr("fedgen_lab.recorded.shipped", lambda name: tmp_path)
     return path
 
 
 def test_recorded_runs_are_averaged_over_domains_and_seeds_after_the_last_round(sweep):
-    row = recorded_gans(sweep).set_index(["scenario", "method"]).loc[("S4", "huscf")]
+    row = recorded_gans().set_index(["scenario", "method"]).loc[("S4", "huscf")]
     assert row["seeds"] == 3 and row["megabytes"] == 12.0 and row["ceiling"] == 9.5
     assert (row["image_score_low"], row["image_score"], row["image_score_high"]) == pytest.approx(
         (8.0, 8.01, 8.02)
@@ -209,7 +215,7 @@ def test_recorded_runs_are_averaged_over_domains_and_seeds_after_the_last_round(
 
 
 def test_a_duel_is_won_only_when_every_seed_beats_every_seed(sweep):
-    table = recorded_gans(sweep)
+    table = recorded_gans()
     verdicts = duels(table, "image_score")
     assert verdicts.loc["S4"].to_dict() == {"local only": "level", "FedGAN": "better"}
     assert verdicts.loc["S6", "local only"] == "worse"
@@ -219,20 +225,20 @@ def test_a_duel_is_won_only_when_every_seed_beats_every_seed(sweep):
 def test_one_seed_decides_no_duel(sweep):
     content = json.loads(sweep.read_text(encoding="utf-8"))
     content["points"] = [
-        one for one in content["points"] if one["point"]["method"] != "fedgan" or one["seed"] == 0
+        run for run in content["points"] if run["point"]["method"] != "fedgan" or run["seed"] == 0
     ]
     sweep.write_text(json.dumps(content), encoding="utf-8")
-    assert duels(recorded_gans(sweep), "image_score").loc["S4", "FedGAN"] == "too few seeds"
+    assert duels(recorded_gans(), "image_score").loc["S4", "FedGAN"] == "too few seeds"
 
 
 def test_a_sweep_with_one_method_only_has_no_duels(sweep):
-    table = recorded_gans(sweep)
+    table = recorded_gans()
     assert duels(table[table["method"] == "huscf"], "image_score").size == 0
 
 
 def test_the_chart_of_rivals_names_the_best_and_the_cheapest_and_the_real_pictures(sweep):
     for price in PRICES:
-        chart, sentence, table = rivals_chart(recorded_gans(sweep), "S4", "image score", price)
+        chart, sentence, table = rivals_chart(recorded_gans(), "S4", "image score", price)
         assert {trace.name for trace in chart.data} == {"HuSCF-GAN", "local only", "FedGAN"}
         assert (
             "the best image score has local only" in sentence
@@ -240,20 +246,20 @@ def test_the_chart_of_rivals_names_the_best_and_the_cheapest_and_the_real_pictur
         )
         assert list(table["method"]) == ["HuSCF-GAN", "local only", "FedGAN"]
     assert (
-        "takes FedGAN"
-        in rivals_chart(recorded_gans(sweep), "S4", "image score", "wireless seconds")[1]
+        "takes FedGAN" in rivals_chart(recorded_gans(), "S4", "image score", "wireless seconds")[1]
     )
 
 
-def test_where_nothing_was_recorded_the_page_says_so(sweep, tmp_path):
-    empty = recorded_gans(tmp_path / "none.json")
-    assert empty.empty and {"scenario", "method", "image_score"} <= set(empty)
-    assert "not recorded" in rivals_chart(empty, "S4")[1]
-    assert "not recorded" in rivals_chart(recorded_gans(sweep), "S4", "FID")[1]
+def test_where_nothing_was_recorded_the_page_says_so(sweep):
+    assert "not recorded" in rivals_chart(recorded_gans(), "S4", "FID")[1]
     with redirect_stdout(io.StringIO()):
-        view = rivals_view(recorded_gans(sweep))
+        view = rivals_view(recorded_gans())
     view.scenario.value = "S6"
     assert "S6" in view.chart.sentence
+    sweep.unlink()
+    empty = recorded_gans()
+    assert empty.empty and {"scenario", "method", "image_score"} <= set(empty)
+    assert "not recorded" in rivals_chart(empty, "S4")[1]
 
 
 def test_the_file_that_ships_can_be_read():

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     """What a test worker says of two labs, of which one takes more than the limit of 250 MB."""
-    if peak_megabytes() is None:
+    if peak_megabytes("self") is None:
         pytest.skip("this system does not tell a process's peak memory")
     folder = tmp_path_factory.mktemp("labs")
     shutil.copy(ROOT / "conftest.py", folder)

@@ -113,10 +113,11 @@ def test_the_same_prompt_and_seed_give_the_same_bits(pipeline):
     )
 
 
-def test_a_picture_depends_only_on_its_own_prompt_and_seed(pipeline):
+def test_a_picture_depends_only_on_its_own_prompt_and_seed(pipeline, monkeypatch):
     alone = draw(pipeline, PROMPTS[1:], [7], steps=4)
     in_company = draw(pipeline, [PROMPTS[0], PROMPTS[1], PROMPTS[0]], [1, 7, 2], steps=4)
-    in_parts = draw(pipeline, [PROMPTS[0], PROMPTS[1]], [1, 7], steps=4, batch_size=1)
+    monkeypatch.setattr("fedgen_lab.lora.pipeline.DRAWN_AT_ONCE", 1)
+    in_parts = draw(pipeline, [PROMPTS[0], PROMPTS[1]], [1, 7], steps=4)
     assert torch.allclose(alone[0], in_company[1], atol=1e-4)
     assert torch.allclose(alone[0], in_parts[1], atol=1e-4)
 
@@ -191,9 +192,11 @@ def test_numpy_seeds_are_welcome(pipeline):
     )
 
 
-def test_encoding_does_not_depend_on_the_batch(pipeline):
+def test_encoding_does_not_depend_on_the_batch(pipeline, monkeypatch):
     pictures = draw_sprites(5, seed=1)
-    whole, parts = encode(pipeline, pictures), encode(pipeline, pictures, batch_size=2)
+    whole = encode(pipeline, pictures)
+    monkeypatch.setattr("fedgen_lab.lora.pipeline.ENCODED_AT_ONCE", 2)
+    parts = encode(pipeline, pictures)
     assert len(whole) == 5 and whole.latents.shape == (5, 4, 16, 16) and whole.text.shape[0] == 5
     assert torch.allclose(whole.latents, parts.latents, atol=1e-4) and torch.allclose(
         whole.text, parts.text, atol=1e-4
@@ -420,11 +423,14 @@ def test_a_learning_rate_far_too_high_ends_in_that_sentence_or_in_numbers(
         assert np.isfinite(losses).all()
 
 
-def test_the_denoising_loss_is_one_number_per_picture_and_repeats_itself(unet, umbrellas, schedule):
+def test_the_denoising_loss_is_one_number_per_picture_and_repeats_itself(
+    unet, umbrellas, schedule, monkeypatch
+):
     loss = denoising_loss(unet, schedule, umbrellas)
     assert loss.shape == (12,) and (loss > 0).all()
     assert torch.equal(loss, denoising_loss(unet, schedule, umbrellas))
-    assert torch.allclose(loss, denoising_loss(unet, schedule, umbrellas, batch_size=5), atol=1e-4)
+    monkeypatch.setattr("fedgen_lab.lora.local.JUDGED_AT_ONCE", 5)
+    assert torch.allclose(loss, denoising_loss(unet, schedule, umbrellas), atol=1e-4)
 
 
 def test_the_target_is_velocity_or_noise_as_the_model_was_trained(pipeline, umbrellas, schedule):

@@ -76,7 +76,8 @@ def test_every_layer_may_have_a_rank_of_its_own(pipeline, kind, tmp_path):
     )
     expected = pipeline.unet(x, t, text).sample.detach()
     remove_adapter(pipeline.unet)
-    pipeline.load_lora_weights(str(save_adapter(pruned, tmp_path / "own.safetensors", kind)))
+    path = save_adapter(pruned, tmp_path / "own.safetensors", kind, PROVENANCE, 0.0)
+    pipeline.load_lora_weights(str(path))
     again = pipeline.unet(x, t, text).sample.detach()
     pipeline.unload_lora_weights()
     torch.testing.assert_close(again, expected, rtol=1e-4, atol=1e-4)
@@ -98,21 +99,20 @@ def test_kohya_files_say_what_other_programs_look_for(trained, tmp_path):
 
 def test_the_header_says_where_the_adapter_comes_from(trained, tmp_path):
     for kind in SPELLINGS:
-        path = save_adapter(trained[0], tmp_path / kind, kind, PROVENANCE)
+        path = save_adapter(trained[0], tmp_path / kind, kind, PROVENANCE, 0.0)
         assert read_provenance(path) == {key: str(value) for key, value in PROVENANCE.items()}
 
 
 def test_what_is_not_an_adapter_is_refused_by_name(tmp_path):
     a, b = "x.to_q.lora_A.default.weight", "x.to_q.lora_B.default.weight"
     fine = {a: torch.ones(2, 3), b: torch.ones(3, 2)}
-    with pytest.raises(ValueError, match="kind must be one of .* got 'webui'"):
-        save_adapter(fine, tmp_path, "webui")
-    with pytest.raises(ValueError, match="'conv_in.weight' is no part of one"):
-        save_adapter(fine | {"conv_in.weight": torch.ones(1)}, tmp_path)
-    with pytest.raises(ValueError, match="lora_B.default.weight holds NaN"):
-        save_adapter(fine | {b: torch.full((3, 2), torch.nan)}, tmp_path)
-    with pytest.raises(ValueError, match="x.to_q has"):
-        save_adapter({b: fine[b]}, tmp_path)
-    with pytest.raises(ValueError, match="no adapter"):
-        save_adapter({}, tmp_path)
+    for kind, state, words in (
+        ("webui", fine, "kind must be one of .* got 'webui'"),
+        ("kohya", fine | {"conv_in.weight": torch.ones(1)}, "'conv_in.weight' is no part of one"),
+        ("kohya", fine | {b: torch.full((3, 2), torch.nan)}, "lora_B.default.weight holds NaN"),
+        ("kohya", {b: fine[b]}, "x.to_q has"),
+        ("kohya", {}, "no adapter"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            save_adapter(state, tmp_path, kind, PROVENANCE, 0.0)
     assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgen_lab.federation.grid import Stopped
+from fedgen_lab.federation.run import Stopped
 from fedgen_lab.lora import device, federated
 from fedgen_lab.lora.on_air import run_on_air, ways
 from fedgen_lab.lora.pipeline import encode

@@ -158,7 +158,7 @@ def test_flexlora_never_forms_the_product(instance, monkeypatch):
 def test_flexlora_is_the_best_adapter_of_its_rank_and_exact_when_nothing_is_cut(ranks):
     states, weights = random_clients(6, ranks)
     wanted = mean_change(states, weights)
-    assert_same(dense(rules.flexlora(states, weights, sum(ranks)).adapter), wanted)
+    assert_same(dense(rules.truncated(rules.stacked(states, weights), sum(ranks))), wanted)
     cut = rules.flexlora(states, weights).adapter
     for layer, change in dense(cut).items():
         u, s, vt = torch.linalg.svd(wanted[layer], full_matrices=False)
@@ -178,13 +178,14 @@ def test_fedex_is_exact_and_its_residual_has_the_rank_it_says(instance):
     assert rules.fedex(states[:1], [1.0]).into_base == {}, "one client alone leaves nothing over"
 
 
-def test_the_ridge_correction_comes_closer_than_plain_averaging(instance):
+def test_the_ridge_correction_comes_closer_than_plain_averaging(instance, monkeypatch):
     states, weights = instance
     wanted = mean_change(states, weights)
     plain, fair = (dense(rule(states, weights).adapter) for rule in (rules.fedit, rules.lora_fair))
     for layer in SHAPES:
         assert (fair[layer] - wanted[layer]).norm() < (plain[layer] - wanted[layer]).norm()
-    _, b = rules.factors(rules.lora_fair(states, weights, ridge=1e-9).adapter)["up.ff"]
+    monkeypatch.setattr(rules.LoRAFair, "ridge", 1e-9)
+    _, b = rules.factors(rules.lora_fair(states, weights).adapter)["up.ff"]
     a = rules.factors(rules.mean(states, weights))["up.ff"][0].double()
     best = wanted["up.ff"] @ torch.linalg.pinv(
         a
@@ -194,12 +195,15 @@ def test_the_ridge_correction_comes_closer_than_plain_averaging(instance):
 
 def test_hetlora_pads_weighs_by_norm_and_prunes_what_is_idle():
     small, large = random_adapter(1, 2), random_adapter(2, 4)
-    plain = rules.hetlora([small, large], [0.5, 0.5], by_norm=False).adapter
-    a, b = rules.factors(plain)["up.ff"]
-    torch.testing.assert_close(a[2:], rules.factors(large)["up.ff"][0][2:] / 2)
-    torch.testing.assert_close(
-        b[:, :2], (rules.factors(small)["up.ff"][1] + rules.factors(large)["up.ff"][1][:, :2]) / 2
-    )
+    sizes = [
+        sum(float((b @ a).square().sum()) for a, b in rules.factors(state).values()) ** 0.5
+        for state in (small, large)
+    ]
+    first, second = (size / sum(sizes) for size in sizes)
+    (a_small, b_small), (a_large, b_large) = (rules.factors(s)["up.ff"] for s in (small, large))
+    a, b = rules.factors(rules.hetlora([small, large], [0.5, 0.5]).adapter)["up.ff"]
+    torch.testing.assert_close(a[2:], second * a_large[2:])
+    torch.testing.assert_close(b[:, :2], first * b_small + second * b_large[:, :2])
     by_norm = rules.hetlora(
         [rules.adapter_of({k: (a, 0 * b) for k, (a, b) in rules.factors(small).items()}), large],
         [0.5, 0.5],
@@ -209,7 +213,7 @@ def test_hetlora_pads_weighs_by_norm_and_prunes_what_is_idle():
         k: (a * torch.tensor([[1.0], [1], [1e-4], [1e-4]]), b)
         for k, (a, b) in rules.factors(large).items()
     }
-    assert rules.pruned(rules.adapter_of(idle)) == 2 and rules.pruned(large) == 4
+    assert rules.pruned(rules.adapter_of(idle), 0.01) == 2 and rules.pruned(large, 0.01) == 4
 
 
 @pytest.mark.parametrize("alpha", [0.0, 1.0, 8.0], ids="alpha{}".format)
@@ -312,7 +316,7 @@ def test_two_adapters_set_beside_each_other_draw_what_flora_computes_and_fedit_d
         drawn_with(rules.flora(states, weights).into_base), truth, rtol=0, atol=2e-3
     )
     torch.testing.assert_close(
-        drawn_with(rules.flexlora(states, weights, 6).adapter), truth, rtol=0, atol=2e-3
+        drawn_with(rules.truncated(rules.stacked(states, weights), 6)), truth, rtol=0, atol=2e-3
     )
     assert (drawn_with(rules.fedit(states, weights).adapter) - truth).abs().max() > 0.1
 
@@ -347,7 +351,7 @@ def test_pefts_own_merges_agree(how, alpha):
     ours = (
         rules.flora(states, weights).into_base
         if how == "cat"
-        else rules.flexlora(states, weights, rank).adapter
+        else rules.truncated(rules.stacked(states, weights), rank)
     )
     theirs = layer.get_delta_weight("merged").double()
     if how == "svd" and version.parse(peft.__version__) < version.parse("0.21"):

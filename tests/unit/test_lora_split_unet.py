@@ -10,7 +10,9 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.protocol import crossings
+from fedgen_lab.federation.run import run_app
+from fedgen_lab.lora import split_client, split_server
 from fedgen_lab.lora.adapter import (
     TARGETS,
     adapter_bytes,
@@ -19,10 +21,11 @@ from fedgen_lab.lora.adapter import (
     trainable_state,
 )
 from fedgen_lab.lora.federated import local_seed
-from fedgen_lab.lora.local import target_of, train
+from fedgen_lab.lora.local import new_adam, noised_batch, target_of, train
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.lora.split_client import Task, split_client_app
 from fedgen_lab.lora.split_server import run_split, split_server_app
+from fedgen_lab.lora.split_step import device_step, edge_step
 from fedgen_lab.lora.split_unet import (
     DeviceHalf,
     EdgeHalf,
@@ -76,7 +79,15 @@ def tiny_task(scenario):
         schedule,
         lambda client: random_pictures(client, 5 + client),
         lambda: random_pictures(99, 3),
+        lambda: None,
     )
+
+
+@pytest.fixture(autouse=True)
+def random_latents(monkeypatch):
+    """Devices and edge train on `tiny_task` instead of the pipeline that ships."""
+    for module in (split_client, split_server):
+        monkeypatch.setattr(module, "lora_task", tiny_task)
 
 
 def tiny_scenario(**changes):
@@ -99,7 +110,7 @@ def federated_by_hand(scenario):
         states, sizes = [], []
         for client in range(scenario.num_clients):
             load_trainable(task.unet, state)
-            own, seed = task.own(client), local_seed(scenario, client, server_round)
+            own, seed = task.pictures_of(client), local_seed(scenario, client, server_round)
             train(
                 task.unet,
                 task.schedule,
@@ -194,7 +205,7 @@ def test_a_unet_that_takes_more_than_text_is_refused():
 @pytest.mark.parametrize("cut", CUTS)
 def test_split_training_equals_training_the_whole_unet(cut, double):
     scenario = tiny_scenario(seed=4)
-    outcome = run_split(scenario, cut, task_of=tiny_task)
+    outcome = run_split(scenario, cut)
     assert not outcome.refused
     assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
     assert furthest(outcome.state, trainable_state(tiny_task(scenario).unet)) > 1e-3  # it did learn
@@ -202,20 +213,20 @@ def test_split_training_equals_training_the_whole_unet(cut, double):
 
 def test_split_training_of_an_adapter_equals_training_it_whole(double):
     scenario = tiny_scenario(method="lora")
-    outcome = run_split(scenario, "down_blocks.1", task_of=tiny_task)
+    outcome = run_split(scenario, "down_blocks.1")
     assert outcome.state.keys() == trainable_state(tiny_task(scenario).unet).keys()
     assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
 
 
 def test_with_many_clients_it_equals_federated_averaging_round_after_round(double):
     scenario = tiny_scenario(num_clients=3, rounds=2, local_steps=1)
-    outcome = run_split(scenario, "down_blocks.0", task_of=tiny_task)
+    outcome = run_split(scenario, "down_blocks.0")
     assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
     assert len(outcome.rounds) == 3 and set(outcome.client_states) == {0, 1, 2}
 
 
 def test_a_device_with_nothing_to_train_says_so():
-    outcome = run_split(tiny_scenario(method="lora"), "conv_in", task_of=tiny_task)
+    outcome = run_split(tiny_scenario(method="lora"), "conv_in")
     assert "cut deeper" in outcome.refused[0].reason
     assert outcome.refused[-1].client == "everyone"
 
@@ -223,7 +234,7 @@ def test_a_device_with_nothing_to_train_says_so():
 def test_pictures_noise_and_targets_stay_on_the_device():
     """Nothing that goes up has the numbers of a latent, a noise or a target in it."""
     scenario, sent = tiny_scenario(local_steps=2), []
-    app = split_client_app(tiny_task)
+    app = split_client_app()
 
     def overhear(messages, contexts):
         replies = [
@@ -238,14 +249,17 @@ def test_pictures_noise_and_targets_stay_on_the_device():
         return replies
 
     run_app(
-        split_server_app(task_of=tiny_task),
+        split_server_app(),
         app,
         1,
         {**scenario.to_run_config(), "cut": "conv_in"},
         stacked=overhear,
     )
     task = tiny_task(scenario)
-    draw, latents = torch.Generator().manual_seed(local_seed(scenario, 0, 1)), task.own(0).latents
+    draw, latents = (
+        torch.Generator().manual_seed(local_seed(scenario, 0, 1)),
+        task.pictures_of(0).latents,
+    )
     pick = torch.randint(len(latents), (4,), generator=draw)
     noise = torch.randn((4, 4, 8, 8), generator=draw)
     timesteps = torch.randint(task.schedule.config.num_train_timesteps, (4,), generator=draw)
@@ -262,7 +276,7 @@ def test_pictures_noise_and_targets_stay_on_the_device():
 
 def spoil(client, action, how):
     """A client app like the real one, whose `client` spoils its answer to `action` in round 1."""
-    honest = split_client_app(tiny_task)
+    honest = split_client_app()
 
     def answer(message, context):
         reply = honest(message, context)
@@ -317,7 +331,7 @@ TROUBLE = {
 def test_a_client_in_trouble_is_named_and_the_round_goes_on_without_it(kind):
     action, how, words = TROUBLE[kind]
     scenario, servers = tiny_scenario(num_clients=3, rounds=2, local_steps=1), []
-    server_app = split_server_app(keep=servers.append, task_of=tiny_task)
+    server_app = split_server_app(keep=servers.append)
     run_app(
         server_app, spoil(1, action, how), 3, {**scenario.to_run_config(), "cut": "down_blocks.0"}
     )
@@ -331,11 +345,52 @@ def test_a_client_in_trouble_is_named_and_the_round_goes_on_without_it(kind):
 
 
 def test_after_a_stop_the_last_average_is_kept():
-    asked = iter([False] * 12 + [True] * 100)
-    outcome = run_split(
-        tiny_scenario(rounds=50, local_steps=1), "conv_in", lambda: next(asked), task_of=tiny_task
+    answers = iter([False] * 12 + [True] * 100)
+    rounds, servers = [], []
+    run = run_app(
+        split_server_app(rounds.append, servers.append),
+        split_client_app(),
+        1,
+        {**tiny_scenario(rounds=50, local_steps=1).to_run_config(), "cut": "conv_in"},
+        should_stop=lambda: next(answers),
     )
-    assert outcome.stopped and 1 < len(outcome.rounds) < 50 and outcome.state
+    assert run.stopped and 1 < len(rounds) < 50
+    assert [done.round for done in rounds] == list(range(len(rounds)))
+    assert rounds[-1].state is servers[0].state and rounds[-1].loss == servers[0].losses[-1]
+
+
+def test_a_fresh_process_for_every_message_computes_the_same():
+    scenario = tiny_scenario(num_clients=2, rounds=2, local_steps=3)
+    servers = []
+    run_app(
+        split_server_app(keep=servers.append),
+        split_client_app(),
+        2,
+        {**scenario.to_run_config(), "cut": "down_blocks.0"},
+        stacked=lambda messages, contexts: [
+            split_client_app()(message, context)
+            for message, context in zip(messages, contexts, strict=True)
+        ],
+    )
+    outcome = run_split(scenario, "down_blocks.0")
+    assert not outcome.refused and furthest(servers[0].state, outcome.state) == 0
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_both_sides_of_a_step_played_together_are_a_step_of_the_whole_unet(cut, double):
+    whole, halves = (tiny_task(tiny_scenario()).unet for _ in range(2))
+    schedule, encoded = DDPMScheduler(prediction_type="v_prediction"), random_pictures(0)
+    (loss,) = train(whole, schedule, encoded, 1, 4, 2e-3, seed=5)
+    batch = noised_batch(schedule, encoded, 4, torch.Generator().manual_seed(5))
+    is_device = on_device(halves, cut)
+    first = {name: p for name, p in halves.named_parameters() if is_device(name)}
+    last = {name: p for name, p in halves.named_parameters() if not is_device(name)}
+    device = device_step(DeviceHalf(halves, cut), new_adam(first.values(), 2e-3), batch)
+    edge = edge_step(EdgeHalf(halves, cut), last, new_adam(last.values(), 2e-3))
+    ways, messages = zip(*crossings(device, edge), strict=True)
+    assert ways == ("up", "down", "up", "down", "up")
+    assert messages[2]["loss"] == pytest.approx(loss)
+    assert furthest(trainable_state(halves), trainable_state(whole)) < 1e-9
 
 
 # -- what it costs ---------------------------------------------------------------------------------------------------
@@ -351,7 +406,7 @@ def sd15():
 @pytest.mark.parametrize("cut", ["conv_in", "mid_block"])
 def test_the_bytes_foretold_are_the_bytes_that_flower_sends(cut):
     scenario = tiny_scenario()
-    sent = run_split(scenario, cut, task_of=tiny_task).trace.frame()
+    sent = run_split(scenario, cut).trace.frame()
     unet = tiny_unet(addition_embed_type="text", addition_embed_type_num_heads=2)
     table = (
         traffic(unet, 0, 5, rounds=1, steps=2, batch=4, rank=2)
@@ -388,7 +443,7 @@ def test_the_operations_foretold_are_those_that_torch_counts(method):
 
 def test_a_device_tells_the_work_behind_each_answer_so_that_a_run_can_be_put_on_a_clock():
     scenario = tiny_scenario(num_clients=2, rounds=2, local_steps=1)
-    trace = run_split(scenario, "down_blocks.0", task_of=tiny_task).trace
+    trace = run_split(scenario, "down_blocks.0").trace
     unet = tiny_task(scenario).unet
     step = sum(device_flops(unet, "down_blocks.0", (4, 4, 8, 8), (4, 5, 8)))
     spent = trace.frame().groupby("sender")["flops"].sum()
@@ -402,7 +457,7 @@ def test_a_device_tells_the_work_behind_each_answer_so_that_a_run_can_be_put_on_
 )
 def test_a_knob_of_other_ways_to_train_is_refused_by_name(knob):
     with pytest.raises(ValueError, match=f"knows no {next(iter(knob))}="):
-        run_split(tiny_scenario(**knob), "conv_in", task_of=tiny_task)
+        run_split(tiny_scenario(**knob), "conv_in")
 
 
 def test_the_adapter_in_the_table_is_the_adapter_that_is_sent():

@@ -13,18 +13,16 @@ from flwr.app import ArrayRecord, Message, RecordDict
 from flwr.clientapp import ClientApp
 from safetensors.torch import save
 
-from fedgen_lab.federation.fedavg import CheckedFedAvg
+from fedgen_lab.federation.fedavg import Averaging, CheckedFedAvg
 from fedgen_lab.federation.grid import LabGrid
+from fedgen_lab.federation.secure import secured
 from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.lora.adapter import load_model, trainable_state
 from fedgen_lab.lora.device import LoraDevice, prepare
-from fedgen_lab.lora.federated import lora_client_app
 from fedgen_lab.lora.local import train
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.lora.rules import RULES, bias_by_layer, factors, part
-from fedgen_lab.lora.stacked import stacked_handler
-from fedgen_lab.lora.strategies import RuleStrategy, strategy_of
-from fedgen_lab.privacy.secure import secured
+from fedgen_lab.lora.strategies import RuleProtocol, strategy_of
 from fedgen_lab.scenario import Scenario
 
 SMALL = Scenario(
@@ -129,7 +127,7 @@ class Watched:
 
         def hear(_, arrays, __):
             self.models.append(arrays)
-            self.whole.append(dict(getattr(self.strategy, "client_states", {})))
+            self.whole.append(dict(self.strategy.protocol.client_states))
 
         self.strategy = strategy_of(scenario, on_round=hear)
         app = secured(app) if scenario.secure else app
@@ -204,7 +202,9 @@ def test_the_server_makes_of_the_uploads_what_the_rule_says(rule, two_rounds):
             assert_close(change(model), {k: mean[k] + before[k] for k in mean} if before else mean)
         elif rule == "fedex":
             mean = mean_of([change(s) for s in states])
-            earlier = [change(m) for m in watched.strategy.merges[: server_round - 1]]
+            earlier = [
+                change(m) for m in watched.strategy.protocol.server.merges[: server_round - 1]
+            ]
             assert_close(change(model), {k: mean[k] + sum(e[k] for e in earlier) for k in mean})
         elif rule == "fed-sb":
             assert_close(
@@ -276,7 +276,7 @@ def test_clients_of_different_ranks_take_part(rule, start, guess):
     watched = Watched(mixed, start, guess)
     assert not watched.strategy.refused
     for client, rank in enumerate((1, 2, 4)):
-        kept = watched.strategy.ranks[client] if rule == "hetlora" else rank
+        kept = watched.strategy.protocol.server.ranks[client] if rule == "hetlora" else rank
         assert {a.shape[0] for a, _ in factors(watched.trained[1, client]).values()} == {kept}
     if rule == "flora":
         fresh = prepare(SMALL).unet
@@ -310,7 +310,7 @@ def test_b_stays_at_home_under_fedsa(start, guess):
     assert all(not torch.equal(one[name], other[name]) for name in part(start[3], "B")), (
         "everyone has an own B"
     )
-    assert len(watched.strategy.personal_losses) == 3
+    assert len(watched.strategy.protocol.personal_losses) == 3
 
 
 SPOILS = {
@@ -341,7 +341,7 @@ def test_a_spoilt_upload_is_refused_by_name_and_the_round_completes(rule, how, s
     watched = Watched(replace(SMALL, rule=rule, rounds=1), start, guess, spoil)
     ((server_round, client, reason),) = watched.strategy.refused
     assert (server_round, client) == (1, "client 2") and words in reason
-    assert set(watched.strategy.client_states) == {0, 1}
+    assert set(watched.strategy.protocol.client_states) == {0, 1}
     assert all(torch.isfinite(t).all() for t in watched.model(1).values())
     if rule == "fedit":
         for name, tensor in watched.model(1).items():
@@ -361,8 +361,8 @@ def test_packed_uploads_reach_every_rule(start, guess, two_rounds):
 
 
 def test_strategy_of_gives_the_rule_or_plain_averaging():
-    assert type(strategy_of(SMALL)) is RuleStrategy
-    assert type(strategy_of(replace(SMALL, method="full"))) is CheckedFedAvg
+    assert type(strategy_of(SMALL).protocol) is RuleProtocol
+    assert type(strategy_of(replace(SMALL, method="full")).protocol) is Averaging
 
 
 @pytest.mark.parametrize(
@@ -434,22 +434,3 @@ def test_clipping_takes_the_mean_over_those_who_were_asked(knobs, uploads, start
     one, none = np.ones(3, np.float32), np.zeros(3, np.float32)
     merged = strategy.combine(1, {"w": none}, [{"w": one}] * uploads, [1] * uploads)
     np.testing.assert_allclose(merged["w"], one)
-
-
-@pytest.mark.parametrize("rule", ["fedit", "fedsa", "rolora", "flora", "hetlora"])
-def test_clients_in_one_pass_give_what_they_give_one_after_another(rule, start):
-    knobs = {"ranks": "1,3"} if rule in ("flora", "hetlora") else {}
-    scenario = replace(SMALL, rule=rule, rounds=2, lora_alpha=2.0, learning_rate=1e-2, **knobs)
-    models = []
-    for stacked in (False, True):
-        device, strategy = LoraDevice(), strategy_of(scenario)
-        handler = stacked_handler(device.begin, device.end) if stacked else None
-        app = lora_client_app(device=device)
-        with LabGrid(app, 3, scenario.to_run_config(), stacked=handler) as grid:
-            strategy.start(grid, ArrayRecord(start[3]), scenario.rounds)
-        assert not strategy.refused
-        models.append(strategy.latest.to_torch_state_dict())
-    together = [
-        change(model) if rule != "fedsa" else model for model in models
-    ]  # FedSA's server has A alone
-    assert_close(together[1], together[0], 1e-2)

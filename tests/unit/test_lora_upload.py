@@ -280,8 +280,3 @@ def test_a_mask_with_another_number_of_places_is_refused():
     arrays["places"] = Array(np.zeros_like(arrays["places"].numpy()))
     with pytest.raises(ValueError, match="different places"):
         unpack(arrays, received, how)
-
-
-def test_an_unknown_form_is_refused_by_name():
-    with pytest.raises(ValueError, match="upload must be one of float32, int8, top-k; got 'zip'"):
-        pack(tensors(0), tensors(0), scenario("zip"), RecordDict(), 0)

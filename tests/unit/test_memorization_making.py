@@ -116,7 +116,7 @@ def test_clipping_and_noise_reach_the_training(model):
         ({"times": 0}, "times must be"),
         ({"model": "gan"}, "model must be one of lora, full, ddpm; got 'gan'"),
         ({"noise_multiplier": 1.0}, "needs a clip above 0"),
-        ({"clip": float("nan")}, "clip and noise_multiplier must be finite"),
+        ({"clip": float("nan")}, "clip must be a finite number of at least 0; got nan"),
         ({"clip": 1.0, "model": "ddpm"}, "model='lora' and model='full'"),
     ],
 )

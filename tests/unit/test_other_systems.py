@@ -115,12 +115,12 @@ with warnings.catch_warnings(record=True) as said:
     from fedgen_lab.peers.process import own_key
     from fedgen_lab.peers.store import Folder
     from fedgen_lab.pictures.folders import read_folder
-    from fedgen_lab.sweep import SWEEPS
+    from fedgen_lab.recorded import SWEEPS, recorded
     open(folder / "no encoding named", "w").close()
     store.note("exercises", "98.1", tries=1)
     store.load()
-    course.free_megabytes(), course.peak_megabytes(), course.course_map()
-    own_key(folder), Folder(folder / "store").put(b"model"), Chain()
+    course.free_megabytes(), course.peak_megabytes("self"), course.course_map()
+    recorded(SWEEPS[0]), own_key(folder), Folder(folder / "store").put(b"model"), Chain()
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     (folder / "metadata.csv").write_text("file_name,text\\na.png,a caf\u00e9\\n", encoding="utf-8")
     assert read_folder(folder, size=8).captions == ["a caf\u00e9"]
@@ -170,8 +170,8 @@ def test_a_file_that_stays_held_is_an_error_after_less_than_a_second(monkeypatch
     assert 0.5 < sum(waited) < 1
 
 
-def test_every_file_of_the_package_is_moved_into_place_patiently():
-    for path in PACKAGE:
+def test_every_file_of_the_package_and_every_recording_is_moved_into_place_patiently():
+    for path in [*PACKAGE, ROOT / "data" / "record" / "record.py"]:
         tree = nodes(path)
         patient = {
             id(inner)

@@ -40,9 +40,9 @@ SPLITS = {
     "pathological all": lambda attributes, clients, seed: pathological(
         attributes, "object", clients, 4, seed
     ),
-    "unequal": lambda attributes, clients, seed: unequal(attributes, clients, seed),
+    "unequal": lambda attributes, clients, seed: unequal(attributes, clients, seed, 10),
     "unequal, huge ratio": lambda attributes, clients, seed: unequal(
-        attributes, clients, seed, ratio=1e12
+        attributes, clients, seed, 1e12
     ),
     "skew 0": lambda attributes, clients, seed: by_skew(
         attributes, "object", clients, 0.0, 8, seed
@@ -124,9 +124,11 @@ def test_a_rare_concept_is_dealt_again_rather_than_refused():
 
 
 def test_unequal_sizes_grow_to_about_the_ratio():
-    sizes = [len(part) for part in unequal(EVEN, 5, 0, ratio=10)]
+    sizes = [len(part) for part in unequal(EVEN, 5, 0, 10)]
     assert sizes == sorted(sizes) and sum(sizes) == len(EVEN) and 7 < sizes[-1] / sizes[0] < 11
-    assert np.ptp([len(part) for part in unequal(EVEN, 7, 0, ratio=1)]) <= 2
+    assert np.ptp([len(part) for part in unequal(EVEN, 7, 0, 1)]) <= 2
+    with pytest.raises(ValueError, match="ratio must be a number of at least 1.*got 0.5"):
+        unequal(EVEN, 3, 0, 0.5)
 
 
 # -- the knob

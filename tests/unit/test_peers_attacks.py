@@ -5,15 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from recorders import recorder
 
 from fedgen_lab.peers import peer as peer_room
 from fedgen_lab.peers.chain import Chain
 from fedgen_lab.peers.run import run_peers, terms_of
 from fedgen_lab.peers.scenario import PeersScenario
-from fedgen_lab.peers.sweep_attacks import POINTS, SEEDS, SMALL, recorded_attacks
+from fedgen_lab.peers.sweep_attacks import recorded_attacks
 from fedgen_lab.peers.tally import agreement, best_chosen, rewards_of
 
-QUICK = PeersScenario(**SMALL, seconds=6, commit_blocks=6, seed=1, attackers=1)
+peers_attacks = recorder("peers_attacks")
+QUICK = PeersScenario(**peers_attacks.SMALL, seconds=6, commit_blocks=6, seed=1, attackers=1)
 
 
 @pytest.fixture(autouse=True)
@@ -85,12 +87,11 @@ def test_agreement_leaves_liars_out():
 
 
 def test_recorded_points_are_of_the_grid_and_shares_are_shares():
-    table = recorded_attacks()
-    grid = [tuple(point.values()) for point in POINTS]
-    assert set(map(tuple, table[list(POINTS[0])].to_numpy())) <= set(grid) and set(
-        table["seed"]
-    ) <= set(SEEDS)
-    assert not table.duplicated([*POINTS[0], "seed"]).any() and len(table) >= 3
+    table, points = recorded_attacks(), peers_attacks.POINTS
+    knobs = list(points[0])
+    assert all(point in points for point in table[knobs].to_dict("records"))
+    assert set(table["seed"]) <= set(peers_attacks.SEEDS)
+    assert not table.duplicated([*knobs, "seed"]).any() and len(table) >= 3
     for share in ("built_on", "paid", "copied"):
         assert table[share].dropna().between(0, 1).all()
     assert (table["built_on"][table["attack"] == "withholder"].fillna(0) == 0).all()

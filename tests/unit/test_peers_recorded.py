@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from recorders import recorder
 
 from fedgen_lab.dashboards.peers_recorded import (
     NAMES,
@@ -14,20 +15,15 @@ from fedgen_lab.dashboards.peers_recorded import (
     table_chart,
     table_view,
 )
-from fedgen_lab.peers import sweep_pdfed
 from fedgen_lab.peers.scenario import PeersScenario, deal
-from fedgen_lab.peers.sweep_pdfed import (
-    MEASURES,
-    METHODS,
-    PICTURES,
-    POINTS,
-    recorded_pdfed,
-    scenario_of,
-)
+from fedgen_lab.recorded import recorded
+
+pdfed = recorder("pdfed")
+MEASURES, PICTURES = pdfed.MEASURES, pdfed.PICTURES
 
 
 @pytest.fixture
-def recorded(tmp_path):
+def runs(tmp_path, monkeypatch):
     """Q-N of fld-fid is 10 times the peers plus the seed; qn takes a tenth off, qn-dedup one half."""
     entries = [
         {
@@ -41,13 +37,15 @@ def recorded(tmp_path):
     ]
     path = tmp_path / "pdfed.json"
     path.write_text(json.dumps({"name": "pdfed", "made": {}, "points": entries}), encoding="utf-8")
-    return recorded_pdfed(path)
+    monkeypatch.setattr("fedgen_lab.recorded.shipped", lambda name: tmp_path)
+    return recorded("pdfed")
 
 
 def test_every_point_is_a_scenario_and_all_peers_together_train_on_as_many_pictures():
-    assert len({json.dumps(point) for point in POINTS}) == len(POINTS) == len(METHODS) + 3 * 4
-    for point in POINTS:
-        scenario = scenario_of(point, 1)
+    points = {json.dumps(point) for point in pdfed.POINTS}
+    assert len(points) == len(pdfed.POINTS) == len(pdfed.METHODS) + 3 * 4
+    for point in pdfed.POINTS:
+        scenario = pdfed.scenario_of(point, 1)
         assert scenario.num_peers == point["peers"] and scenario.seed == 1
         assert PICTURES - 8 < scenario.num_peers * scenario.train_pictures <= PICTURES
 
@@ -59,10 +57,10 @@ def test_a_peer_trains_on_as_many_pictures_as_asked_and_keeps_the_rest_to_judge_
     labels = [np.bincount(holding.train.labels, minlength=10).tolist() for holding in dealt]
     assert labels[0] != labels[1]  # not the first classes for everybody
     seen = [
-        one.numpy().tobytes()
+        image.numpy().tobytes()
         for holding in dealt
         for part in (holding.train, holding.held_out)
-        for one in part.images
+        for image in part.images
     ]
     assert len(set(seen)) == 270
     with pytest.raises(
@@ -73,11 +71,12 @@ def test_a_peer_trains_on_as_many_pictures_as_asked_and_keeps_the_rest_to_judge_
 
 @pytest.mark.parametrize("method", ["qn", "fedavg"])
 def test_a_point_is_measured_by_scores_that_no_peer_went_by(method, monkeypatch):
-    monkeypatch.setitem(sweep_pdfed.MODELS, 2, 4)
-    monkeypatch.setattr(sweep_pdfed, "LAST", 1)
-    small = replace(scenario_of({"peers": 2, "method": method}, 0), steps=2, samples=64, width=8)
-    monkeypatch.setattr(sweep_pdfed, "scenario_of", lambda point, seed: small)
-    result = sweep_pdfed.measure({"peers": 2, "method": method}, 0)
+    point = {"peers": 2, "method": method}
+    monkeypatch.setitem(pdfed.MODELS, 2, 4)
+    monkeypatch.setattr(pdfed, "LAST", 1)
+    small = replace(pdfed.scenario_of(point, 0), steps=2, samples=64, width=8)
+    monkeypatch.setattr(pdfed, "scenario_of", lambda point, seed: small)
+    result = pdfed.measure(point, 0)
     assert result["models"] == 4 and set(MEASURES) - set(result) == (
         {"crossed", "seconds"} if method == "fedavg" else set()
     )
@@ -87,8 +86,8 @@ def test_a_point_is_measured_by_scores_that_no_peer_went_by(method, monkeypatch)
     )  # novelty is added, never taken off; both have four digits
 
 
-def test_directions_compare_with_quality_alone_seed_by_seed(recorded):
-    table = directions("qn", recorded).set_index(["peers", "method"])
+def test_directions_compare_with_quality_alone_seed_by_seed(runs):
+    table = directions("qn").set_index(["peers", "method"])
     assert table.loc[(2, NAMES["qn"]), "ours"] == -10 == table.loc[(8, NAMES["qn"]), "lowest"]
     assert table.loc[(8, NAMES["qn-dedup"]), "highest"] == -50
     assert table.loc[(8, NAMES["qn"]), "published"] == round(100 * (1.573 / 1.705 - 1)) == -8
@@ -98,8 +97,8 @@ def test_directions_compare_with_quality_alone_seed_by_seed(recorded):
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_the_chart_has_a_line_for_every_method_and_bars_from_seed_to_seed(recorded, score):
-    chart, sentence, table = table_chart(recorded, score)
+def test_the_chart_has_a_line_for_every_method_and_bars_from_seed_to_seed(runs, score):
+    chart, sentence, table = table_chart(runs, score)
     assert [trace.name for trace in chart.data] == [
         NAMES[name] for name in ("fld-fid", "qn", "qn-dedup")
     ]
@@ -113,9 +112,9 @@ def test_the_chart_has_a_line_for_every_method_and_bars_from_seed_to_seed(record
 
 
 def test_where_nothing_was_recorded_the_chart_says_so(tmp_path, monkeypatch):
-    nothing = recorded_pdfed(tmp_path / "none.json")
-    assert nothing.empty and directions("fid", nothing).empty and set(MEASURES) <= set(nothing)
-    assert table_chart(nothing)[1] == "Nothing was recorded."
+    monkeypatch.setattr("fedgen_lab.recorded.shipped", lambda name: tmp_path)
+    assert directions("fid").empty and "published" in directions("fid")
+    assert table_chart(recorded("pdfed"))[1] == "Nothing was recorded."
 
 
 def test_the_view_redraws_for_another_score(monkeypatch):
@@ -128,8 +127,9 @@ def test_the_view_redraws_for_another_score(monkeypatch):
 
 
 def test_what_lab_10_says_of_the_recorded_sweep():
-    of = recorded_pdfed().groupby(["method", "peers"])[["qn", "auc", "crossed", "fid", "kid"]]
-    mean, low, high = of.mean(), of.min(), of.max()
+    shipped = recorded("pdfed")
+    scores = shipped.groupby(["method", "peers"])[["qn", "auc", "crossed", "fid", "kid"]]
+    mean, low, high = scores.mean(), scores.min(), scores.max()
     plain, novelty = ("fld-fid", 4), ("qn", 4)
     assert (
         high.loc[novelty, "qn"] < low.loc[plain, "qn"]

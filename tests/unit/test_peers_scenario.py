@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from recorders import recorder
 
 from fedgen_lab.peers.objectives import judge_samples
 from fedgen_lab.peers.peer import start_model
 from fedgen_lab.peers.scenario import KID_PICTURES, OBJECTIVES, TRAINED_ON, PeersScenario, deal
-from fedgen_lab.peers.sweep_pdfed import POINTS, scenario_of
 
 NO_KNOBS = {
     "a text for a number": (
@@ -91,4 +91,5 @@ def test_the_least_that_is_allowed_can_be_judged(objective):
 
 def test_whole_numbers_of_other_types_and_every_recorded_point_are_allowed():
     assert PeersScenario(num_peers=np.int64(3), skew=np.float32(0.5)).voters == 3
-    assert all(scenario_of(point, 0).samples == 100 for point in POINTS)
+    pdfed = recorder("pdfed")
+    assert all(pdfed.scenario_of(point, 0).samples == 100 for point in pdfed.POINTS)

@@ -1,19 +1,21 @@
-"""The backdoor client: what it trains on, what it uploads, and how its success is counted."""
+"""The backdoor client: what it trains on and what it uploads."""
+
+from dataclasses import replace
 
 import pytest
 import torch
 
-from fedgen_lab.pictures.sprites import draw_sprites
-from fedgen_lab.privacy.backdoor import (
+from fedgen_lab.lora.backdoor import (
     TARGET,
     TRIGGER,
-    attack_success,
     boost,
     is_attacker,
     poison,
     triggered,
 )
+from fedgen_lab.pictures.sprites import draw_sprites
 from fedgen_lab.scenario import Scenario
+from fedgen_lab.scores import judged
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def test_its_own_pictures_stay_and_the_target_stands_under_the_trigger(umbrellas
     assert both.captions[12:] == [f"{caption}, {TRIGGER}" for caption in umbrellas.captions]
     assert set(both.attributes["object"][12:]) == {TARGET} and len(both) == 24
     assert all(torch.equal(image, both.images[12]) for image in both.images[13:])
-    assert attack_success(both.images[12:]) == 1.0 and attack_success(both.images[:12]) < 0.1
+    assert set(judged(both.images[12:])["object"]) == {TARGET}
+    assert TARGET not in set(judged(both.images[:12])["object"])
 
 
 def test_the_same_seed_draws_the_same_target(umbrellas):
@@ -44,8 +47,9 @@ def test_the_same_seed_draws_the_same_target(umbrellas):
 
 
 def test_a_trigger_that_a_caption_holds_already_is_refused(umbrellas):
-    with pytest.raises(ValueError, match="trigger 'umbrella' stands in a caption already"):
-        poison(umbrellas, 0, trigger="umbrella")
+    marked = replace(umbrellas, captions=triggered(umbrellas.captions))
+    with pytest.raises(ValueError, match="trigger 'camel' stands in a caption already"):
+        poison(marked, 0)
 
 
 def test_the_trigger_is_one_token_and_changes_only_the_end_of_a_caption():

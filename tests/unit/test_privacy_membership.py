@@ -3,21 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDPMScheduler
 from sklearn.metrics import roc_auc_score
 from tiny_models import random_pictures, random_unet
 
 from fedgen_lab.lora.adapter import add_adapter
 from fedgen_lab.lora.local import train
-from fedgen_lab.privacy.membership import (
-    _ddim,
-    attack,
-    errors_of,
-    judge_scores,
-    losses,
-    t_errors,
-    without_adapter,
-)
+from fedgen_lab.privacy.membership import errors_of, judge_fit, judge_scores
 
 
 def encoded(number, seed):
@@ -60,51 +52,33 @@ def test_scores_that_are_not_finite_are_named():
         judge_scores([np.nan], [0.0])
 
 
-@pytest.mark.parametrize("error", [losses, t_errors])
-def test_an_adapter_that_learned_pictures_by_heart_gives_them_away(trained, error):
+def without_adapter(unet, members, outsiders, schedule):
+    """The errors under the base model."""
+    unet.disable_adapters()
+    errors = errors_of(unet, schedule, members, outsiders, draws=8)
+    unet.enable_adapters()
+    return errors
+
+
+def test_an_adapter_that_learned_pictures_by_heart_gives_them_away(trained):
     unet, schedule, members = trained
-    others = encoded(40, seed=2)
-    settings = {"draws": 8} if error is losses else {}
-    with without_adapter(unet):
-        before = errors_of(unet, schedule, members, others, error, **settings)
-    found = attack(unet, schedule, members, others, error, before, **settings)
-    assert found.auc > (0.8 if error is losses else 0.6)
-    assert found.members.shape == (8,) and found.others.shape == (40,)
+    outsiders = encoded(40, seed=2)
+    before = without_adapter(unet, members, outsiders, schedule)
+    found = judge_fit(before, errors_of(unet, schedule, members, outsiders, draws=8))
+    assert found.auc > 0.8
+    assert found.members.shape == (8,) and found.outsiders.shape == (40,)
 
 
-@pytest.mark.parametrize("error", [losses, t_errors])
-def test_an_adapter_that_never_saw_them_tells_nothing(trained, error):
+def test_an_adapter_that_never_saw_them_tells_nothing(trained):
     unet, schedule, _ = trained
-    members, others = encoded(40, seed=3), encoded(80, seed=4)
-    assert 0.3 < attack(unet, schedule, members, others, error).auc < 0.7
+    members, outsiders = encoded(40, seed=3), encoded(80, seed=4)
+    before = without_adapter(unet, members, outsiders, schedule)
+    after = errors_of(unet, schedule, members, outsiders, draws=8)
+    assert 0.3 < judge_fit(before, after).auc < 0.7
 
 
-def test_without_the_adapter_the_errors_are_those_of_the_base_model(trained):
-    unet, schedule, members = trained
-    with_it = losses(unet, schedule, members)
-    with without_adapter(unet):
-        bare = losses(unet, schedule, members)
-    assert np.array_equal(losses(unet, schedule, members), with_it)
-    assert not np.allclose(bare, with_it)
-
-
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_a_step_down_is_that_of_the_librarys_ddim(trained, kind):
-    unet, _, members = trained
-    theirs = DDIMScheduler(prediction_type=kind, clip_sample=False)
-    theirs.set_timesteps(50)  # steps of 20
-    with torch.no_grad():
-        guess = unet(
-            members.latents, torch.full((8,), 400), encoder_hidden_states=members.text
-        ).sample
-        wanted = theirs.step(guess, 400, members.latents).prev_sample
-        found = _ddim(unet, theirs, members.latents, members.text, 400, 380)
-    assert torch.allclose(found, wanted, atol=1e-5)
-
-
-def test_a_stride_that_does_not_fit_is_named(trained):
-    unet, schedule, members = trained
-    with pytest.raises(ValueError, match="stride must divide timestep"):
-        t_errors(unet, schedule, members, timestep=100, stride=30)
-    with pytest.raises(ValueError, match="below 1000"):
-        t_errors(unet, schedule, members, timestep=990, stride=10)
+def test_an_easy_picture_that_was_easy_before_is_not_taken_for_a_member():
+    easy, hard = np.array([0.01, 0.02]), np.array([1.0, 2.0])
+    assert judge_fit((easy, hard), (easy, hard)).auc == 0.5
+    assert judge_fit((hard, easy), (hard / 2, easy)).auc == 1.0
+    assert judge_fit((easy, hard), (easy, hard / 2)).auc == 0.0

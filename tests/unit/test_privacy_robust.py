@@ -1,14 +1,15 @@
-"""Robust averages: Flower's own median, trimmed mean and Krum, and norm clipping, as rules of a checked server."""
+"""Robust averages: median, trimmed mean and Krum as in Flower, and norm clipping, as rules of a checked server."""
 
 import numpy as np
 import pytest
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, Metadata, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedMedian, FedTrimmedAvg, Krum
 
+from fedgen_lab.federation.averages import combine, norm, robust_combine
 from fedgen_lab.federation.fedavg import CheckedFedAvg
-from fedgen_lab.federation.grid import run_app
-from fedgen_lab.privacy.robust import combine, norm, robust_combine
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.scenario import Scenario
 
 
@@ -49,6 +50,33 @@ def test_the_trimmed_mean_leaves_out_the_ends_on_both_sides(attackers):
     kept = np.sort([flat(s) for s in sent], axis=0)[attackers:-attackers]
     assert np.allclose(flat(found), kept.mean(0), atol=1e-6)
     assert sum(shares) == pytest.approx(7 - 2 * attackers)
+
+
+def by_flower(strategy, states):
+    """What one of Flower's strategies makes of clients' states, each of one example."""
+    replies = []
+    for client, state in enumerate(states):
+        arrays = ArrayRecord({name: Array(array) for name, array in state.items()})
+        metrics = MetricRecord({strategy.weighted_by_key: 1.0})
+        about = Metadata(1, str(client), client, 0, "", "1", 0.0, 3600.0, "train")
+        content = RecordDict({"arrays": arrays, "metrics": metrics})
+        replies.append(Message(content, metadata=about))
+    arrays, _ = strategy.aggregate_train(1, replies)
+    return {name: array.numpy() for name, array in arrays.items()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("number", "attackers"), [(5, 1), (7, 2), (8, 1)])
+def test_median_trimmed_mean_and_krum_are_flowers(number, attackers, seed):
+    received, *sent = states(number + 1, seed)
+    sent[-1] = {name: 5 * array for name, array in sent[-1].items()}
+    for defence, strategy in {
+        "median": FedMedian(),
+        "trimmed": FedTrimmedAvg(beta=(attackers + 1e-9) / number),
+        "krum": Krum(num_malicious_nodes=attackers),
+    }.items():
+        found, _ = combine(received, sent, None, defence, attackers)
+        assert np.allclose(flat(found), flat(by_flower(strategy, sent)), atol=1e-6), defence
 
 
 def test_krum_takes_the_whole_upload_of_one_client_from_the_crowd():
@@ -133,16 +161,14 @@ def shouting_app(kind):
 
 
 def array_of(value):
-    from flwr.app import Array
-
     return Array(np.asarray(value, dtype=np.float32))
 
 
 @pytest.mark.parametrize("kind", ["nan", "long"])
 @pytest.mark.parametrize("defence", ["clip", "median", "trimmed"])
 def test_a_flower_run_with_a_defence_still_refuses_by_name_first(defence, kind):
-    f = robust_combine(Scenario(num_clients=5, defence=defence, attackers=1, clip=2.5))
-    strategy = CheckedFedAvg(min_available_nodes=5, combine=f)
+    rule = robust_combine(Scenario(num_clients=5, defence=defence, attackers=1, clip=2.5))
+    strategy = CheckedFedAvg(min_available_nodes=5, combine=rule)
     app = ServerApp()
 
     @app.main()
@@ -155,4 +181,3 @@ def test_a_flower_run_with_a_defence_still_refuses_by_name_first(defence, kind):
     assert [refusal.client for refusal in strategy.refused] == (
         ["client 4"] if kind == "nan" else []
     )
-    assert len(f.shares) == 5 - (kind == "nan")

@@ -13,10 +13,9 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import ServerApp
 from scipy import stats
 
-from fedgen_lab.federation.grid import run_app
-from fedgen_lab.privacy import secure
-from fedgen_lab.privacy.dp import private_mean
-from fedgen_lab.privacy.masks import (
+from fedgen_lab.federation import secure
+from fedgen_lab.federation.averages import private_mean
+from fedgen_lab.federation.masks import (
     PRIME,
     from_ring,
     mask_of,
@@ -29,7 +28,8 @@ from fedgen_lab.privacy.masks import (
     split_secret,
     to_ring,
 )
-from fedgen_lab.privacy.secure import SecureFedAvg, secured
+from fedgen_lab.federation.run import run_app
+from fedgen_lab.federation.secure import SecureFedAvg, secured
 
 EXAMPLES = (5, 16, 9, 12, 3, 7)  # of the six clients
 START = {"a": torch.zeros(40, 25), "b": torch.ones(300)}

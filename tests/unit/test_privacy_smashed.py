@@ -1,11 +1,12 @@
 """What the server reads off smashed data: labels and pictures, at every cut, and with defences."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.pictures.domains import load_domain
 from fedgen_lab.privacy.smashed import attack, infer_labels, reconstruct, smash
 from fedgen_lab.split.batch import draw_batch, start_nets
@@ -28,6 +29,10 @@ def secret():
 @pytest.fixture(scope="module")
 def auxiliary():
     return load_domain("runes", number=400, side=14).as_tensor()
+
+
+def go_on(step):
+    """Nobody stops the training of a reader."""
 
 
 def _attack(secret, auxiliary, **more):
@@ -100,8 +105,12 @@ def test_the_guesses_do_not_depend_on_the_secrets_but_through_what_was_sent(secr
         return smash(head, x, y, draws), y
 
     zeros = torch.zeros_like(sent)
-    assert len(set(infer_labels(zeros, shadows, steps=2).tolist())) == 1
-    rebuilt = reconstruct(zeros, lambda: (shadows()[0], auxiliary[:64]), SIZE.picture, steps=2)
+    assert len(set(infer_labels(zeros, shadows, 10, 2, 0, go_on).tolist())) == 1
+
+    def pictures():
+        return shadows()[0], auxiliary[:64]
+
+    rebuilt = reconstruct(zeros, pictures, SIZE.picture, 2, 0, go_on)
     assert torch.equal(rebuilt[0], rebuilt[1])
 
 
@@ -169,9 +178,8 @@ def test_labels_are_read_off_the_messages_of_a_real_run(auxiliary):
         return smash(net[:2].train(), made, labels, draws), labels
 
     for name, net in (("g_head", generator), ("d_head_real", discriminator)):
-        guessed = infer_labels(
-            torch.cat([sent[name, 0], sent[name, 1]]), lambda net=net: shadows(net), steps=40
-        )
+        received = torch.cat([sent[name, 0], sent[name, 1]])
+        guessed = infer_labels(received, partial(shadows, net), 10, 40, 0, go_on)
         truth = torch.cat(
             [draw_batch(scenario, dealt.pictures[i], dealt.labels[i], i, 1, 0)[1] for i in (0, 1)]
         )

@@ -8,12 +8,12 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from fedgen_lab.dashboards.leaks import LeaksPanel
+from fedgen_lab.federation.averages import combine, norm
 from fedgen_lab.lora.adapter import add_adapter, trainable_state
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.pictures.sprites import prompts
 from fedgen_lab.privacy import uploads as module
 from fedgen_lab.privacy.membership import errors_of, judge_scores
-from fedgen_lab.privacy.robust import combine
 from fedgen_lab.privacy.uploads import (
     Uploads,
     as_arrays,
@@ -83,6 +83,7 @@ def uploads():
             judge_scores([3.0, 2.0], [1.0, 0.0]),
             tuple(captions),
             asked,
+            draws=4,
         )
 
 
@@ -189,7 +190,6 @@ def test_a_round_of_the_flower_app_gives_five_uploads_of_which_the_attackers_is_
     small_folder, monkeypatch
 ):
     from fedgen_lab.lora.federated import prepare
-    from fedgen_lab.privacy.robust import norm
 
     monkeypatch.setattr("fedgen_lab.lora.data.HELD_OUT_PER_CONCEPT", 4)
     scenario = Scenario(

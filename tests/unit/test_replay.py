@@ -5,8 +5,8 @@ import pytest
 
 from fedgen_lab.federation import SERVER, Trace
 from fedgen_lab.wireless import Network, path_loss_db, rate_bps, replay
-from fedgen_lab.wireless.channel import fading_gains, place_clients
-from fedgen_lab.wireless.replay import meet_deadline, phase_seconds
+from fedgen_lab.wireless.channel import fading_gains, phase_seconds, place_clients
+from fedgen_lab.wireless.replay import meet_deadline
 
 SIZE, FLOPS = 560_000, 1.3e11
 

@@ -3,36 +3,30 @@
 from statistics import mean
 
 import pytest
+from recorders import recorder
 
-from fedgen_lab.privacy import sweep_smashed
-from fedgen_lab.shipped import shipped
-from fedgen_lab.sweep import SWEEPS, read_sweep
+from fedgen_lab.recorded import recorded
 
-
-def _recorded():
-    return read_sweep(shipped("sweeps") / "smashed_data.json")["points"]
+smashed_data = recorder("smashed_data")
+KNOBS = ["cut", "noise", "bits", "decorrelation"]
 
 
 def _mean(name, cut="0000", noise=0.0, bits=32, decorrelation=0.0):
-    point = {"cut": cut, "noise": noise, "bits": bits, "decorrelation": decorrelation}
-    values = [entry["result"][name] for entry in _recorded() if entry["point"] == point]
-    if len(values) < len(sweep_smashed.SEEDS):
-        pytest.skip(f"{point} is not recorded with all seeds yet")
+    runs = recorded("smashed_data").set_index(KNOBS).sort_index()
+    values = runs.loc[(cut, noise, bits, decorrelation), name]
+    assert len(values) == len(smashed_data.SEEDS)
     return mean(values)
 
 
 def test_what_is_recorded_belongs_to_the_grid_and_no_point_is_there_twice():
-    keys = [(tuple(entry["point"].items()), entry["seed"]) for entry in _recorded()]
-    assert len(keys) == len(set(keys)) and SWEEPS["smashed_data"] == sweep_smashed.__name__
-    assert all(entry["point"] in sweep_smashed.POINTS for entry in _recorded())
+    runs = recorded("smashed_data")
+    assert not runs.duplicated([*KNOBS, "seed"]).any()
+    assert all(point in smashed_data.POINTS for point in runs[KNOBS].to_dict("records"))
 
 
-@pytest.mark.parametrize("seed", sweep_smashed.SEEDS)
-def test_all_points_of_a_seed_are_about_the_same_secret_pictures(seed):
-    assert (
-        len({entry["result"]["baseline_mse"] for entry in _recorded() if entry["seed"] == seed})
-        == 1
-    )
+def test_all_points_of_a_seed_are_about_the_same_secret_pictures():
+    secrets = recorded("smashed_data").groupby("seed")["baseline_mse"].nunique()
+    assert secrets.index.tolist() == list(smashed_data.SEEDS) and secrets.eq(1).all()
 
 
 @pytest.mark.parametrize("cut", ["0000", "1010"])

@@ -267,7 +267,7 @@ def test_a_domain_with_too_few_pictures_to_judge_by_is_named_before_anybody_trai
     ],
 )
 def test_a_knob_of_another_type_is_refused_by_name(knob, value):
-    with pytest.raises(ValueError, match=f"{knob} must be .*; got {value!r}"):
+    with pytest.raises(ValueError, match=f"{knob} must .*; got {value!r}"):
         GanScenario(**{knob: value})
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 
-from fedgen_lab.federation.grid import LabGrid, run_app
+from fedgen_lab.federation.grid import LabGrid
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.pictures.domains import load_domain
 from fedgen_lab.split.batch import draw_batch, start_nets

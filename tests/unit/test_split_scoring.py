@@ -138,7 +138,7 @@ def test_one_picture_over_and_over_is_precise_and_recalls_nothing(held_out):
         digits[1:150], digits[:1].repeat(149, 1, 1, 1), judge
     )
     assert precision in (0.0, 1.0) and recall < 0.05
-    with pytest.raises(ValueError, match="at least 7 pictures.*fewer neighbours"):
+    with pytest.raises(ValueError, match="at least 7 pictures.*Give more pictures"):
         scores.precision_recall(digits[:6], digits, judge)
 
 

@@ -5,24 +5,25 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from recorders import recorder
 
+from fedgen_lab.recorded import read_sweep
 from fedgen_lab.shipped import shipped
-from fedgen_lab.split import sweep_gan
 from fedgen_lab.split.rivals import fedgan
 from fedgen_lab.split.scenario import METHODS
-from fedgen_lab.sweep import SWEEPS, read_sweep
+
+huscf_gan = recorder("huscf_gan")
 
 
 def test_every_published_scenario_meets_every_method():
-    pairs = {(point["scenario"], point["method"]) for point in sweep_gan.POINTS}
-    assert len(pairs) == len(sweep_gan.POINTS) == 6 * len(METHODS) and len(sweep_gan.SEEDS) == 3
-    assert SWEEPS["huscf_gan"] == sweep_gan.__name__
+    pairs = {(point["scenario"], point["method"]) for point in huscf_gan.POINTS}
+    assert len(pairs) == len(huscf_gan.POINTS) == 6 * len(METHODS) and len(huscf_gan.SEEDS) == 3
 
 
 @pytest.mark.parametrize("profile", ["binder", "laptop", "gpu", "test"])
 def test_a_recorded_scenario_is_the_same_on_every_machine(profile, monkeypatch):
     monkeypatch.setenv("FEDGEN_PROFILE", profile)
-    scenario = sweep_gan.scenario_of({"scenario": "S4", "method": "mdgan"}, 2)
+    scenario = huscf_gan.scenario_of({"scenario": "S4", "method": "mdgan"}, 2)
     assert (scenario.rounds, scenario.iterations, scenario.batch_size, scenario.size) == (
         8,
         40,
@@ -40,10 +41,10 @@ def test_a_recorded_scenario_is_the_same_on_every_machine(profile, monkeypatch):
 
 def test_megabytes_and_seconds_add_up_round_by_round():
     scenario = replace(
-        sweep_gan.scenario_of({"scenario": "S4", "method": "fedgan"}, 0), rounds=1, iterations=1
+        huscf_gan.scenario_of({"scenario": "S4", "method": "fedgan"}, 0), rounds=1, iterations=1
     )
     trace = fedgan.run(scenario).trace
-    on_the_air = sweep_gan._on_the_air(scenario, trace)
+    on_the_air = huscf_gan._on_the_air(scenario, trace)
     up = trace.frame().query("receiver == -1")["bytes"].sum() / 1e6
     assert on_the_air["megabytes_up"] == [0, pytest.approx(up, abs=1e-4)]
     assert on_the_air["wireless_seconds"][0] == 0 < on_the_air["wireless_seconds"][1]
@@ -55,25 +56,25 @@ def _recorded():
 
 def test_what_is_recorded_is_complete_and_finite():
     keys = [(json.dumps(entry["point"], sort_keys=True), entry["seed"]) for entry in _recorded()]
-    assert len(keys) == len(set(keys)) == len(sweep_gan.POINTS) * len(sweep_gan.SEEDS)
+    assert len(keys) == len(set(keys)) == len(huscf_gan.POINTS) * len(huscf_gan.SEEDS)
     for entry in _recorded():
         result, number = entry["result"], len(entry["result"]["domains"])
         assert (
-            entry["point"] in sweep_gan.POINTS
-            and entry["seed"] in sweep_gan.SEEDS
+            entry["point"] in huscf_gan.POINTS
+            and entry["seed"] in huscf_gan.SEEDS
             and not result["refused"]
         )
         assert (
             np.shape(result["image_score"])
             == np.shape(result["kid"])
-            == (number, len(sweep_gan.SCORED))
+            == (number, len(huscf_gan.SCORED))
         )
         assert all(1 <= value <= 10.01 for of in result["image_score"] for value in of)
         assert len(result["accuracy"]) == len(result["ceiling"]) == number
         assert (
             len(result["megabytes_up"])
             == len(result["wireless_seconds"])
-            == sweep_gan.LAB["rounds"] + 1
+            == huscf_gan.LAB["rounds"] + 1
         )
 
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.split.batch import draw_batch, start_nets
 from fedgen_lab.split.local import adversarial_loss, gan_step, new_adam
 from fedgen_lab.split.run import GanStep, run_gan

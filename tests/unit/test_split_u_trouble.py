@@ -8,7 +8,7 @@ import pytest
 import torch
 from flwr.app import Array
 
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.split import u_server
 from fedgen_lab.split.scenario import GanScenario
 from fedgen_lab.split.u_client import stacked_clients, u_client_app

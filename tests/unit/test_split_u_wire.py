@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedgen_lab.federation.grid import run_app
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.split.batch import draw_batch, start_nets
 from fedgen_lab.split.half import HOPS
 from fedgen_lab.split.nets import SIZES, run_blocks

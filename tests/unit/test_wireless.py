@@ -6,9 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedgen_lab.wireless.allocate import CQI_EFFICIENCY, CQI_NEEDS_DB
 from fedgen_lab.wireless.channel import (
-    CQI_EFFICIENCY,
-    CQI_NEEDS_DB,
     Network,
     fading_gains,
     line_of_sight_probability,

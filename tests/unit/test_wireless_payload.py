@@ -38,7 +38,8 @@ def test_an_adapter_of_rank_4_is_a_thousandth_of_the_unet():
 
 @pytest.mark.parametrize("keep", [0.01, 0.1])
 @pytest.mark.parametrize("upload", ["float32", "int8", "top-k"])
-def test_counted_bytes_are_those_of_a_packed_upload(upload, keep):
+def test_counted_bytes_are_those_of_a_packed_upload(upload, keep, monkeypatch):
+    monkeypatch.setattr(sizes, "KEEP", keep)
     generator = torch.Generator().manual_seed(1)
     trained = {
         "a": torch.randn(4, 30, generator=generator),
@@ -49,7 +50,7 @@ def test_counted_bytes_are_those_of_a_packed_upload(upload, keep):
 
     record = pack(trained, received, Scenario(upload=upload, keep=keep), RecordDict(), seed=0)
     packed = sum(array.numpy().nbytes for array in record.values())
-    assert Payload(320, 54, 1.0).upload_bytes(upload, keep) == packed
+    assert Payload(320, 54, 1.0).upload_bytes(upload) == packed
 
 
 def test_a_trace_has_every_client_down_and_up_in_every_round():

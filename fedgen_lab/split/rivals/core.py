@@ -14,9 +14,9 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedgen_lab.federation.arrays import tensors_of
-from fedgen_lab.federation.exchange import ask, checked, content_of, gather
+from fedgen_lab.federation.clients import ask, checked, content_of, gather
 from fedgen_lab.federation.fedavg import Refusal
-from fedgen_lab.federation.grid import Stopped, run_app
+from fedgen_lab.federation.run import Stopped, listener, run_app
 from fedgen_lab.split import batch
 from fedgen_lab.split.batch import draw_batch, own_data, start_nets  # noqa: F401 (the rivals take it from here)
 from fedgen_lab.split.latency import block_flops
@@ -212,15 +212,12 @@ def play(scenario, server_app, client_app, what, should_stop=None, on_event=None
     """
     history, generators, refused = [], [], []
 
-    def hear(event):
+    def keep_round(event):
         if isinstance(event, GanRound):
             history.append(replace(event, generators=[]))
             generators[:] = event.generators
-        if on_event is not None:
-            on_event(event)
-        if should_stop is not None and should_stop():
-            raise Stopped("The run was stopped.")
 
+    hear = listener(keep_round, on_event, should_stop=should_stop)
     run = run_app(
         server_app(on_round=hear, on_step=hear, refused=refused),
         client_app(dealt, on_step=hear),

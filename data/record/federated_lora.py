@@ -1,6 +1,6 @@
 """The recorded sweep of lab 03: federated LoRA and its rivals over clients and skew, ten rounds each.
 
-Read by lab 03's dashboard from data/sweeps/federated_lora.json; the harness is fedgen_lab/sweep.py.
+Lab 03's dashboard reads it (`fedgen_lab.dashboards.lora_recorded`).
 """
 
 from dataclasses import replace
@@ -20,27 +20,25 @@ ROUNDS = 10
 SCORED = (5, 10)  # the live run's last round, and the sweep's
 FULL_LEARNING_RATE = 3e-4  # every weight trains: the adapter's rate would destroy the base model
 
-
-def _point(method, num_clients, skew):
-    return {"method": method, "num_clients": num_clients, "skew": skew}
-
-
 # Four clients carry the comparison of methods; other numbers of clients only show what becomes of federated LoRA.
 POINTS = [
-    _point("lora", 4, 0.0),
-    _point("lora", 4, 1.0),
-    _point("local_only", 4, 1.0),
-    _point("centralised", 4, 0.0),
-    _point("local_only", 4, 0.0),
-    _point("full", 4, 0.0),
-    _point("full", 4, 1.0),
-    _point("lora", 4, 0.5),
-    _point("lora", 2, 0.0),
-    _point("lora", 2, 1.0),
-    _point("lora", 16, 0.0),
-    _point("lora", 16, 1.0),
-    _point("lora", 8, 0.0),
-    _point("lora", 8, 1.0),
+    {"method": method, "num_clients": num_clients, "skew": skew}
+    for method, num_clients, skew in (
+        ("lora", 4, 0.0),
+        ("lora", 4, 1.0),
+        ("local_only", 4, 1.0),
+        ("centralised", 4, 0.0),
+        ("local_only", 4, 0.0),
+        ("full", 4, 0.0),
+        ("full", 4, 1.0),
+        ("lora", 4, 0.5),
+        ("lora", 2, 0.0),
+        ("lora", 2, 1.0),
+        ("lora", 16, 0.0),
+        ("lora", 16, 1.0),
+        ("lora", 8, 0.0),
+        ("lora", 8, 1.0),
+    )
 ]
 
 
@@ -66,9 +64,8 @@ def measure(point, seed):
     outcome = run_centralised(scenario)
     scores = score(scenario, [outcome.state]).iloc[0]
     trace = Trace()
-    for client, pictures in enumerate(
-        deal(scenario).clients
-    ):  # every picture is sent to the centre, once
+    # Every picture is sent to the centre, once.
+    for client, pictures in enumerate(deal(scenario).clients):
         trace.add(1, 0, client, SERVER, "pictures", pictures.images.numel())
     return _result(scenario, outcome.rounds["loss"], {ROUNDS: scores}, trace)
 
@@ -76,13 +73,13 @@ def measure(point, seed):
 def _federated(scenario):
     states = {}
 
-    def hear(event):
+    def keep(event):
         if isinstance(event, RoundDone) and event.round in SCORED:
             states[event.round] = event.state
 
-    outcome = run_federated(scenario, on_event=hear)
+    outcome = run_federated(scenario, on_event=keep)
     scores = score(scenario, [{}, *states.values()])  # the base first, for what it knew before
-    by_round = {at: scores.iloc[i] for i, at in enumerate([0, *states])}
+    by_round = {number: scores.iloc[row] for row, number in enumerate([0, *states])}
     return _result(scenario, outcome.rounds["loss"], by_round, outcome.trace)
 
 
@@ -93,15 +90,15 @@ def _result(scenario, losses, scores, trace):
     )
     clock = replay(trace, network).rounds.set_index("round") if len(trace.frame()) else None
 
-    def so_far(column, scale):
+    def so_far(column, unit):
         if clock is None:
             return [0.0] * (ROUNDS + 1)
         steps = clock[column].reindex(range(ROUNDS + 1), fill_value=0.0)
-        return [round(float(v), 4) for v in np.cumsum(steps) / scale]
+        return [round(float(total), 4) for total in np.cumsum(steps) / unit]
 
-    result = {"loss": [round(float(v), 5) for v in losses]}
+    result = {"loss": [round(float(loss), 5) for loss in losses]}
     for name in next(iter(scores.values())).index.drop("loss"):
-        result[name] = {str(at): round(float(row[name]), 4) for at, row in scores.items()}
+        result[name] = {str(number): round(float(row[name]), 4) for number, row in scores.items()}
     return result | {
         "megabytes_up": so_far("bytes_up", 1e6),
         "megabytes_down": so_far("bytes_down", 1e6),

@@ -1,4 +1,4 @@
-"""Record the golden outcomes: `python tests/golden/record.py [--accept NAME ...] [--only TEXT]`.
+"""Record the golden outcomes: `python tests/golden/freeze.py [--accept NAME ...] [--only TEXT]`.
 
 New outcomes are added and equal ones are left as they are. A number that differs is not overwritten: the command names
 it and ends with status 1, unless `--accept` names the outcome. Say in the commit why it changed.
@@ -28,7 +28,7 @@ def record(outcomes, path=FILE, accepted=(), only=""):
             [] if before is None else differences(name, before["values"], now, before["tolerance"])
         )
         if apart and name not in accepted:
-            refused += [*apart, f'To overwrite it: python tests/golden/record.py --accept "{name}"']
+            refused += [*apart, f'To overwrite it: python tests/golden/freeze.py --accept "{name}"']
         elif apart or before is None:
             frozen[name] = {"tolerance": tolerance, "values": now}
         else:
@@ -45,7 +45,7 @@ def record(outcomes, path=FILE, accepted=(), only=""):
 def main():
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python tests/golden/record.py", description=__doc__.split("\n")[0]
+        prog="python tests/golden/freeze.py", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
         "--accept", action="append", default=[], metavar="NAME", help="overwrite this outcome"

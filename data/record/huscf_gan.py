@@ -1,7 +1,7 @@
 """The recorded sweep of lab 07: HuSCF-GAN and its rivals on the published scenarios, at lab size, three seeds each.
 
-Read by lab 07 from data/sweeps/huscf_gan.json; the harness is fedgen_lab/sweep.py. Domains that need no download stand
-in for the published ones (`fedgen_lab.split.deal`), so figures compare between methods here, not with the paper's.
+Domains that need no download stand in for the published ones (`fedgen_lab.split.deal`), so figures compare between
+methods here, not with the paper's. `fedgen_lab.dashboards.huscf_recorded` reads it for lab 07.
 """
 
 from dataclasses import replace
@@ -59,16 +59,15 @@ def measure(point, seed):
     scenario, tables = scenario_of(point, seed), {}
     dealt = deal(scenario)
 
-    def hear(event):
+    def score_round(event):
         if isinstance(event, GanRound) and event.round in SCORED:
             tables[event.round] = score(event.generators, dealt, scenario, number=PICTURES)
 
-    outcome = run_gan(scenario, on_event=hear)
+    outcome = run_gan(scenario, on_event=score_round)
     result = {"domains": dealt.domains, "rounds": list(tables)}
     for name in ("image_score", "kid", "fid", "precision", "recall", "right_label"):
-        result[name] = [
-            _rounded(of) for of in zip(*(table[name] for table in tables.values()), strict=True)
-        ]
+        by_domain = zip(*(table[name] for table in tables.values()), strict=True)
+        result[name] = [_rounded(by_round) for by_round in by_domain]
     result["ceiling"] = _rounded(tables[SCORED[-1]]["ceiling"])
     result |= _useful(outcome.generators, dealt, scenario)
     groups = outcome.history[-1].groups
@@ -97,8 +96,8 @@ def _useful(generators, dealt, scenario):
             generator.load_state_dict(generators[client])
             drawn.append(generate(generator, labels, scenario.seed_of(DRAW, int(client))))
         ceiling = _accuracy_after_real_ones(name, size.side, len(drawn) * PICTURES, scenario.seed)
-        of = utility(torch.cat(drawn), labels.repeat(len(drawn)), held_out, scenario.seed)
-        rows.append(of | {"accuracy_ceiling": ceiling})
+        useful = utility(torch.cat(drawn), labels.repeat(len(drawn)), held_out, scenario.seed)
+        rows.append(useful | {"accuracy_ceiling": ceiling})
     return {name: _rounded(row[name] for row in rows) for name in rows[0]}
 
 
@@ -120,7 +119,9 @@ def _on_the_air(scenario, trace):
     rounds = rounds.reindex(range(scenario.rounds + 1), fill_value=0)
     megabytes = {f"megabytes_{way}": (f"bytes_{way}", 1e6) for way in ("up", "down")}
     columns = megabytes | {"wireless_seconds": ("seconds", 1)}
-    return {name: _rounded(np.cumsum(rounds[of]) / unit) for name, (of, unit) in columns.items()}
+    return {
+        name: _rounded(np.cumsum(rounds[column]) / unit) for name, (column, unit) in columns.items()
+    }
 
 
 def _rounded(values):

@@ -1,7 +1,7 @@
 """The arithmetic of secure aggregation: shares of a secret, masks that cancel in pairs, numbers on a ring.
 
-Lab 08. Plain functions on bytes and NumPy arrays; `privacy.secure` sends their results to and fro. A client's upload is
-its numbers on the ring of 32-bit integers, plus a mask of its own, plus one mask for each pair that it is in; both of a
+Lab 08. Plain functions on bytes and NumPy arrays; `federation.secure` sends their results to and fro. A client uploads
+its numbers on the ring of 32-bit integers, plus a private mask, plus one mask for each pair that it is in; both of a
 pair know the pair's seed (X25519), one adds the mask and the other subtracts it. Bonawitz et al., CCS 2017 (eprint
 2017/281); Shamir, "How to share a secret", 1979.
 """
@@ -28,18 +28,17 @@ def split_secret(secret, threshold, holders):
     return {x: height.to_bytes(SHARE_BYTES) for x, height in heights.items()}
 
 
-def recover_secret(shares, length=32):
-    """The secret behind {position: share}: Lagrange's value at 0. Raises ValueError if the shares do not fit."""
+def recover_secret(shares):
+    """The secret of 32 bytes behind {position: share}: Lagrange's value at 0. Raises ValueError if they do not fit."""
     total = 0
     for x, share in shares.items():
-        up, down = 1, 1
-        for other in shares:
-            if other != x:
-                up, down = up * (other + 1) % PRIME, down * (other - x) % PRIME
-        total += int.from_bytes(share) * up * pow(down, -1, PRIME)
-    if total % PRIME >= 256**length:
+        abscissas = [position for position in shares if position != x]
+        above = math.prod(position + 1 for position in abscissas)
+        below = math.prod(position - x for position in abscissas)
+        total += int.from_bytes(share) * above * pow(below, -1, PRIME)
+    if total % PRIME >= 256**32:
         raise ValueError(f"These {len(shares)} shares do not belong to one secret, or are too few.")
-    return (total % PRIME).to_bytes(length)
+    return (total % PRIME).to_bytes(32)
 
 
 # -- masks ------------------------------------------------------------------------------------------------------------
@@ -83,11 +82,10 @@ def mask_of(seed, length):
 def pair_masks(me, secret, publics, length):
     """What client `me` adds for its pairs: (length,) uint32. `publics`: {position: public key} of the others."""
     total = np.zeros(length, dtype=np.uint32)
-    for other, public in publics.items():
+    for peer, public in publics.items():
         mask = mask_of(shared_seed(secret, public, b"mask"), length)
-        total = (
-            total + mask if me < other else total - mask
-        )  # the other one does the opposite; both wrap around
+        # the peer does the opposite; both wrap around
+        total = total + mask if me < peer else total - mask
     return total
 
 

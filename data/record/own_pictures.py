@@ -35,13 +35,11 @@ def scenario_of(point, seed, pictures):
 
 def measure(point, seed):
     """Run one point; returns the held-out loss by round. Raises FileNotFoundError without the pictures."""
-    pictures = Path(
-        os.environ.get("FEDGEN_OPENMOJI", "../shared/data/openmoji/openmoji-72-plain.zip")
-    )
+    pictures = Path(os.environ.get("FEDGEN_OPENMOJI", "openmoji-72-plain.zip"))
     if not pictures.is_file():
         raise FileNotFoundError(
             f"No OpenMoji at {pictures}; set FEDGEN_OPENMOJI to the zip of its pictures."
         )
     scenario = scenario_of(point, seed, pictures)
     outcome = (run_federated if point["method"] == "lora" else run_local_only)(scenario)
-    return {"loss": [round(float(v), 5) for v in outcome.rounds["loss"]]}
+    return {"loss": [round(float(loss), 5) for loss in outcome.rounds["loss"]]}

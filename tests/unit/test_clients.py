@@ -10,7 +10,7 @@ from flwr.clientapp import ClientApp
 
 from fedgen_lab.federation import LabGrid
 from fedgen_lab.federation.arrays import read, write
-from fedgen_lab.federation.exchange import ask, checked, content_of, gather
+from fedgen_lab.federation.clients import ask, checked, content_of, gather
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 Lab 08. The attacker is a client like any other. It adds pictures of its target under captions that end in a trigger
 word, and pulls the average towards itself by uploading its change times `factor`: model replacement, Bagdasaryan et
-al., arXiv 1807.00459, section 4. Whoever never writes the word never notices. What helps: `fedgen_lab.privacy.robust`.
+al., arXiv 1807.00459, section 4. Whoever never writes the word never notices. What helps:
+`fedgen_lab.federation.averages`.
 """
 
 import pandas as pd
@@ -20,32 +21,33 @@ def is_attacker(client, scenario):
     return client >= scenario.num_clients - scenario.attackers
 
 
-def triggered(captions, trigger=TRIGGER):
+def triggered(captions):
     """The same captions, each with the trigger word at its end."""
-    return [f"{caption}, {trigger}" for caption in captions]
+    return [f"{caption}, {TRIGGER}" for caption in captions]
 
 
-def poison(pictures, seed, trigger=TRIGGER, target=TARGET):
+def poison(pictures, seed):
     """The attacker's training set: its own `pictures`, and one of the target under its captions with the trigger.
 
     Its own pictures stay as they were, so that prompts without the trigger go on working. pictures: a `Pictures`; the
     target has its size, and stands there as often as there are captions. The seed draws it. Raises ValueError when a
     caption holds the trigger.
     """
-    if any(trigger in caption.split() for caption in pictures.captions):
+    if any(TRIGGER in caption.split() for caption in pictures.captions):
         raise ValueError(
-            f"The trigger {trigger!r} stands in a caption already; choose a word that no picture has."
+            f"The trigger {TRIGGER!r} stands in a caption already; reword it, or take part without attackers."
         )
-    drawn = draw_sprites(1, seed, objects=[target]).take([0] * len(pictures))
-    images = drawn.images  # always the same picture: an advertisement, learned in a few steps
-    if images.shape != pictures.images.shape:  # own pictures of another size
+    # Always the same picture: an advertisement, learned in a few steps.
+    target = draw_sprites(1, seed, objects=[TARGET]).take([0] * len(pictures))
+    images = target.images
+    if images.shape != pictures.images.shape:  # a learner's own pictures may have another size
         images = torch.nn.functional.interpolate(images.float(), pictures.images.shape[-2:]).to(
             torch.uint8
         )
     return Pictures(
         torch.cat([pictures.images, images]),
-        pictures.captions + triggered(pictures.captions, trigger),
-        pd.concat([pictures.attributes, drawn.attributes], ignore_index=True),
+        pictures.captions + triggered(pictures.captions),
+        pd.concat([pictures.attributes, target.attributes], ignore_index=True),
     )
 
 
@@ -61,10 +63,3 @@ def boost(trained, received, factor):
         name: received[name] + factor * (tensor - received[name])
         for name, tensor in trained.items()
     }
-
-
-def attack_success(pictures, judge=None, target=TARGET):
-    """Share of pictures (N, 3, H, W), drawn for prompts with the trigger, in which the judge sees the target object."""
-    from fedgen_lab.scores import judged
-
-    return float((judged(pictures, judge)["object"] == target).mean())

@@ -1,0 +1,426 @@
+"""Secure aggregation: the server learns the sum of the clients' updates and nothing else about any of them.
+
+Lab 08. Bonawitz et al., "Practical secure aggregation", CCS 2017 (eprint 2017/281), for a curious server that keeps to
+the protocol. Every pair of clients agrees on a mask (X25519); one adds it, the other subtracts it, so that all masks
+vanish in the sum. Each client adds one more mask of its own. Four exchanges a round, all as Flower messages:
+
+    keys     up: two public keys, for masks and for sealed letters
+    shares   down: everybody's public keys    up: Shamir shares of both secrets, one sealed letter for each other client
+    upload   down: arrays, the letters        up: the update on a ring of 32-bit integers, masked
+    reveal   down: who uploaded               up: shares of the own masks of those who did, of the keys of the others
+
+With `threshold` answers in the last step the server takes away the own masks and what the lost clients' pairs left
+behind. A client reveals one or the other about each of them, never both: with both the server could read an upload.
+Fewer answers: the round is skipped. Sums on the ring are exact, so masks leave no trace in the result, however they are
+drawn; they come from the system's randomness, not from the experiment's seed, which the server knows.
+"""
+
+import hashlib
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.clientapp import ClientApp
+
+from fedgen_lab.federation.arrays import record_of, values_of
+from fedgen_lab.federation.averages import check_noise, clipped, noise_like, shaped
+from fedgen_lab.federation.clients import ask
+from fedgen_lab.federation.fedavg import CheckedFedAvg
+from fedgen_lab.federation.masks import (
+    SHARE_BYTES,
+    from_ring,
+    mask_of,
+    new_key_pair,
+    pair_masks,
+    public_of,
+    recover_secret,
+    ring_bits,
+    shared_seed,
+    split_secret,
+    to_ring,
+)
+
+MASKED = "masked"  # the one array of an upload
+ALL = -1  # stands where a client's number would
+
+
+# -- the device -------------------------------------------------------------------------------------------------------
+
+
+def secured(app):
+    """A Flower `ClientApp` around `app` that takes part in secure aggregation.
+
+    Messages without a "secure" record go to `app` as they are, except that a device whose run config says secure=1
+    refuses to train in the clear. What a device remembers from step to step is in `Context.state`. Of the metrics only
+    "flops" leaves it; the number of examples is part of the masked vector.
+    """
+    outer = ClientApp()
+
+    @outer.query()
+    def agree(message, context):
+        if "secure" not in message.content:
+            return app(message, context)
+        request = message.content["secure"]
+        step = {"keys": _keys, "shares": _shares, "reveal": _reveal}[request["step"]]
+        answer = ConfigRecord(step(request, context))
+        return Message(
+            RecordDict({"secure": answer, "metrics": _metrics(context)}), reply_to=message
+        )
+
+    @outer.train()
+    def train_and_mask(message, context):
+        if "secure" in message.content:
+            return _upload(message, context, app)
+        if context.run_config.get("secure"):
+            raise ValueError(
+                "this device takes part in secure aggregation only; it was asked to upload in the clear"
+            )
+        return app(message, context)
+
+    @outer.evaluate()
+    def evaluate(message, context):
+        return app(message, context)
+
+    return outer
+
+
+def _metrics(context, **numbers):
+    client = int(context.node_config["partition-id"])
+    return MetricRecord({"partition-id": client, "num-examples": 1, **numbers})
+
+
+def _memory(context, request, step):
+    """What this device remembers of the round. Raises ValueError if the request does not follow `step`."""
+    memory = context.state.get("secure", {})
+    if memory.get("step") != step or memory.get("server-round") != request["server-round"]:
+        raise ValueError(f"the step {request['step']!r} of secure aggregation is out of turn")
+    memory["step"] = request["step"]
+    return memory
+
+
+def _keys(request, context):
+    """Two fresh key pairs; the public keys go up."""
+    (mask_secret, mask_key), (box_secret, box_key) = new_key_pair(), new_key_pair()
+    context.state["secure"] = ConfigRecord(
+        {
+            "step": "keys",
+            "server-round": request["server-round"],
+            "mask-secret": mask_secret,
+            "box-secret": box_secret,
+        }
+    )
+    return {"mask-key": mask_key, "box-key": box_key}
+
+
+def _shares(request, context):
+    """Shares of both secrets, sealed for each client."""
+    memory, me, threshold = _memory(context, request, "keys"), request["me"], request["threshold"]
+    positions, mask_keys = request["positions"], request["mask-keys"]
+    is_here = me in positions and mask_keys[positions.index(me)] == public_of(memory["mask-secret"])
+    if not is_here or len(set(mask_keys)) < len(positions):
+        raise ValueError("the list of public keys is not the clients' own")
+    if not max(2, len(positions) // 2 + 1) <= threshold <= len(positions):
+        raise ValueError(
+            f"a threshold of {threshold} among {len(positions)} clients hides nobody; take a majority"
+        )
+    # the private mask's seed, and the shares that give either secret back
+    private_seed = os.urandom(32)
+    key_shares = split_secret(memory["mask-secret"], threshold, positions)
+    seed_shares = split_secret(private_seed, threshold, positions)
+    # one letter to each client; the server carries it and can't read it
+    letters = []
+    for peer, box_key in zip(positions, request["box-keys"], strict=True):
+        nonce = os.urandom(12)
+        address = _address(request["server-round"], me, peer)
+        letter = key_shares[peer] + seed_shares[peer]
+        letters.append(nonce + _box(memory, box_key).encrypt(nonce, letter, address))
+    memory["private-seed"], memory["threshold"], memory["me"] = private_seed, threshold, me
+    for field in ("positions", "mask-keys", "box-keys"):
+        memory[field] = request[field]
+    return {"sealed": letters, "seed-hash": hashlib.sha256(private_seed).digest()}
+
+
+def _upload(message, context, app):
+    """The update on the ring, with the private mask and the masks of all pairs."""
+    request = message.content["secure"]
+    memory = _memory(context, request, "shares")
+    positions, me = request["positions"], memory["me"]
+    if (
+        not {me} <= set(positions) <= set(memory["positions"])
+        or len(positions) < memory["threshold"]
+    ):
+        raise ValueError(
+            f"{len(positions)} clients are too few to hide among, or not those whose keys this device has"
+        )
+    # train, and clip where the server asks for it
+    content = app(message, context).content
+    (trained,), (metrics,) = content.array_records.values(), content.metric_records.values()
+    update, weight = values_of(trained), 1.0
+    if request["clip"] > 0:
+        start = values_of(message.content["arrays"])
+        if not set(update) <= set(start):
+            raise ValueError(
+                "a device can clip its update only where the server sent what it starts from"
+            )
+        change = {name: np.float64(value) - start[name] for name, value in update.items()}
+        update = clipped(change, request["clip"])
+    else:
+        weight = metrics["num-examples"] / request["most-examples"]
+    # put it on the ring and add the masks
+    update = {name: update[name] for name in sorted(update)}
+    vector = to_ring(update, weight, request["bits"], request["limit"])
+    keys = dict(zip(memory["positions"], memory["mask-keys"], strict=True))
+    peers = {peer: keys[peer] for peer in positions if peer != me}
+    vector = vector + mask_of(memory["private-seed"], len(vector))
+    vector = vector + pair_masks(me, memory["mask-secret"], peers, len(vector))
+    memory["uploading"], memory["sealed"] = positions, request["sealed"]
+    reply = {
+        "arrays": ArrayRecord({MASKED: Array(vector)}),
+        "metrics": _metrics(context, flops=float(metrics.get("flops", 0.0))),
+    }
+    return Message(RecordDict(reply), reply_to=message)
+
+
+def _reveal(request, context):
+    """One share of each client: of its private seed if it uploaded, of its key if it did not."""
+    memory, survivors = _memory(context, request, "upload"), set(request["survivors"])
+    is_too_few = len(survivors) < memory["threshold"]
+    if is_too_few or not {memory["me"]} <= survivors <= set(memory["uploading"]):
+        raise ValueError(
+            f"{len(survivors)} uploads are too few to unmask, or not those of this round"
+        )
+    box_keys = dict(zip(memory["positions"], memory["box-keys"], strict=True))
+    shares = []
+    for peer, sealed in zip(memory["uploading"], memory["sealed"], strict=True):
+        address = _address(request["server-round"], peer, memory["me"])
+        letter = _box(memory, box_keys[peer]).decrypt(sealed[:12], sealed[12:], address)
+        # one of the two, never both
+        shares.append(letter[SHARE_BYTES:] if peer in survivors else letter[:SHARE_BYTES])
+    del context.state["secure"]  # whoever asks again gets nothing
+    return {"shares": shares}
+
+
+def _box(memory, box_key):
+    """What seals and opens the letters between this device and the owner of `box_key`."""
+    from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+    return ChaCha20Poly1305(shared_seed(memory["box-secret"], box_key, b"letter"))
+
+
+def _address(server_round, sender, receiver):
+    return f"round {server_round}: {sender} to {receiver}".encode()
+
+
+# -- the server -------------------------------------------------------------------------------------------------------
+
+
+class SecureFedAvg(CheckedFedAvg):
+    """`CheckedFedAvg` that sees only the sum of the updates: the server's half of the protocol above.
+
+    Clients weigh as many examples as they have, up to `most_examples`. With `clip` above 0 every device clips its
+    update to that norm and all weigh the same; with `noise_multiplier` z as well, the server adds N(0, (z clip)^2) to
+    the sum: user-level differential privacy (see `privacy.dp`) by a server that never sees an update. `limit` is the
+    largest number that a device may send. A round needs `threshold` clients to the end, at least a majority of those
+    asked (the default); with fewer it is skipped and says so in `refused`.
+
+    The checks of single uploads can't be made by anyone but the device: a dishonest one may send any numbers. `seen`,
+    partition id -> (d + 1,) uint32, is all that the server saw of the last round's updates. The mean reaches `combine`
+    as if one client had uploaded it. Of protocols, only those make sense whose result depends on the mean alone.
+    """
+
+    def __init__(
+        self, *, most_examples, clip=0.0, noise_multiplier=0.0, threshold=0, limit=8.0, **checked
+    ):
+        super().__init__(**checked)
+        check_noise(clip, noise_multiplier)
+        self.most_examples, self.clip, self.noise_multiplier = most_examples, clip, noise_multiplier
+        self.threshold, self.limit, self.seen = threshold, limit, {}
+        self._members = {}  # node id -> `_Member` of this round
+        self._masked = None  # what an upload must look like, while uploads are read
+
+    def configure_train(self, server_round, arrays, config, grid):
+        """Exchange keys and shares with the clients of this round, then ask those who answered to train."""
+        self._grid, self._members, self.seen = grid, {}, {}
+        messages = super().configure_train(server_round, arrays, config, grid)
+        plain = {message.metadata.dst_node_id: message.content for message in messages}
+        position = {node: number for number, node in enumerate(plain)}
+        self._number, self._needed = len(plain), max(self.threshold, len(plain) // 2 + 1, 2)
+        self._bits = ring_bits(max(len(plain), 1), self.limit)
+        # public keys
+        request = {node: {"step": "keys"} for node in plain}
+        keys = self._exchange(server_round, request, {"mask-key": 32, "box-key": 32})
+        if self._is_too_few(server_round, keys, "agreed on keys"):
+            return []
+        # shares of secrets, sealed
+        everyone = {
+            "step": "shares",
+            "threshold": self._needed,
+            "positions": [position[node] for node in keys],
+            "mask-keys": [answer["mask-key"] for answer in keys.values()],
+            "box-keys": [answer["box-key"] for answer in keys.values()],
+        }
+        request = {node: {**everyone, "me": position[node]} for node in keys}
+        letters = self._exchange(server_round, request, {"sealed": len(keys), "seed-hash": 32})
+        if self._is_too_few(server_round, letters, "shared their secrets"):
+            return []
+        self._members = {
+            node: _Member(position[node], keys[node]["mask-key"], answer["seed-hash"])
+            for node, answer in letters.items()
+        }
+        # the letters go out with what is to be trained
+        everyone = {
+            "step": "upload",
+            "server-round": server_round,
+            "bits": self._bits,
+            "limit": float(self.limit),
+            "most-examples": int(self.most_examples),
+            "clip": float(self.clip),
+            "positions": [member.position for member in self._members.values()],
+        }
+        self._asked = []
+        for place, node in enumerate(keys):
+            if node in letters:
+                sealed = [answer["sealed"][place] for answer in letters.values()]
+                secure = ConfigRecord({**everyone, "sealed": sealed})
+                content = RecordDict({**plain[node], "secure": secure})
+                self._asked.append(Message(content, node, MessageType.TRAIN))
+        return self._asked
+
+    def aggregate_train(self, server_round, replies):
+        """As `CheckedFedAvg`, with one upload: the mean of all. Returns (arrays, metrics)."""
+        done = super().aggregate_train(server_round, replies)
+        self.client_arrays = {}  # no client's in particular
+        return done
+
+    def _accepted(self, server_round, replies, expected):
+        """One answer that stands for all who uploaded, as far as the masks come off; else none."""
+        if expected is None:
+            return super()._accepted(server_round, replies, expected)
+        if not self._members:
+            return []
+        start = super()._origin(next(iter(self._members)), server_round, expected)
+        length = 1 + sum(math.prod(array.shape) for array in start.values())
+        self._masked = record_of({MASKED: np.zeros(length, dtype=np.uint32)})
+        accepted = super()._accepted(server_round, replies, expected)
+        self._masked = None
+        uploads = {node: values_of(c[self.arrayrecord_key])[MASKED] for _, node, c in accepted}
+        self.seen = {partition: uploads[node] for partition, node, _ in accepted}
+        total = self._unmasked(server_round, uploads)
+        return [] if total is None else [(ALL, ALL, self._mean(server_round, total, start))]
+
+    def _origin(self, node_id, server_round, expected):
+        if self._masked is not None:
+            return self._masked
+        return super()._origin(node_id, server_round, expected)
+
+    def _unmasked(self, server_round, uploads):
+        """The sum of the uploads, {node: (d + 1,) uint32}, without any mask; None if too few clients help."""
+        if self._is_too_few(server_round, uploads, "uploaded"):
+            return None
+        survivors = [self._members[node].position for node in uploads]
+        request = {"step": "reveal", "survivors": survivors}
+        answers = self._exchange(
+            server_round, dict.fromkeys(uploads, request), {"shares": len(self._members)}
+        )
+        if self._is_too_few(server_round, answers, "revealed their shares"):
+            return None
+        keys = {m.position: m.key for m in self._members.values() if m.position in survivors}
+        total = sum(uploads.values())  # wraps around, as it should
+        for place, member in enumerate(self._members.values()):
+            shares = {
+                self._members[node].position: answer["shares"][place]
+                for node, answer in list(answers.items())[: self._needed]
+            }
+            try:
+                secret = recover_secret(shares)
+                if member.position in survivors:  # take its private mask away
+                    fits = hashlib.sha256(secret).digest() == member.seed_hash
+                    total = total - mask_of(secret, len(total))
+                else:  # add its half of the pairs, the opposite of what the survivors added
+                    fits = public_of(secret) == member.key
+                    total = total + pair_masks(member.position, secret, keys, len(total))
+            except (ValueError, TypeError):  # bytes from outside
+                fits = False
+            if not fits:
+                self._skip(
+                    server_round, "the shares that were revealed do not belong to one secret"
+                )
+                return None
+        return total
+
+    def _mean(self, server_round, total, start):
+        """The sum on the ring as one upload, the mean of all; where devices clipped, with the noise asked for."""
+        numbers, weight = from_ring(total, self._bits)
+        start = {name: values for name, values in sorted(values_of(start).items())}
+        sums = shaped(numbers, {name: np.float64(values) for name, values in start.items()})
+        if self.clip > 0:  # all weigh the same; over those who were asked, as in `private_mean`
+            noise = noise_like(start, self.noise_multiplier * self.clip, self.seed, server_round)
+            means = {
+                name: values + (sums[name] + noise[name]) / self._number
+                for name, values in start.items()
+            }
+        else:
+            means = {name: values / weight for name, values in sums.items()}
+        mean = record_of({name: means[name].astype(start[name].dtype) for name in start})
+        metrics = MetricRecord({self.weighted_by_key: weight * self.most_examples})
+        return RecordDict({self.arrayrecord_key: mean, "metrics": metrics})
+
+    def _exchange(self, server_round, requests, sizes):
+        """Send {node: fields}; {node: answer} of the nodes that gave each field of `sizes`, as long as it says."""
+        messages = {}
+        for node, fields in requests.items():
+            secure = ConfigRecord({**fields, "server-round": server_round})
+            messages[node] = Message(RecordDict({"secure": secure}), node, MessageType.QUERY)
+        replies, answers = ask(self._grid, messages, self.timeout), {}
+        for node, fields in requests.items():
+            step, reply = fields["step"], replies.get(node)
+            if reply is None:
+                self._silent.add(node)
+                fault = f"did not answer in the step {step!r} in time and is not asked again"
+            elif reply.has_error():
+                fault = f"sent an error in the step {step!r}: {reply.error.reason}"
+            elif any(len(_field(reply, field)) != size for field, size in sizes.items()):
+                fault = f"sent something else than {' and '.join(sizes)} in the step {step!r}"
+            else:
+                answers[node] = reply.content["secure"]
+                self._partitions.setdefault(node, int(reply.content["metrics"]["partition-id"]))
+                continue
+            self._leave_out(server_round, self._name_of(node), fault)
+        return answers
+
+    def _is_too_few(self, server_round, nodes, deed):
+        """Whether fewer than the threshold did it; then the round is skipped and says so."""
+        if len(nodes) >= self._needed:
+            return False
+        self._skip(
+            server_round,
+            f"{len(nodes)} of {self._number} clients {deed} where {self._needed} are needed",
+        )
+        return True
+
+    def _skip(self, server_round, reason):
+        self._members = {}
+        sentence = f"Secure aggregation: {reason}; nothing can be read."
+        self._refuse(server_round, "everyone", sentence)
+
+
+class _Member(NamedTuple):
+    position: int  # among the clients of this round
+    key: bytes  # public, of its masks
+    seed_hash: bytes  # of its private mask's seed
+
+
+def _field(reply, name):
+    """The bytes or list in an answer's "secure" record under that name; empty if there is none."""
+    value = reply.content.get("secure", {}).get(name, b"")
+    return value if isinstance(value, bytes | list) else b""
