@@ -40,27 +40,34 @@ def start_anvil(tmp_path_factory):
             listener.bind(("127.0.0.1", 0))
             port = port or listener.getsockname()[1]
         command = [program, "--port", str(port), "--silent", *options]
-        nodes.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True))
+        node = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
+        nodes.append((node, port))
         end = time.monotonic() + 30
-        while time.monotonic() < end and nodes[-1].poll() is None:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+        while time.monotonic() < end and node.poll() is None and not _answers(port):
             time.sleep(0.1)
         return f"http://127.0.0.1:{port}"
 
-    def stop(how=signal.SIGTERM, node=None):
-        node = node or nodes.pop()
+    def stop(how=signal.SIGTERM):
+        node, port = nodes.pop()
         try:
             os.killpg(node.pid, how)  # npm's anvil is a script that starts the node
         except ProcessLookupError:
             pass
         node.wait(10)
+        # The script is gone, the node itself may still be there for a moment and hold the port.
+        end = time.monotonic() + 30
+        while time.monotonic() < end and _answers(port):
+            time.sleep(0.1)
 
     start.stop = stop
     yield start
-    for node in nodes:
-        stop(node=node)
+    while nodes:
+        stop()
+
+
+def _answers(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def _skip(reason):
