@@ -39,8 +39,8 @@ def ask(grid, messages, timeout):
             break
         if waiting:
             time.sleep(LOOK_SECONDS)
-    found = {key: replies.get(message.metadata.message_id) for key, message in messages.items()}
-    return {key: reply for key, reply in found.items() if reply is not None}
+    answers = {key: replies.get(message.metadata.message_id) for key, message in messages.items()}
+    return {key: reply for key, reply in answers.items() if reply is not None}
 
 
 def content_of(reply):

@@ -117,12 +117,12 @@ class LabGrid(Grid):
             return [self._deliver([message], steps)[0] for message in messages]
         types = dict.fromkeys(message.metadata.message_type for message in messages)
         together = [[m for m in messages if m.metadata.message_type == kind] for kind in types]
-        return [message_id for some in together for message_id in self._deliver(some, steps)]
+        return [message_id for batch in together for message_id in self._deliver(batch, steps)]
 
     def pull_messages(self, message_ids):
         """The answers to these messages; each answer is handed out once."""
-        found = [self._replies.pop(message_id, None) for message_id in message_ids]
-        return [reply for reply in found if reply is not None]
+        replies = [self._replies.pop(message_id, None) for message_id in message_ids]
+        return [reply for reply in replies if reply is not None]
 
     def send_and_receive(self, messages, *, timeout=None):
         """Deliver the messages and return the answers. `timeout` has no meaning here: no client can be out of reach."""
@@ -221,14 +221,17 @@ class LabGrid(Grid):
 def _flower_task(run_id, node_id):
     """Set Flower's `TaskIdentity` and quieten its log, as a Flower process has them set; put both back afterwards."""
     log = logging.getLogger("flwr")
-    before, level = (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id), log.level
+    identity, level = (
+        (TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id),
+        log.level,
+    )
     TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, run_id, node_id
     if level != logging.ERROR:  # changing it is slow, and a run is thousands of messages
         log.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = before
+        TaskIdentity._task_id, TaskIdentity._run_id, TaskIdentity._node_id = identity
         if level != logging.ERROR:
             log.setLevel(level)
 

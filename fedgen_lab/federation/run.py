@@ -50,11 +50,11 @@ def run_app(
     return Run(context, grid.trace, stopped=False)
 
 
-def listener(*hear, should_stop=None):
-    """A function of an event: passes it to every `hear` that is not None, and raises `Stopped` when it is time to."""
+def listener(*functions, should_stop=None):
+    """A function of an event: passes it to all that are not None, and raises `Stopped` when it is time to."""
 
     def on_event(event):
-        for function in hear:
+        for function in functions:
             if function is not None:
                 function(event)
         if should_stop is not None and should_stop():

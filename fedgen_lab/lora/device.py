@@ -187,9 +187,9 @@ class LoraDevice:
             )
         return scenario, client, self._base(scenario)
 
-    def _metrics(self, client, base, **more):
+    def _metrics(self, client, base, **numbers):
         pictures = len(base.encoded(client))
-        return MetricRecord({"num-examples": pictures, "partition-id": client, **more})
+        return MetricRecord({"num-examples": pictures, "partition-id": client, **numbers})
 
 
 def _seat(scenario, client, server_round):

@@ -50,10 +50,10 @@ def _scaled(state, scale_of):
     }
 
 
-def part(state, which):
+def part(state, letters):
     """The factors that travel: "A", "B", or "AB" for both."""
     return {
-        name: tensor for name, tensor in state.items() if name.partition(".lora_")[2][:1] in which
+        name: tensor for name, tensor in state.items() if name.partition(".lora_")[2][:1] in letters
     }
 
 

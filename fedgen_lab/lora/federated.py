@@ -190,10 +190,10 @@ def run_federated(scenario, should_stop=None, on_event=None, start=None):
         if isinstance(event, RoundDone):
             losses[event.round] = event.loss
 
-    hear = listener(note_loss, on_event, should_stop=should_stop)
+    report = listener(note_loss, on_event, should_stop=should_stop)
     run = run_app(
-        lora_server_app(hear, strategies.append, start=start),
-        lora_client_app(hear, device),
+        lora_server_app(report, strategies.append, start=start),
+        lora_client_app(report, device),
         scenario.num_clients,
         scenario.to_run_config(),
         should_stop,

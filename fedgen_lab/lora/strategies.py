@@ -77,7 +77,7 @@ def refuse_contradictions(scenario):
                 knob,
                 f"{rule} needs every upload on its own, {knob} acts on their mean",
             )
-    for is_wrong, one, other, why in (
+    for is_wrong, knob, partner, reason in (
         (
             not lora and rule != "fedit",
             "method",
@@ -161,12 +161,12 @@ def refuse_contradictions(scenario):
         ),
     ):
         if is_wrong:
-            _contradict(scenario, one, other, why)
+            _contradict(scenario, knob, partner, reason)
 
 
-def _contradict(scenario, one, other, why):
-    values = f"{one}={getattr(scenario, one)!r} and {other}={getattr(scenario, other)!r}"
-    raise ValueError(f"{values} don't go together: {why}. Change one of them.")
+def _contradict(scenario, knob, partner, reason):
+    values = f"{knob}={getattr(scenario, knob)!r} and {partner}={getattr(scenario, partner)!r}"
+    raise ValueError(f"{values} don't go together: {reason}. Change one of them.")
 
 
 class RuleProtocol(Averaging):

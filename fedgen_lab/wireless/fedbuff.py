@@ -96,20 +96,20 @@ class FedBuff(CheckedFedAvg):
 
         Whoever sent one works on at once; whoever sent something unusable may try again after the merge.
         """
-        collected, now, client = [], self.clock.now, NOBODY
+        collected, moment, client = [], self.clock.now, NOBODY
         usual, self._usual = self._usual, []
         while self._under_way and len(collected) < self.buffer:
             work = self._next(grid, timeout)
             self._asked, replies = [work.message], [] if work.reply is None else [work.reply]
-            found = self._accepted(server_round, replies, expected=work.sent)
+            accepted = self._accepted(server_round, replies, expected=work.sent)
             self._usual = []  # what is usual is told by all uploads of a merge, not by the last one
-            collected += [(work, partition, content) for partition, _, content in found]
+            collected += [(work, partition, content) for partition, _, content in accepted]
             if self._simulated:
-                now, client = work.arrival, work.client
+                moment, client = work.arrival, work.client
                 self.clock.write_down(server_round, client, work.begun, work.seconds, work.sizes)
-            if found and len(collected) < self.buffer:
-                self._send(grid, work.message.metadata.dst_node_id, server_round, now)
-        self.clock.end_exchange(server_round, now, client)
+            if accepted and len(collected) < self.buffer:
+                self._send(grid, work.message.metadata.dst_node_id, server_round, moment)
+        self.clock.end_exchange(server_round, moment, client)
         self._usual = usual
         return collected
 
@@ -152,7 +152,7 @@ class FedBuff(CheckedFedAvg):
             moved[name] = Array(np.asarray(self.latest[name].numpy() + change, dtype=array.dtype))
         return ArrayRecord(moved)
 
-    def _send(self, grid, node_id, server_round, now):
+    def _send(self, grid, node_id, server_round, moment):
         """Give a client the newest model. A `LabGrid` answers at once; the clock says when the answer would arrive."""
         self._jobs[node_id] += 1
         config = ConfigRecord(
@@ -162,7 +162,10 @@ class FedBuff(CheckedFedAvg):
         message = Message(record, node_id, MessageType.TRAIN)
         (message_id,) = grid.push_messages([message])
         work = _Work(
-            message, server_round, self.latest, begun=now if self._simulated else time.monotonic()
+            message,
+            server_round,
+            self.latest,
+            begun=moment if self._simulated else time.monotonic(),
         )
         if self._simulated:
             (reply,), client = grid.pull_messages([message_id]), self._partitions[node_id]
@@ -176,7 +179,7 @@ class FedBuff(CheckedFedAvg):
             seconds = job[:, 0, client]
             work = work._replace(
                 reply=reply,
-                arrival=now + seconds.sum(),
+                arrival=moment + seconds.sum(),
                 client=client,
                 seconds=seconds,
                 sizes=sizes,
@@ -186,14 +189,14 @@ class FedBuff(CheckedFedAvg):
     def _next(self, grid, timeout):
         """Take the next piece of work that ends out of `_under_way`: by the clock, or by waiting for it."""
         while not self._simulated:
-            now = time.monotonic()
+            moment = time.monotonic()
             for reply in grid.pull_messages(list(self._under_way)):
                 message_id = reply.metadata.reply_to_message_id
                 self._under_way[message_id] = self._under_way[message_id]._replace(
-                    reply=reply, arrival=now
+                    reply=reply, arrival=moment
                 )
             if any(
-                work.reply is not None or now - work.begun > timeout
+                work.reply is not None or moment - work.begun > timeout
                 for work in self._under_way.values()
             ):
                 break

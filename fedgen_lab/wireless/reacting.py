@@ -88,10 +88,10 @@ class ReactingFedAvg(CheckedFedAvg):
         """As the other bases', but says so when nobody was asked because nobody can make the deadline."""
         if not self._nobody_in_time:
             return super().aggregate_train(server_round, replies)
-        told = (
+        reason = (
             f"No client can make the deadline of {self.deadline:.3g} s; the model stays as it was."
         )
-        self._refuse(server_round, "everyone", told)
+        self._refuse(server_round, "everyone", reason)
         self.clock.end_exchange(server_round, self.clock.now, NOBODY)
         if self.on_round is not None:
             self.on_round(server_round, self.latest, MetricRecord())
@@ -170,11 +170,11 @@ class ReactingFedAvg(CheckedFedAvg):
         self.clock.end_exchange(server_round, start + ends.max(), straggler)
         if not self._choosing:
             return
-        told = [client for client, message_id in message_ids.items() if message_id in answers]
-        if told:
-            self._guess[:, told] = sizes[:, told]
-            self._heard_of[told] = True
-            self._guess[:, ~self._heard_of] = sizes[:, told].mean(1, keepdims=True)
+        answered = [client for client, message_id in message_ids.items() if message_id in answers]
+        if answered:
+            self._guess[:, answered] = sizes[:, answered]
+            self._heard_of[answered] = True
+            self._guess[:, ~self._heard_of] = sizes[:, answered].mean(1, keepdims=True)
 
     def _checked(self, reply, expected):
         seconds = self._too_late.get(reply.metadata.reply_to_message_id)
