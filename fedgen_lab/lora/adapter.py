@@ -8,6 +8,7 @@ fine-tuning.
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 # Attention and feed-forward layers: attention alone at rank 4 was too weak to learn four new objects in 200 steps.
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2")
@@ -116,6 +117,19 @@ def add_to_weights(unet, pairs, pristine):
         if name in pairs:
             a, b = (factor.to(weight) for factor in pairs[name])
             weight.add_(b @ a)
+
+
+class WithCore(torch.nn.Linear):
+    """Fed-SB's B R in the place of a `Linear` B: `core` R (r, r) trains, `weight` B (out, r) is fixed."""
+
+    def __init__(self, b):
+        super().__init__(b.in_features, b.out_features, bias=False, device="meta")
+        self.weight = b.weight
+        self.core = torch.nn.Parameter(b.weight.new_zeros(b.in_features, b.in_features))
+
+    def forward(self, x):
+        """(..., r) -> (..., out)."""
+        return F.linear(F.linear(x, self.core), self.weight)
 
 
 def load_model(unet, state):

@@ -23,13 +23,15 @@ from fedgen_lab.lora.adapter import (
 )
 from fedgen_lab.lora.backdoor import boost, is_attacker, poison
 from fedgen_lab.lora.data import deal
-from fedgen_lab.lora.factors import fold, part
+from fedgen_lab.lora.factors import compact, fold, part, stacked
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, noised_batch, step_flops
 from fedgen_lab.lora.pipeline import encode, load_pipeline
 from fedgen_lab.lora.real_size import make_light
-from fedgen_lab.lora.rules import RULES, Seat, catch_up
+from fedgen_lab.lora.rules import MERGED, RULES, Seat
 from fedgen_lab.lora.upload import pack
 from fedgen_lab.scenario import Scenario
+
+VERSION = "version"  # in a device's memory: how many merges it holds
 
 
 @dataclass(frozen=True)
@@ -194,3 +196,25 @@ class LoraDevice:
 
 def _seat(scenario, client, server_round):
     return Seat(client, scenario.client_ranks[client], int(server_round), scenario.seed)
+
+
+def catch_up(content, memory):
+    """All merges this device was ever sent, with those of the message `content`, as one adapter; kept in `memory`.
+
+    Raises ValueError when it missed some that the server takes for granted; the server sends everything again after
+    such an answer.
+    """
+    config = content["config"]
+    since, version = int(config["merge-from"]), 0
+    if VERSION in memory:
+        version = int(memory[VERSION]["version"])
+    if since not in (0, version):
+        raise ValueError(
+            f"This device holds {version} merges and was sent those after {since}; send it all of them."
+        )
+    new = tensors_of(content["merge"]) if "merge" in content else {}
+    earlier = tensors_of(memory[MERGED]) if MERGED in memory and since else {}
+    merged = compact(stacked([earlier, new])) if earlier and new else earlier or new
+    memory[MERGED] = ArrayRecord(merged)
+    memory[VERSION] = MetricRecord({"version": int(config["merge-to"])})
+    return merged

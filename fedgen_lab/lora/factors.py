@@ -119,6 +119,15 @@ def compact(state):
     return adapter_of(pairs)
 
 
+def frame(gradients, rank):
+    """Fed-SB's fixed factors from mean gradients {layer: (out, in)}: the first singular directions, orthonormal."""
+    pairs = {}
+    for layer, gradient in gradients.items():
+        u, _, vt = torch.linalg.svd(gradient.double(), full_matrices=False)
+        pairs[layer] = (vt[:rank], u[:, :rank])
+    return adapter_of(pairs)
+
+
 def mean(uploads, weights):
     """sum_k p_k u_k, name by name: all that a sum over the air or secure aggregation can give."""
     return {

@@ -15,17 +15,17 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from flwr.app import ArrayRecord, MetricRecord
+from flwr.app import ArrayRecord
 
 from fedgen_lab.federation.arrays import tensors_of
-from fedgen_lab.lora.adapter import add_to_weights, load_adapter, lora_layers
+from fedgen_lab.lora.adapter import WithCore, add_to_weights, load_adapter, lora_layers
 from fedgen_lab.lora.factors import (  # noqa: F401 (lab 04 takes all of them from here)
     adapter_of,
     bias_by_layer,
     compact,
     factors,
     fold,
+    frame,
     mean,
     part,
     rank_energy,
@@ -37,7 +37,7 @@ from fedgen_lab.lora.factors import (  # noqa: F401 (lab 04 takes all of them fr
     unfold,
 )
 
-KEPT, MERGED, VERSION = "kept", "merged", "version"  # what a device's memory holds
+KEPT, MERGED = "kept", "merged"  # what a device's memory holds
 CORE = ".lora_B.default.core"  # Fed-SB's R, by layer
 
 
@@ -396,50 +396,6 @@ def pruned(state, idle_share):
         return len(terms)
     tail = terms.flip(0).cumsum(0).flip(0) / terms.sum()  # (r,): what is left from term i on
     return max(1, int((tail >= idle_share).sum()))
-
-
-def frame(gradients, rank):
-    """Fed-SB's fixed factors from mean gradients {layer: (out, in)}: the first singular directions, orthonormal."""
-    pairs = {}
-    for layer, gradient in gradients.items():
-        u, _, vt = torch.linalg.svd(gradient.double(), full_matrices=False)
-        pairs[layer] = (vt[:rank], u[:, :rank])
-    return adapter_of(pairs)
-
-
-class WithCore(torch.nn.Linear):
-    """Fed-SB's B R in the place of a `Linear` B: `core` R (r, r) trains, `weight` B (out, r) is fixed."""
-
-    def __init__(self, b):
-        super().__init__(b.in_features, b.out_features, bias=False, device="meta")
-        self.weight = b.weight
-        self.core = torch.nn.Parameter(b.weight.new_zeros(b.in_features, b.in_features))
-
-    def forward(self, x):
-        """(..., r) -> (..., out)."""
-        return F.linear(F.linear(x, self.core), self.weight)
-
-
-def catch_up(content, memory):
-    """All merges this device was ever sent, with those of the message `content`, as one adapter; kept in `memory`.
-
-    Raises ValueError when it missed some that the server takes for granted; the server sends everything again after
-    such an answer.
-    """
-    config = content["config"]
-    since, version = int(config["merge-from"]), 0
-    if VERSION in memory:
-        version = int(memory[VERSION]["version"])
-    if since not in (0, version):
-        raise ValueError(
-            f"This device holds {version} merges and was sent those after {since}; send it all of them."
-        )
-    new = tensors_of(content["merge"]) if "merge" in content else {}
-    earlier = tensors_of(memory[MERGED]) if MERGED in memory and since else {}
-    merged = compact(stacked([earlier, new])) if earlier and new else earlier or new
-    memory[MERGED] = ArrayRecord(merged)
-    memory[VERSION] = MetricRecord({"version": int(config["merge-to"])})
-    return merged
 
 
 def _largest_rank(states):

@@ -1,8 +1,7 @@
 """Which Flower strategy a scenario asks for, and the aggregation rules of lab 04 on the wire.
 
 Labs 03, 04, 05 and 08. A strategy is the server's half of a round: whom it asks, how it checks what comes back; its
-protocol says what it sends and what it makes of the answers. Every combination of knobs is decided in `strategy_of`;
-modules of other rooms are imported when needed.
+protocol says what it sends and what it makes of the answers. Every combination of knobs is decided in `strategy_of`.
 """
 
 import torch
