@@ -15,7 +15,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.federation.run import listener, run_app
-from fedgen_lab.federation.secure import secured
+from fedgen_lab.federation.secure_device import secured
 from fedgen_lab.federation.trace import Trace
 from fedgen_lab.lora.adapter import load_model, load_trainable, save_state, trainable_state
 from fedgen_lab.lora.data import deal

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 
 from fedgen_lab.federation.averages import combine, private_mean
 from fedgen_lab.federation.run import run_app
-from fedgen_lab.federation.secure import SecureFedAvg, secured
+from fedgen_lab.federation.secure import SecureFedAvg
+from fedgen_lab.federation.secure_device import secured
 from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.lora.adapter import load_trainable, trainable_state
 from fedgen_lab.lora.backdoor import poison, triggered

@@ -20,7 +20,7 @@ from fedgen_lab.federation import run_app
 from fedgen_lab.federation.averages import combine, private_mean
 from fedgen_lab.federation.grid import LabGrid
 from fedgen_lab.federation.masks import from_ring, mask_of, ring_bits, to_ring
-from fedgen_lab.federation.secure import secured
+from fedgen_lab.federation.secure_device import secured
 from fedgen_lab.federation.trace import SERVER, Trace
 from fedgen_lab.lora import rules
 from fedgen_lab.lora.adapter import (

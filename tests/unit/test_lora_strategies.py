@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from fedgen_lab.federation.fedavg import Averaging, CheckedFedAvg
 from fedgen_lab.federation.grid import LabGrid
-from fedgen_lab.federation.secure import secured
+from fedgen_lab.federation.secure_device import secured
 from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.lora.adapter import load_model, trainable_state
 from fedgen_lab.lora.device import LoraDevice, prepare

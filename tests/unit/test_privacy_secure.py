@@ -13,7 +13,7 @@ from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import ServerApp
 from scipy import stats
 
-from fedgen_lab.federation import secure
+from fedgen_lab.federation import secure_device
 from fedgen_lab.federation.averages import private_mean
 from fedgen_lab.federation.masks import (
     PRIME,
@@ -29,7 +29,8 @@ from fedgen_lab.federation.masks import (
     to_ring,
 )
 from fedgen_lab.federation.run import run_app
-from fedgen_lab.federation.secure import SecureFedAvg, secured
+from fedgen_lab.federation.secure import SecureFedAvg
+from fedgen_lab.federation.secure_device import secured
 
 EXAMPLES = (5, 16, 9, 12, 3, 7)  # of the six clients
 START = {"a": torch.zeros(40, 25), "b": torch.ones(300)}
@@ -238,14 +239,14 @@ def test_too_many_lost_clients_skip_the_round_by_name_and_the_next_one_works():
 
 @pytest.mark.parametrize("step", ["keys", "shares", "reveal"])
 def test_a_client_may_vanish_at_any_step(monkeypatch, step):
-    inner = getattr(secure, f"_{step}")
+    inner = getattr(secure_device, f"_{step}")
 
     def vanish(told, context):
         if context.node_config["partition-id"] == 1:
             raise ConnectionError("out of reach")
         return inner(told, context)
 
-    monkeypatch.setattr(secure, f"_{step}", vanish)
+    monkeypatch.setattr(secure_device, f"_{step}", vanish)
     strategy = run(4)
     who = [0, 1, 2, 3] if step == "reveal" else [0, 2, 3]  # what was uploaded counts
     assert same_bits(strategy.latest, fixed_point_mean(who, 4))
@@ -259,7 +260,7 @@ def test_too_few_at_any_step_leave_the_model_as_it_was(monkeypatch, step):
     def vanish(told, context):
         raise ConnectionError("out of reach")
 
-    monkeypatch.setattr(secure, f"_{step}", vanish)
+    monkeypatch.setattr(secure_device, f"_{step}", vanish)
     strategy = run(3)
     assert same_bits(strategy.latest, as_numpy(START)) and strategy.refused[-1].client == "everyone"
 
@@ -282,13 +283,13 @@ def test_a_device_that_cannot_be_summed_leaves_itself_out_by_name(trouble, told)
 
 
 def test_a_wrong_share_spoils_the_round_and_not_the_model(monkeypatch):
-    inner = secure._reveal
+    inner = secure_device._reveal
 
     def lie(told, context):
         answer = inner(told, context)
         return {"shares": [bytes(66) for _ in answer["shares"]]}
 
-    monkeypatch.setattr(secure, "_reveal", lie)
+    monkeypatch.setattr(secure_device, "_reveal", lie)
     strategy = run(4)
     assert same_bits(strategy.latest, as_numpy(START))
     assert "do not belong to one secret" in strategy.refused[-2].reason
@@ -312,12 +313,12 @@ def test_one_client_alone_is_not_hidden_and_so_is_not_asked():
     "answer", [{}, {"mask-key": 7, "box-key": 7}, {"mask-key": b"", "box-key": b"7" * 32}]
 )
 def test_an_answer_of_another_form_leaves_its_client_out_by_name(monkeypatch, answer):
-    inner = secure._keys
+    inner = secure_device._keys
 
     def garble(told, context):
         return answer if context.node_config["partition-id"] == 1 else inner(told, context)
 
-    monkeypatch.setattr(secure, "_keys", garble)
+    monkeypatch.setattr(secure_device, "_keys", garble)
     strategy = run(4)
     assert [r.client for r in strategy.refused] == [
         "client 1"
@@ -347,21 +348,21 @@ def test_a_secured_device_does_not_train_in_the_clear():
 
 
 def test_a_device_reveals_once_and_only_for_enough_survivors(monkeypatch):
-    inner, told_why = secure._reveal, []
+    inner, told_why = secure_device._reveal, []
 
     def ask_for_more(told, context):
         for survivors in ([told["survivors"][0]], [9, 10, 11]):
             with pytest.raises(ValueError, match="too few to unmask") as why:
                 copy = {key: value for key, value in context.state["secure"].items()}
                 inner({**told, "survivors": survivors}, context)
-            context.state["secure"] = secure.ConfigRecord(copy)
+            context.state["secure"] = secure_device.ConfigRecord(copy)
             told_why.append(str(why.value))
         answer = inner(told, context)
         with pytest.raises(ValueError, match="out of turn"):
             inner(told, context)
         return answer
 
-    monkeypatch.setattr(secure, "_reveal", ask_for_more)
+    monkeypatch.setattr(secure_device, "_reveal", ask_for_more)
     strategy = run(3)
     assert len(told_why) == 6 and not strategy.refused
 
@@ -378,9 +379,9 @@ def test_a_device_reveals_once_and_only_for_enough_survivors(monkeypatch):
     ids=["threshold", "keys"],
 )
 def test_a_device_refuses_a_list_or_threshold_that_would_not_hide_it(monkeypatch, change, why):
-    inner = secure._shares
+    inner = secure_device._shares
     monkeypatch.setattr(
-        secure, "_shares", lambda told, context: inner({**told, **change(told)}, context)
+        secure_device, "_shares", lambda told, context: inner({**told, **change(told)}, context)
     )
     strategy = run(3)
     assert same_bits(strategy.latest, as_numpy(START))
