@@ -4,7 +4,8 @@
 SuperLink with SuperNodes runs it on real machines.
 """
 
-from fedgen_lab.federation.fedavg import CheckedFedAvg, Refusal
+from fedgen_lab.federation.clients import Refusal
+from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.federation.grid import LabGrid
 from fedgen_lab.federation.run import Run, Stopped, run_app
 from fedgen_lab.federation.trace import SERVER, Sent, Trace

@@ -5,11 +5,7 @@ checked first, and a client that fails is left out by name while the round goes 
 al. 2017, arXiv 1602.05629. Taught in lab 01.
 """
 
-import logging
 import math
-import time
-from statistics import median_low
-from typing import NamedTuple
 
 import numpy as np
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
@@ -17,19 +13,7 @@ from flwr.serverapp.strategy import FedAvg
 
 from fedgen_lab.federation.arrays import record_of, values_of
 from fedgen_lab.federation.averages import change_of, norm, weighted_mean
-from fedgen_lab.federation.clients import checked, content_of
-
-_log = logging.getLogger("flwr")  # `flwr log` shows it; a LabGrid keeps it quiet
-
-
-class Refusal(NamedTuple):
-    """An upload that was not averaged."""
-
-    round: int
-    client: (
-        str  # "client 2" (its partition id), or "node 71830..." while the partition id is unknown
-    )
-    reason: str  # a whole sentence that names the client
+from fedgen_lab.federation.clients import Clients, checked
 
 
 class Averaging:
@@ -115,17 +99,14 @@ class CheckedFedAvg(FedAvg):
         self.timeout, self.join_timeout = timeout, join_timeout
         self.on_round, self.seed = on_round, seed
         self.combine, self.read = combine or weighted_mean, read
-        self.refused, self.latest, self.client_arrays = [], None, {}
-        self._partitions = {}  # node id -> partition id, as far as known
-        self._silent = set()  # nodes that let a round wait until its timeout
+        self.clients, self.latest, self.client_arrays = Clients(min_available_nodes), None, {}
+        self.refused = self.clients.refused
         self._asked = []  # the messages of the present exchange
-        self._usual = []  # how much each client changed its arrays when uploads were last accepted
+        self._changes = {}  # node id -> how much its last upload changed the arrays
 
     def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
         """FedAvg's `start`; returns its `Result`. `timeout` is the strategy's own unless given."""
         self.latest = initial_arrays
-        # a LabGrid knows who is who; on other engines the clients say so
-        self._partitions.update(getattr(grid, "partitions", {}))
         self.protocol.begin(self, grid)
         return super().start(
             grid, initial_arrays, num_rounds, timeout=timeout or self.timeout, **configs
@@ -144,10 +125,14 @@ class CheckedFedAvg(FedAvg):
     def aggregate_train(self, server_round, replies):
         """Average the uploads that pass the checks; (None, None) if nobody is left. Returns (arrays, metrics)."""
         replies = list(replies)
-        nodes = self._nodes_of_messages()
+        nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self._asked}
         answered = {nodes.get(r.metadata.reply_to_message_id) for r in replies if not r.has_error()}
         self.protocol.note_answers(server_round, nodes.values(), answered)
-        accepted = self._accepted(server_round, replies, self.latest)
+        accepted = self._uploads(
+            server_round,
+            replies,
+            lambda node_id: self.protocol.origin(self, node_id, server_round, self.latest),
+        )
         self.client_arrays = {
             partition: content[self.arrayrecord_key] for partition, _, content in accepted
         }
@@ -161,7 +146,7 @@ class CheckedFedAvg(FedAvg):
             )
         else:
             fault = "No client sent a usable update" if self._asked else "No client is connected"
-            self._refuse(server_round, "everyone", f"{fault}; the model stays as it was.")
+            self.clients.refuse(server_round, "everyone", f"{fault}; the model stays as it was.")
         if self.on_round is not None:
             self.on_round(server_round, self.latest, metrics or MetricRecord())
         return arrays, metrics
@@ -174,25 +159,17 @@ class CheckedFedAvg(FedAvg):
     def ask_apart(self, grid, config, expected):
         """One exchange before round 1: [(arrays like `expected`, number of examples)] of the answers that pass."""
         content = RecordDict({self.arrayrecord_key: ArrayRecord(), self.configrecord_key: config})
-        nodes = self._connected(1, grid)
+        nodes = self.clients.connected(grid, 1, self.join_timeout)
         self._asked = [Message(content, node_id, MessageType.TRAIN) for node_id in nodes]
         replies = grid.send_and_receive(self._asked, timeout=self.timeout)
-        accepted = [answer for _, _, answer in self._accepted(0, replies, expected)]
-        self._usual = []  # of these answers, not of the rounds'
         return [
             (answer[self.arrayrecord_key], answer["metrics"][self.weighted_by_key])
-            for answer in accepted
+            for _, _, answer in self._uploads(0, replies, lambda node_id: expected)
         ]
-
-    def partition_of(self, node_id):
-        """The partition id of a node; None while it is unknown."""
-        return self._partitions.get(node_id)
 
     def aggregate_evaluate(self, server_round, replies):
         """Average the metrics of the clients that answered; None if nobody did."""
-        contents = [
-            content for _, _, content in self._accepted(server_round, replies, expected=None)
-        ]
+        contents = [content for _, _, content in self._accepted(server_round, replies)]
         if not contents:
             return None
         metrics = self.evaluate_metrics_aggr_fn(contents, self.weighted_by_key)
@@ -222,107 +199,31 @@ class CheckedFedAvg(FedAvg):
         return self._asked
 
     def _connected(self, server_round, grid):
-        """The ids of the nodes to ask, in the order of partition ids; the first round waits until enough are there."""
-        fewest, patience = 1, 30.0
-        if server_round == 1:
-            fewest, patience = self.min_available_nodes, self.join_timeout
-        end = time.monotonic() + patience
-        while True:
-            node_ids = [node_id for node_id in grid.get_node_ids() if node_id not in self._silent]
-            if len(node_ids) >= fewest:
-                break
-            if time.monotonic() > end:
-                reason = (
-                    f"{len(node_ids)} of {fewest} clients were connected after {patience:.0f} s"
-                )
-                self._refuse(server_round, "everyone", f"{reason}; the round went on with them.")
-                break
-            _log.info("Waiting for %d clients; %d are connected.", fewest, len(node_ids))
-            time.sleep(min(2.0, patience))
-        return sorted(node_ids, key=self._order)
+        """The ids of the nodes to ask, in the order of partition ids."""
+        patience = self.join_timeout if server_round == 1 else 30.0
+        return self.clients.connected(grid, server_round, patience)
 
-    def _nodes_of_messages(self):
-        """{message id: node id} of those who were asked last."""
-        return {m.metadata.message_id: m.metadata.dst_node_id for m in self._asked}
+    def _uploads(self, server_round, replies, start_of):
+        """The uploads that pass all checks, as (partition id, node id, content) in order."""
+        accepted = self._accepted(server_round, replies, start_of)
+        changes = [self._changes[node_id] for _, node_id, _ in accepted]
+        return self.clients.without_giants(server_round, accepted, changes)
 
-    def _order(self, node_id):
-        return self._partitions.get(node_id, math.inf), node_id
-
-    def _accepted(self, server_round, replies, expected):
-        """The answers that pass, as (partition id, node id, content) in order; the others are refused by name."""
-        # who answered, and who that is
-        nodes = self._nodes_of_messages()
+    def _accepted(self, server_round, replies, start_of=None):
+        """The answers that pass on their own, in order. `start_of(node_id)`: the `ArrayRecord` that an upload must look
+        like, and that it trained from; not given where only metrics are due."""
+        nodes = {m.metadata.message_id: m.metadata.dst_node_id for m in self._asked}
         answers = {nodes.get(reply.metadata.reply_to_message_id): reply for reply in replies}
-        for node_id, reply in answers.items():
-            partition = None if reply.has_error() else _partition_id(reply.content)
-            if partition is not None:
-                self._partitions.setdefault(node_id, partition)
-        self._name_the_last_one(nodes.values())
-        # one answer after the other
 
-        accepted, changes, seen = [], [], set()
-        for node_id in sorted(nodes.values(), key=self._order):
-            partition = self._partitions.get(node_id, node_id)
-            try:
-                if node_id not in answers:
-                    self._silent.add(node_id)
-                    raise ValueError("did not answer in time and is not asked again")
-                if partition in seen:
-                    raise ValueError(
-                        "has the same partition id as another client; start each SuperNode with its own"
-                    )
-                start = self._origin(node_id, server_round, expected)
-                content = self._checked(answers[node_id], start)
-            except ValueError as fault:
-                self._leave_out(server_round, self._name_of(node_id), fault)
-                continue
-            seen.add(partition)
-            accepted.append((partition, node_id, content))
-            if start is not None:
-                changes.append(change_norm(content[self.arrayrecord_key], start))
-        if expected is not None:
-            accepted = self._without_giants(server_round, accepted, changes)
-        return _with_common_metrics(accepted)
+        def check(node_id, content):
+            return self._checked(node_id, content, None if start_of is None else start_of(node_id))
 
-    def _origin(self, node_id, server_round, expected):
-        """The arrays that this node's upload must look like, and that it trained from; None where none are due."""
-        if expected is None:
-            return None
-        return self.protocol.origin(self, node_id, server_round, expected)
+        return _with_common_metrics(self.clients.sift(server_round, nodes.values(), answers, check))
 
-    def _without_giants(self, server_round, accepted, changes):
-        """The accepted answers whose change is at most 100 times what is usual."""
-        limit = 100 * _usual_change(changes, self._usual)
-        kept, self._usual = [], [change for change in changes if change <= limit] or self._usual
-        for answer, change in zip(accepted, changes, strict=True):
-            if change > limit > 0:  # a median of zero says nothing about what is usual
-                fault = f"changed its arrays {100 * change / limit:,.0f} times as much as the median client"
-                self._leave_out(server_round, f"client {answer[0]}", fault)
-            else:
-                kept.append(answer)
-        return kept
-
-    def _name_of(self, node_id):
-        partition = self.partition_of(node_id)
-        return f"node {node_id}" if partition is None else f"client {partition}"
-
-    def _leave_out(self, server_round, client, fault):
-        reason = f"{client.capitalize()} {str(fault).rstrip('.')}; the round went on without it."
-        self._refuse(server_round, client, reason)
-
-    def _name_the_last_one(self, node_ids):
-        """When one node of n never told its partition id, and one id of 0 .. n-1 is missing, it is that one."""
-        nameless = [node_id for node_id in node_ids if node_id not in self._partitions]
-        everyone = set(range(max(self.min_available_nodes, len(self._partitions) + len(nameless))))
-        missing = everyone - set(self._partitions.values())
-        if len(nameless) == 1 and len(missing) == 1:
-            self._partitions[nameless[0]] = missing.pop()
-
-    def _checked(self, reply, expected):
-        """The reply's content as RecordDict(arrays, metrics); raises ValueError with what is wrong."""
-        sent = content_of(reply)
+    def _checked(self, node_id, sent, start):
+        """What a client sent as RecordDict(arrays, metrics). Raises ValueError with what is wrong."""
         arrays, metrics = list(sent.array_records.values()), list(sent.metric_records.values())
-        if len(metrics) != 1 or (expected is not None and len(arrays) != 1):
+        if len(metrics) != 1 or (start is not None and len(arrays) != 1):
             raise ValueError(
                 f"sent {len(arrays)} array and {len(metrics)} metric records where one each belongs"
             )
@@ -332,9 +233,10 @@ class CheckedFedAvg(FedAvg):
                 f"gave {self.weighted_by_key!r} as {weight!r} where a positive number belongs"
             )
         content = RecordDict({"metrics": metrics[0]})
-        if expected is not None:
-            content[self.arrayrecord_key] = self._read(arrays[0], expected)
-            checked(content[self.arrayrecord_key], expected)
+        if start is not None:
+            content[self.arrayrecord_key] = upload = self._read(arrays[0], start)
+            change = change_of(checked(upload, start), values_of(start))
+            self._changes[node_id] = norm(change)
         return content
 
     def _read(self, arrays, expected):
@@ -347,31 +249,10 @@ class CheckedFedAvg(FedAvg):
                 f"sent an upload that cannot be read ({str(error).rstrip('.')})"
             ) from None
 
-    def _refuse(self, server_round, client, reason):
-        self.refused.append(Refusal(server_round, client, reason))
-        _log.warning("Round %d: %s", server_round, reason)
-
 
 def change_norm(arrays, start):
     """How far two `ArrayRecord`s of the same names and shapes are apart."""
     return norm(change_of(values_of(arrays), values_of(start)))
-
-
-def _usual_change(changes, last):
-    """The larger median of this round's changes and the last's; for a single upload, the smaller one."""
-    if len(changes) < 2:
-        return median_low(changes + last) if changes else 0.0
-    return max(
-        median_low(changes), median_low(last or [0.0])
-    )  # the first steps from zero are small
-
-
-def _partition_id(content):
-    """The partition id that a client gives in its metrics, or None."""
-    for record in content.metric_records.values():
-        if isinstance(record.get("partition-id"), int):
-            return record["partition-id"]
-    return None
 
 
 def _with_common_metrics(accepted):

@@ -24,7 +24,6 @@ from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDic
 
 from fedgen_lab.federation.arrays import record_of, values_of
 from fedgen_lab.federation.averages import check_noise, noise_like, shaped
-from fedgen_lab.federation.clients import ask
 from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.federation.masks import (
     from_ring,
@@ -61,7 +60,6 @@ class SecureFedAvg(CheckedFedAvg):
         self.most_examples, self.clip, self.noise_multiplier = most_examples, clip, noise_multiplier
         self.threshold, self.limit, self.seen = threshold, limit, {}
         self._members = {}  # node id -> `_Member` of this round
-        self._masked = None  # what an upload must look like, while uploads are read
 
     def configure_train(self, server_round, arrays, config, grid):
         """Exchange keys and shares with the clients of this round, then ask those who answered to train."""
@@ -117,26 +115,18 @@ class SecureFedAvg(CheckedFedAvg):
         self.client_arrays = {}  # no client's in particular
         return done
 
-    def _accepted(self, server_round, replies, expected):
-        """One answer that stands for all who uploaded, as far as the masks come off; else none."""
-        if expected is None:
-            return super()._accepted(server_round, replies, expected)
+    def _uploads(self, server_round, replies, start_of):
+        """One upload that stands for all, as far as the masks come off; else none."""
         if not self._members:
             return []
-        start = super()._origin(next(iter(self._members)), server_round, expected)
+        start = start_of(next(iter(self._members)))
         length = 1 + sum(math.prod(array.shape) for array in start.values())
-        self._masked = record_of({MASKED: np.zeros(length, dtype=np.uint32)})
-        accepted = super()._accepted(server_round, replies, expected)
-        self._masked = None
+        masked = record_of({MASKED: np.zeros(length, dtype=np.uint32)})
+        accepted = self._accepted(server_round, replies, lambda node_id: masked)
         uploads = {node: values_of(c[self.arrayrecord_key])[MASKED] for _, node, c in accepted}
         self.seen = {partition: uploads[node] for partition, node, _ in accepted}
         total = self._unmasked(server_round, uploads)
         return [] if total is None else [(ALL, ALL, self._mean(server_round, total, start))]
-
-    def _origin(self, node_id, server_round, expected):
-        if self._masked is not None:
-            return self._masked
-        return super()._origin(node_id, server_round, expected)
 
     def _unmasked(self, server_round, uploads):
         """The sum of the uploads, {node: (d + 1,) uint32}, without any mask; None if too few clients help."""
@@ -192,26 +182,24 @@ class SecureFedAvg(CheckedFedAvg):
 
     def _exchange(self, server_round, requests, sizes):
         """Send {node: fields}; {node: answer} of the nodes that gave each field of `sizes`, as long as it says."""
-        messages = {}
+        messages, step = {}, ""
         for node, fields in requests.items():
+            step = fields["step"]
             secure = ConfigRecord({**fields, "server-round": server_round})
             messages[node] = Message(RecordDict({"secure": secure}), node, MessageType.QUERY)
-        replies, answers = ask(self._grid, messages, self.timeout), {}
-        for node, fields in requests.items():
-            step, reply = fields["step"], replies.get(node)
-            if reply is None:
-                self._silent.add(node)
-                fault = f"did not answer in the step {step!r} in time and is not asked again"
-            elif reply.has_error():
-                fault = f"sent an error in the step {step!r}: {reply.error.reason}"
-            elif any(len(_field(reply, field)) != size for field, size in sizes.items()):
-                fault = f"sent something else than {' and '.join(sizes)} in the step {step!r}"
-            else:
-                answers[node] = reply.content["secure"]
-                self._partitions.setdefault(node, int(reply.content["metrics"]["partition-id"]))
-                continue
-            self._leave_out(server_round, self._name_of(node), fault)
-        return answers
+
+        def check(node_id, content):
+            answer = content.get("secure", {})
+            for field, size in sizes.items():
+                value = answer.get(field)
+                if not isinstance(value, bytes | list) or len(value) != size:
+                    raise ValueError(f"sent something else than {' and '.join(sizes)}")
+            return answer
+
+        passed = self.clients.exchange(
+            self._grid, server_round, messages, self.timeout, check, step
+        )
+        return {node: answer for _, node, answer in passed}
 
     def _is_too_few(self, server_round, nodes, deed):
         """Whether fewer than the threshold did it; then the round is skipped and says so."""
@@ -226,16 +214,10 @@ class SecureFedAvg(CheckedFedAvg):
     def _skip(self, server_round, reason):
         self._members = {}
         sentence = f"Secure aggregation: {reason}; nothing can be read."
-        self._refuse(server_round, "everyone", sentence)
+        self.clients.refuse(server_round, "everyone", sentence)
 
 
 class _Member(NamedTuple):
     position: int  # among the clients of this round
     key: bytes  # public, of its masks
     seed_hash: bytes  # of its private mask's seed
-
-
-def _field(reply, name):
-    """The bytes or list in an answer's "secure" record under that name; empty if there is none."""
-    value = reply.content.get("secure", {}).get(name, b"")
-    return value if isinstance(value, bytes | list) else b""

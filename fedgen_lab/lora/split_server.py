@@ -15,8 +15,7 @@ from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.averages import change_of, norm, weighted_mean
-from fedgen_lab.federation.clients import ask, checked, content_of, gather
-from fedgen_lab.federation.fedavg import Refusal
+from fedgen_lab.federation.clients import Refusal, ask, checked, content_of, gather
 from fedgen_lab.federation.protocol import advance, packed
 from fedgen_lab.federation.run import run_app
 from fedgen_lab.lora.adapter import load_trainable, save_state, trainable_state

@@ -186,7 +186,6 @@ class RuleProtocol(Averaging):
         self.fraction_evaluate = 1.0 if self.rule.is_personal else 0.0
         self._answered = {}  # node id -> the last round whose message it answered
         self._merges = {}  # node id -> how many merges it had then
-        self._gradients = None  # what the answers must look like while Fed-SB is set up
 
     def begin(self, strategy, grid):
         """Start from the adapter that the strategy was given; Fed-SB first agrees on its fixed factors.
@@ -217,7 +216,7 @@ class RuleProtocol(Averaging):
         return content
 
     def _seat(self, strategy, node_id, server_round):
-        ranks, client = self.server.ranks, strategy.partition_of(node_id)
+        ranks, client = self.server.ranks, strategy.clients.partitions.get(node_id)
         rank = ranks[client] if client in range(len(ranks)) else max(ranks)
         return Seat(client or 0, rank, server_round, strategy.seed)
 
@@ -232,8 +231,6 @@ class RuleProtocol(Averaging):
 
     def origin(self, strategy, node_id, server_round, arrays):
         """What this node trained from, as far as it travels."""
-        if self._gradients is not None:
-            return self._gradients
         origin = self.rule.origin(self.server, self._seat(strategy, node_id, server_round))
         return ArrayRecord(unfold(origin, self.scenario.lora_alpha))
 
@@ -270,10 +267,8 @@ class RuleProtocol(Averaging):
         """Every client's mean gradient comes up, dense; the rule fixes its factors by their mean."""
         pairs = factors(self.server.adapter)
         zeros = {layer: torch.zeros(len(b), a.shape[1]) for layer, (a, b) in pairs.items()}
-        self._gradients = ArrayRecord(zeros)
         config = ConfigRecord({"server-round": 0, "setup": "gradients"})
-        accepted = strategy.ask_apart(grid, config, self._gradients)
-        self._gradients = None
+        accepted = strategy.ask_apart(grid, config, ArrayRecord(zeros))
         if not accepted:
             raise RuntimeError(
                 "No client sent a usable gradient, so Fed-SB can't choose its factors; run it again."

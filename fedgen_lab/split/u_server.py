@@ -15,8 +15,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
-from fedgen_lab.federation.clients import ask, content_of, gather
-from fedgen_lab.federation.fedavg import Refusal
+from fedgen_lab.federation.clients import Refusal, ask, content_of, gather
 from fedgen_lab.split.batch import start_nets
 from fedgen_lab.split.clusters import aggregate_layers, cluster, kld_scores, scale_free, weights
 from fedgen_lab.split.cuts import parse_cuts

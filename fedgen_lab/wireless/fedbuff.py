@@ -64,7 +64,6 @@ class FedBuff(CheckedFedAvg):
             Result(arrays=initial_arrays),
         )
         self._simulated = isinstance(grid, LabGrid)
-        self._partitions.update(getattr(grid, "partitions", {}))
         try_out = evaluate_fn or (lambda server_round, arrays: None)
         result.evaluate_metrics_serverapp[0] = try_out(0, self.latest) or MetricRecord()
         for server_round in range(1, num_rounds + 1):
@@ -97,12 +96,10 @@ class FedBuff(CheckedFedAvg):
         Whoever sent one works on at once; whoever sent something unusable may try again after the merge.
         """
         collected, moment, client = [], self.clock.now, NOBODY
-        usual, self._usual = self._usual, []
         while self._under_way and len(collected) < self.buffer:
             work = self._next(grid, timeout)
             self._asked, replies = [work.message], [] if work.reply is None else [work.reply]
-            accepted = self._accepted(server_round, replies, expected=work.sent)
-            self._usual = []  # what is usual is told by all uploads of a merge, not by the last one
+            accepted = self._accepted(server_round, replies, lambda node_id, work=work: work.sent)
             collected += [(work, partition, content) for partition, _, content in accepted]
             if self._simulated:
                 moment, client = work.arrival, work.client
@@ -110,7 +107,6 @@ class FedBuff(CheckedFedAvg):
             if accepted and len(collected) < self.buffer:
                 self._send(grid, work.message.metadata.dst_node_id, server_round, moment)
         self.clock.end_exchange(server_round, moment, client)
-        self._usual = usual
         return collected
 
     def _merge(self, server_round, collected):
@@ -124,7 +120,7 @@ class FedBuff(CheckedFedAvg):
             )
             changes.append(change_norm(moved, self.latest))
             self.client_arrays[partition] = content[self.arrayrecord_key]
-        kept = _with_common_metrics(self._without_giants(server_round, answers, changes))
+        kept = _with_common_metrics(self.clients.without_giants(server_round, answers, changes))
         if kept:
             contents = [content for _, _, content in kept]
             self.merged += [
@@ -135,7 +131,7 @@ class FedBuff(CheckedFedAvg):
             weights = [content["metrics"][self.weighted_by_key] for content in contents]
             self.latest = self.combined(server_round, self.latest, uploads, weights)
         else:
-            self._refuse(
+            self.clients.refuse(
                 server_round,
                 "everyone",
                 "No client sent a usable update; the model stays as it was.",
@@ -168,7 +164,7 @@ class FedBuff(CheckedFedAvg):
             begun=moment if self._simulated else time.monotonic(),
         )
         if self._simulated:
-            (reply,), client = grid.pull_messages([message_id]), self._partitions[node_id]
+            (reply,), client = grid.pull_messages([message_id]), self.clients.partitions[node_id]
             sizes, everyone = sizes_of(message, reply), np.ones((1, len(self.clock.places)))
             job = self.clock.seconds(
                 self._jobs[node_id],

@@ -11,7 +11,8 @@ import numpy as np
 from flwr.app import MessageType, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from fedgen_lab.federation.fedavg import CheckedFedAvg, _partition_id
+from fedgen_lab.federation.clients import partition_of
+from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.scenario import SELECTIONS
 from fedgen_lab.wireless.channel import Network
 from fedgen_lab.wireless.clock import NOBODY, Clock, sizes_of
@@ -91,7 +92,7 @@ class ReactingFedAvg(CheckedFedAvg):
         reason = (
             f"No client can make the deadline of {self.deadline:.3g} s; the model stays as it was."
         )
-        self._refuse(server_round, "everyone", reason)
+        self.clients.refuse(server_round, "everyone", reason)
         self.clock.end_exchange(server_round, self.clock.now, NOBODY)
         if self.on_round is not None:
             self.on_round(server_round, self.latest, MetricRecord())
@@ -105,10 +106,10 @@ class ReactingFedAvg(CheckedFedAvg):
         """The nodes to ask: all that are connected, or those that `select` takes by the clock."""
         node_ids = super()._connected(server_round, grid)
         self.clock.check_fits(len(node_ids))
-        is_everyone_known = all(node_id in self._partitions for node_id in node_ids)
+        is_everyone_known = all(node_id in self.clients.partitions for node_id in node_ids)
         if self.select in ("all", "random") or not self._choosing or not is_everyone_known:
             return node_ids  # elsewhere than on a LabGrid the first answers tell who is who
-        nodes = {self._partitions[node_id]: node_id for node_id in node_ids}
+        nodes = {self.clients.partitions[node_id]: node_id for node_id in node_ids}
         return [
             nodes[client]
             for client in sorted(self._choose(server_round, np.array(list(nodes), int)))
@@ -136,50 +137,52 @@ class ReactingFedAvg(CheckedFedAvg):
         self._nobody_in_time = not len(in_time)
         return order[: in_time[-1] + 1] if len(in_time) else order[:0]
 
-    def _accepted(self, server_round, replies, expected):
+    def _accepted(self, server_round, replies, start_of=None):
         """Put the exchange on the clock before its answers are checked; late are uploads only."""
         replies = list(replies)
-        deadline = self.deadline if expected is not None and server_round > 0 else math.inf
+        deadline = self.deadline if start_of is not None and server_round > 0 else math.inf
         self._put_on_the_clock(server_round, replies, deadline)
-        return super()._accepted(server_round, replies, expected)
+        return super()._accepted(server_round, replies, start_of)
 
     def _put_on_the_clock(self, server_round, replies, deadline):
-        """Time the exchange and note the late answers in `_too_late`, by message id."""
+        """Time the exchange and note the late answers in `_too_late`, by node id."""
         answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        sizes, message_ids = np.zeros(self._guess.shape), {}  # (3, K): bytes down, flops, bytes up
+        sizes, nodes, answered = (
+            np.zeros(self._guess.shape),
+            {},
+            [],
+        )  # (3, K): bytes down, flops, bytes up
         for message in self._asked:
             reply = answers.get(message.metadata.message_id)
-            client = self._partitions.get(message.metadata.dst_node_id)
+            client = self.clients.partitions.get(message.metadata.dst_node_id)
             if client is None and reply is not None and not reply.has_error():
-                client = _partition_id(reply.content)
+                client = partition_of(reply.content)
             if client in range(len(self._heard_of)):
-                message_ids[client] = message.metadata.message_id
+                nodes[client] = message.metadata.dst_node_id
+                answered += [client] if reply is not None else []
                 sizes[:, client] = sizes_of(message, reply)
         seconds = self.clock.seconds(server_round, *sizes[:, None])[:, 0]  # (3, K)
         finish, start = seconds.sum(0), self.clock.now
         ends = np.minimum(finish, deadline)
         self._too_late = {}
-        for client, message_id in message_ids.items():
+        for client, node_id in nodes.items():
             self.clock.write_down(
                 server_round, client, start, seconds[:, client], sizes[:, client], start + deadline
             )
             if finish[client] > deadline:
-                self._too_late[message_id] = float(finish[client])
+                self._too_late[node_id] = float(finish[client])
                 self.late.append((server_round, client, float(finish[client])))
-        straggler = int(finish.argmax()) if message_ids else NOBODY
+        straggler = int(finish.argmax()) if nodes else NOBODY
         self.clock.end_exchange(server_round, start + ends.max(), straggler)
-        if not self._choosing:
-            return
-        answered = [client for client, message_id in message_ids.items() if message_id in answers]
-        if answered:
+        if self._choosing and answered:
             self._guess[:, answered] = sizes[:, answered]
             self._heard_of[answered] = True
             self._guess[:, ~self._heard_of] = sizes[:, answered].mean(1, keepdims=True)
 
-    def _checked(self, reply, expected):
-        seconds = self._too_late.get(reply.metadata.reply_to_message_id)
+    def _checked(self, node_id, sent, start):
+        seconds = self._too_late.get(node_id)
         if seconds is not None:
             raise ValueError(
                 f"was too late, after {seconds:.3g} s with a deadline of {self.deadline:.3g} s"
             )
-        return super()._checked(reply, expected)
+        return super()._checked(node_id, sent, start)

@@ -186,7 +186,7 @@ class Only(ReactingFedAvg):
         return [
             node
             for node in super()._connected(server_round, grid)
-            if self._partitions[node] in self.only
+            if self.clients.partitions[node] in self.only
         ]
 
 

@@ -14,8 +14,7 @@ from flwr.clientapp import ClientApp
 from torch import nn
 
 from fedgen_lab.federation.arrays import tensors_of
-from fedgen_lab.federation.clients import ask, checked, content_of, gather
-from fedgen_lab.federation.fedavg import Refusal
+from fedgen_lab.federation.clients import Refusal, ask, checked, content_of, gather
 from fedgen_lab.federation.run import Stopped, listener, run_app
 from fedgen_lab.split import batch
 from fedgen_lab.split.batch import draw_batch, own_data, start_nets  # noqa: F401 (the rivals take it from here)
