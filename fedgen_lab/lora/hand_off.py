@@ -123,9 +123,10 @@ def group_prompts(pipeline, prompts, similarity=SIMILARITY):
     labels = fcluster(tree, 1 - similarity + 1e-9, "distance")
     groups = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels)]
 
-    # The most typical prompt of a group is the one most similar to all of it.
+    # The most typical prompt of a group is the one most similar to all of it; of two alike, the first (the two of a
+    # pair always are, but for the last bits).
     return [
-        sorted(group.tolist(), key=lambda i: (-cosines[i, group].sum().item(), i))
+        sorted(group.tolist(), key=lambda i: (-round(cosines[i, group].sum().item(), 6), i))
         for group in groups
     ]
 

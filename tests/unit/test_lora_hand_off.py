@@ -107,6 +107,12 @@ def test_equal_prompts_always_share(pipeline):
     assert len(group_prompts(pipeline, [PROMPTS[1]] * 3, similarity=1.0)) == 1
 
 
+def test_of_two_prompts_the_first_leads_whatever_the_last_bits_say(pipeline):
+    words = ["a red heart on white", "a blue heart on white", "a green star on black"]
+    for pair in [(a, b) for a in words for b in words if a != b]:
+        assert group_prompts(pipeline, list(pair), similarity=-1.0) == [[0, 1]]
+
+
 def test_the_most_typical_prompt_leads_its_group(pipeline):
     prompts = [*ALIKE, ALIKE[0]]  # the striped star is asked for twice
     (group,) = group_prompts(pipeline, prompts)
