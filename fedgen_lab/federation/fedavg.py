@@ -69,8 +69,8 @@ class CheckedFedAvg(FedAvg):
     `combine(server_round, sent, uploads, weights)` makes the new arrays out of the accepted uploads: dicts of NumPy
     arrays by name in the order of partition ids, `sent` what the server had, `weights` the numbers of examples;
     `weighted_mean` unless given. `protocol`: an `Averaging`, or what does otherwise. `read(arrays, expected)` turns an
-    `ArrayRecord` as it was packed for the wire into one like `expected`, or raises ValueError with a sentence; uploads
-    come as they are unless it is given.
+    `ArrayRecord` as it was packed for the wire into one like `expected`, or raises ValueError with the end of a
+    sentence; uploads come as they are unless it is given.
     """
 
     def __init__(
@@ -79,26 +79,24 @@ class CheckedFedAvg(FedAvg):
         timeout=300.0,  # seconds; longer than any honest round, a dead SuperNode is noticed long before
         join_timeout=60.0,  # seconds; SuperNodes that were started before the run are there at once
         on_round=None,
-        combine=None,
+        combine=weighted_mean,
         read=None,
         protocol=None,
         seed=0,  # draws the clients of a round when fraction_train < 1
-        min_train_nodes=1,
-        min_evaluate_nodes=1,
         min_available_nodes=1,
         **fedavg,
     ):
         self.protocol = protocol or Averaging()
         super().__init__(
             fraction_evaluate=self.protocol.fraction_evaluate,
-            min_train_nodes=min_train_nodes,
-            min_evaluate_nodes=min_evaluate_nodes,
+            min_train_nodes=1,
+            min_evaluate_nodes=1,
             min_available_nodes=min_available_nodes,
             **fedavg,
         )
         self.timeout, self.join_timeout = timeout, join_timeout
         self.on_round, self.seed = on_round, seed
-        self.combine, self.read = combine or weighted_mean, read
+        self.combine, self.read = combine, read
         self.clients, self.latest, self.client_arrays = Clients(min_available_nodes), None, {}
         self.refused = self.clients.refused
         self._asked = []  # the messages of the present exchange
@@ -114,13 +112,12 @@ class CheckedFedAvg(FedAvg):
 
     def configure_train(self, server_round, arrays, config, grid):
         """Ask the clients of this round to train `arrays`."""
-        fraction, fewest = self.fraction_train, self.min_train_nodes
-        return self._ask(server_round, arrays, config, grid, MessageType.TRAIN, fraction, fewest)
+        return self._ask(server_round, arrays, config, grid, MessageType.TRAIN, self.fraction_train)
 
     def configure_evaluate(self, server_round, arrays, config, grid):
         """Ask the clients of this round to evaluate `arrays`."""
-        fraction, fewest = self.fraction_evaluate, self.min_evaluate_nodes
-        return self._ask(server_round, arrays, config, grid, MessageType.EVALUATE, fraction, fewest)
+        fraction = self.fraction_evaluate
+        return self._ask(server_round, arrays, config, grid, MessageType.EVALUATE, fraction)
 
     def aggregate_train(self, server_round, replies):
         """Average the uploads that pass the checks; (None, None) if nobody is left. Returns (arrays, metrics)."""
@@ -162,9 +159,11 @@ class CheckedFedAvg(FedAvg):
         nodes = self.clients.connected(grid, 1, self.join_timeout)
         self._asked = [Message(content, node_id, MessageType.TRAIN) for node_id in nodes]
         replies = grid.send_and_receive(self._asked, timeout=self.timeout)
+        accepted = self._uploads(0, replies, lambda node_id: expected)
+        self.clients.usual = []  # of these answers, not of the rounds'
         return [
             (answer[self.arrayrecord_key], answer["metrics"][self.weighted_by_key])
-            for _, _, answer in self._uploads(0, replies, lambda node_id: expected)
+            for _, _, answer in accepted
         ]
 
     def aggregate_evaluate(self, server_round, replies):
@@ -176,13 +175,13 @@ class CheckedFedAvg(FedAvg):
         self.protocol.note_metrics(server_round, metrics)
         return metrics
 
-    def _ask(self, server_round, arrays, config, grid, message_type, fraction, fewest):
+    def _ask(self, server_round, arrays, config, grid, message_type, fraction):
         """Messages to the connected clients, or to a `fraction` of them drawn by the seed."""
         self._asked = []
         if fraction == 0.0:
             return self._asked
         node_ids = self._connected(server_round, grid)
-        number = min(len(node_ids), max(int(len(node_ids) * fraction), fewest))
+        number = min(len(node_ids), max(int(len(node_ids) * fraction), 1))
         if number < len(node_ids):
             draw = np.random.default_rng([self.seed, server_round])
             node_ids = [
@@ -234,20 +233,11 @@ class CheckedFedAvg(FedAvg):
             )
         content = RecordDict({"metrics": metrics[0]})
         if start is not None:
-            content[self.arrayrecord_key] = upload = self._read(arrays[0], start)
+            upload = arrays[0] if self.read is None else self.read(arrays[0], start)
+            content[self.arrayrecord_key] = upload
             change = change_of(checked(upload, start), values_of(start))
             self._changes[node_id] = norm(change)
         return content
-
-    def _read(self, arrays, expected):
-        if self.read is None:
-            return arrays
-        try:
-            return self.read(arrays, expected)
-        except Exception as error:  # bytes from outside: anything can be wrong with them
-            raise ValueError(
-                f"sent an upload that cannot be read ({str(error).rstrip('.')})"
-            ) from None
 
 
 def change_norm(arrays, start):

@@ -34,7 +34,8 @@ def strategy_of(scenario, network=None, work_flops=0.0, **checked):
             return ArrayRecord(unpack(arrays, tensors_of(expected), scenario))
 
         checked["read"] = read
-    # what takes the mean's place
+    # how the uploads become one
+    checked["combine"] = weighted_mean
     if scenario.defence != "mean":
         checked["combine"] = robust_combine(scenario)
     elif (scenario.clip or scenario.noise_multiplier) and not scenario.secure:

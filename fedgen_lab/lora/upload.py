@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
 
+from fedgen_lab.federation.clients import checked
+
 MEMORY = "top-k-memory"  # where a client's Context.state keeps what it has not sent yet
 LARGEST = 127  # of an int8; -128 is not used, so that both signs reach equally far
 
@@ -23,11 +25,10 @@ def pack(trained, received, scenario, state, seed):
     (k,) and their "places", and keeps the rest in `state` (a Flower `RecordDict` that outlives the round). `seed`
     decides the rounding.
 
-    Raises ValueError when names or shapes differ, a number is not finite, or an update is too large for int8.
+    Raises ValueError when a number is not finite, or an update is too large for int8.
     """
     if scenario.upload == "float32":
         return ArrayRecord(trained)
-    _check_same(trained, received)
     update = {name: (trained[name] - received[name]).float().cpu() for name in sorted(trained)}
     for name, value in update.items():
         if not torch.isfinite(value).all():
@@ -57,36 +58,27 @@ def pack(trained, received, scenario, state, seed):
 def unpack(arrays, received, scenario):
     """What `pack` meant: name -> float32 tensor, from the `ArrayRecord` that arrived and the start the client had.
 
-    Raises ValueError, naming the array, when one is missing or too many, or has another shape or kind than the upload's
-    form asks for, or holds NaN or infinity, or a place that is none.
+    Raises ValueError with the end of a sentence (see `federation.clients`), naming the array, when one is missing or
+    too many, or has another shape or kind than the upload's form asks for, or holds NaN or infinity, or a place that is
+    none.
     """
-    kind = scenario.upload
-    if kind == "float32":
-        trained = {name: torch.from_numpy(_read(arrays, name).copy()) for name in arrays}
-        _check_same(trained, received)
-        for name, value in trained.items():
-            if not torch.isfinite(value).all():
-                raise ValueError(f"The upload has NaN or infinity in {name!r}.")
-        return trained
     start = {name: received[name] for name in sorted(received)}
     number = sum(value.numel() for value in start.values())
-    names = {"values", "scales" if kind == "int8" else "places"}
-    if odd := sorted(set(arrays) ^ names):
-        raise ValueError(
-            f"An upload as {kind} holds {' and '.join(sorted(names))}; {odd[0]!r} is missing or too many."
-        )
-    if kind == "int8":
+    if scenario.upload == "float32":
+        return _tensors(checked(arrays, received))
+    if scenario.upload == "int8":
         rows = [_rows(value).shape for value in start.values()]  # (rows, columns) of every tensor
         columns = torch.tensor([width for high, width in rows for _ in range(high)])
-        scales = _expect(arrays, "scales", np.float16, len(columns))
-        values = _expect(arrays, "values", np.int8, number)
-        flat = values.float() * scales.float().repeat_interleave(columns)
+        form = {"values": np.empty(number, np.int8), "scales": np.empty(len(columns), np.float16)}
+        upload = _tensors(checked(arrays, form))
+        flat = upload["values"].float() * upload["scales"].float().repeat_interleave(columns)
     else:
         kept = _number_kept(number, scenario.keep)
-        places = _read_places(arrays, number, kept)
-        flat = torch.zeros(number).index_put_(
-            (places,), _expect(arrays, "values", np.float32, kept)
-        )
+        form = {"values": np.empty(kept, np.float32), "places": _form_of_places(kept, number)}
+        upload = checked(arrays, form)
+        places = _read_places(upload["places"], number, kept)
+        flat = torch.zeros(number)
+        flat[places] = torch.from_numpy(upload["values"])
     return {name: start[name].float().cpu() + change for name, change in _cut(flat, start).items()}
 
 
@@ -125,61 +117,30 @@ def _number_kept(number, keep):
     return max(1, round(number * keep))
 
 
+def _form_of_places(kept, number):
+    """An empty array for the places in the shorter form: four bytes each, or a bit for every place there is."""
+    marks = -(-number // 8)
+    return np.empty(kept, np.int32) if 4 * kept <= marks else np.empty(marks, np.uint8)
+
+
 def _write_places(places, number):
-    """Where the values belong, in the shorter of two forms: four bytes each, or one bit for every place there is."""
-    if 4 * len(places) <= -(-number // 8):
+    if _form_of_places(len(places), number).dtype == np.int32:
         return places.to(torch.int32)
     marked = np.zeros(number, bool)
     marked[places.numpy()] = True
     return torch.from_numpy(np.packbits(marked))
 
 
-def _read_places(arrays, number, kept):
-    if 4 * kept <= -(-number // 8):
-        places = _expect(arrays, "places", np.int32, kept).long()
-    else:
-        marks = np.unpackbits(_expect(arrays, "places", np.uint8, -(-number // 8)).numpy())
-        places = torch.from_numpy(np.flatnonzero(marks))
-    if (
-        len(places) != kept
-        or places[0] < 0
-        or places[-1] >= number
-        or not (places.diff() > 0).all()
-    ):
+def _read_places(written, number, kept):
+    is_marked = written.dtype == np.uint8
+    places = np.flatnonzero(np.unpackbits(written)) if is_marked else written
+    in_order = len(places) == kept and (np.diff(places) > 0).all()
+    if not (in_order and places[0] >= 0 and places[-1] < number):
         raise ValueError(
-            f"The upload's 'places' are not {kept} different places below {number}, in order."
+            f"sent 'places' that are not {kept} different places below {number}, in order"
         )
-    return places
+    return torch.from_numpy(places).long()
 
 
-def _expect(arrays, name, kind, length):
-    """The array `name` as a finite tensor (length,) of the numpy type `kind`."""
-    value = _read(arrays, name)
-    if value.dtype != kind or value.shape != (length,):
-        raise ValueError(
-            f"The upload has {name!r} as {value.dtype} {value.shape} where {np.dtype(kind)} {(length,)} belongs."
-        )
-    if not np.isfinite(value).all():
-        raise ValueError(f"The upload has NaN or infinity in {name!r}.")
-    return torch.from_numpy(value.copy())
-
-
-def _read(arrays, name):
-    try:
-        return arrays[name].numpy()
-    except Exception as error:  # bytes from outside: anything can be wrong with them
-        raise ValueError(
-            f"The upload has {name!r} in a form that cannot be read ({error})."
-        ) from None
-
-
-def _check_same(trained, received):
-    if odd := sorted(set(trained) ^ set(received)):
-        raise ValueError(
-            f"{odd[0]!r} is only on one side: trained and received must have the same names."
-        )
-    for name, value in trained.items():
-        if value.shape != received[name].shape:
-            raise ValueError(
-                f"{name} has shape {tuple(value.shape)}, expected {tuple(received[name].shape)}."
-            )
+def _tensors(values):
+    return {name: torch.from_numpy(value) for name, value in values.items()}

@@ -183,20 +183,6 @@ def test_an_update_too_large_for_int8_is_refused_on_the_device():
         )
 
 
-def test_other_names_or_shapes_are_refused():
-    received = tensors(0)
-    with pytest.raises(ValueError, match="'bias' is only on one side"):
-        pack(
-            {n: received[n] for n in SHAPES if n != "bias"},
-            received,
-            scenario("int8"),
-            RecordDict(),
-            0,
-        )
-    with pytest.raises(ValueError, match=r"bias has shape \(6,\), expected \(5,\)"):
-        pack({**received, "bias": torch.zeros(6)}, received, scenario("top-k"), RecordDict(), 0)
-
-
 def damaged(upload, name, value):
     received, how = tensors(0), scenario(upload, 0.01 if upload == "top-k" else 0.1)
     arrays = pack(trained_from(received, 1), received, how, RecordDict(), 0)
@@ -219,16 +205,21 @@ def at_0(value):
 
 KEPT = round(0.01 * NUMBERS)
 DAMAGE = {
-    "int8-values-missing": ("int8", "values", None, "'values' is missing"),
+    "int8-values-missing": ("int8", "values", None, "left out 1 arrays, the first is 'values'"),
     "int8-scale-nan": ("int8", "scales", at_0(np.nan), "NaN or infinity in 'scales'"),
-    "int8-one-scale-too-few": ("int8", "scales", lambda v: v[1:], "'scales' as float16"),
+    "int8-one-scale-too-few": (
+        "int8",
+        "scales",
+        lambda v: v[1:],
+        "'scales' as float16 .* where float16",
+    ),
     "int8-values-as-floats": (
         "int8",
         "values",
         lambda v: v.astype(np.float32),
         "'values' as float32",
     ),
-    "int8-extra": ("int8", "extra", lambda v: v, "'extra' is missing or too many"),
+    "int8-extra": ("int8", "extra", lambda v: v, "'extra'"),
     "int8-garbage": (
         "int8",
         "values",
@@ -260,7 +251,7 @@ DAMAGE = {
         "float32",
         "q.lora_A.default.weight",
         lambda v: v[:4],
-        r"has shape \(4, 48\)",
+        r"as float32 \(4, 48\)",
     ),
 }
 
