@@ -24,7 +24,10 @@ RULES = (
 MIXED_RANKS = ("flora", "flexlora", "hetlora")  # the rules that let clients differ in rank
 UPLOADS = ("float32", "int8", "top-k")
 SELECTIONS = ("all", "random", "fastest", "deadline")
+DEALINGS = ("skew", "unequal", "dirichlet")
+TARGETS = ("attention+feed-forward", "attention")
 DEFENCES = ("mean", "clip", "median", "trimmed", "krum")
+RATES = {"lora": (2e-3, 1e-4), "full": (3e-4, 1e-5)}  # of the tiny base, of a real one
 PRECISIONS = ("float32", "bfloat16")
 
 
@@ -56,7 +59,9 @@ class Scenario(Knobs):
     local_steps: int = knob(20, 1)
     batch_size: int = knob(16, 1)
     rank: int = knob(8, 1)  # rank 4 on attention alone was too weak to survive averaging
-    learning_rate: float = knob(2e-3, above=0, high=1)
+    learning_rate: float = knob(
+        0.0, 0, 1, words="0: what suits the base and the method; `rate` says how much that is."
+    )
     method: str = knob(
         "lora", options=METHODS, words="full: federated averaging of the whole UNet."
     )
@@ -91,6 +96,22 @@ class Scenario(Knobs):
     defence: str = knob("mean", options=DEFENCES)  # against `attackers`
     attackers: int = knob(0, 0, _clients, words="How many clients plant a backdoor.")
     secure: int = knob(0, options=(0, 1), words="1: secure aggregation, the server sees sums only.")
+    dealing: str = knob(
+        "skew",
+        options=DEALINGS,
+        words="How pictures are dealt: by skew; unequal: numbers that differ; dirichlet: by concept.",
+    )
+    ratio: float = knob(
+        4.0,
+        1,
+        words="With unequal dealing: how many times the first client's pictures the last has.",
+    )
+    dirichlet_alpha: float = knob(
+        0.5, above=0, words="With dirichlet dealing: the concentration; 100 is nearly even."
+    )
+    targets: str = knob(
+        "attention+feed-forward", options=TARGETS, words="The layers that carry an adapter."
+    )
     cut: str = knob(
         "",
         words='Empty: the UNet stays whole; "down_blocks.0": devices train it so far, an edge the rest.',
@@ -110,6 +131,12 @@ class Scenario(Knobs):
             "num_prompts": 8,
         },
     }
+
+    @property
+    def rate(self):
+        """The learning rate: the knob's, or what suits the base (the tiny one, a real one) and what trains of it."""
+        tiny, real = RATES[self.method]
+        return self.learning_rate or (real if self.base_model else tiny)
 
     def __post_init__(self):
         super().__post_init__()

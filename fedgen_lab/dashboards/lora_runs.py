@@ -34,16 +34,14 @@ def run_own(run, job):
 
 def read_pictures(scenario):
     """A learner's own pictures as the scenario names them, read afresh. Raises what `read_own` raises."""
-    from fedgen_lab.lora.data import read_own
+    from fedgen_lab.lora.data import own_pictures, read_own
 
     read_own.cache_clear()  # the learner may have mended the folder since
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # what was left out is in the pictures' attributes; a thread must not print
-        return read_own(
-            scenario.pictures, scenario.caption_file, scenario.file_column, scenario.text_column
-        )
+        return own_pictures(scenario)
 
 
 def federated(run, job):

@@ -64,7 +64,7 @@ def _alone(scenario, method, pipeline, held_out, owners, steps, on_step):
 
                 # The batches that this client would train on in this round of the federation.
                 seed = local_seed(scenario, row, server_round)
-                rate = scenario.learning_rate
+                rate = scenario.rate
                 train(unet, schedule, encoded, steps, scenario.batch_size, rate, seed, report)
                 states[owner] = fold(trainable_state(unet), scenario.lora_alpha)
                 loss = denoising_loss(unet, schedule, held_out, scenario.seed).mean()

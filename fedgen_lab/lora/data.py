@@ -11,7 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fedgen_lab.partition import by_skew
+from fedgen_lab.lora.pipeline import base_side
+from fedgen_lab.partition import by_skew, dirichlet, unequal
 from fedgen_lab.pictures.collection import Pictures
 from fedgen_lab.pictures.folders import read_folder
 from fedgen_lab.pictures.hub import from_hub
@@ -50,17 +51,13 @@ def _deal_sprites(scenario):
             f"The concept of sprites is their object; set concept='object', not {scenario.concept!r}."
         )
     pool_seed, held_seed, prompt_seed, old_seed, split_seed = map(scenario.seed_of, range(5))
-    # Enough at skew 1, where clients with the same concept share its pictures.
-    clients_per_object = math.ceil(scenario.num_clients / len(CONCEPTS))
-    pool = _drawn_of_each(clients_per_object * scenario.pictures_per_client, pool_seed)
-    shares = by_skew(
-        pool.attributes,
-        "object",
-        scenario.num_clients,
-        scenario.skew,
-        scenario.pictures_per_client,
-        split_seed,
-    )
+    number = scenario.num_clients * scenario.pictures_per_client / len(CONCEPTS)
+    if scenario.dealing == "skew":
+        # Enough at skew 1, where clients with the same concept share its pictures.
+        clients_per_object = math.ceil(scenario.num_clients / len(CONCEPTS))
+        number = clients_per_object * scenario.pictures_per_client
+    pool = _drawn_of_each(math.ceil(number), pool_seed)
+    shares = _shares(scenario, pool.attributes, split_seed)
 
     # Pictures and prompts to judge by.
     held_out = _drawn_of_each(HELD_OUT_PER_CONCEPT, held_seed)
@@ -95,18 +92,46 @@ def _drawn_of_each(number, seed):
     )
 
 
+def _shares(scenario, attributes, seed):
+    """Row numbers for each client, dealt as the scenario says."""
+    if scenario.dealing == "unequal":
+        return unequal(attributes, scenario.num_clients, seed, scenario.ratio)
+    if scenario.dealing == "dirichlet":
+        return dirichlet(
+            attributes, scenario.concept, scenario.num_clients, scenario.dirichlet_alpha, seed
+        )
+    return by_skew(
+        attributes,
+        scenario.concept,
+        scenario.num_clients,
+        scenario.skew,
+        scenario.pictures_per_client,
+        seed,
+    )
+
+
 @lru_cache(maxsize=2)
-def read_own(pictures, caption_file, file_column, text_column):
-    """A learner's own pictures, read once: "hub:OWNER/NAME", else a folder or zip (see pictures/folders.py)."""
+def read_own(pictures, caption_file, file_column, text_column, side):
+    """A learner's own pictures as squares of `side` pixels, read once: "hub:OWNER/NAME", else a folder or zip (see
+    pictures/folders.py)."""
     if pictures.startswith("hub:"):
-        return from_hub(pictures.removeprefix("hub:"), text_column=text_column)
-    return read_folder(pictures, caption_file or None, file_column, text_column)
+        return from_hub(pictures.removeprefix("hub:"), text_column=text_column, size=side)
+    return read_folder(pictures, caption_file or None, file_column, text_column, side)
+
+
+def own_pictures(scenario, pictures=""):
+    """The pictures that the scenario names, or those at another place, at the size of its base model."""
+    return read_own(
+        pictures or scenario.pictures,
+        scenario.caption_file,
+        scenario.file_column,
+        scenario.text_column,
+        base_side(scenario.base_model),
+    )
 
 
 def _deal_own(scenario):
-    pictures = read_own(
-        scenario.pictures, scenario.caption_file, scenario.file_column, scenario.text_column
-    )
+    pictures = own_pictures(scenario)
     if scenario.concept not in pictures.attributes:
         columns = ", ".join(map(str, pictures.attributes.columns)) or "none"
         raise ValueError(
@@ -116,33 +141,34 @@ def _deal_own(scenario):
     # A picture of no concept belongs to no client.
     concept = pictures.attributes[scenario.concept].astype(str).str.strip()
     pictures, concept = pictures.take(np.flatnonzero(concept != "")), concept[concept != ""]
-    if len(pictures) < 2:
+    concept = concept.reset_index(drop=True)
+    # Rows with the same pixels are one picture: several captions of it, or exact copies.
+    picture = pd.factorize(
+        np.array([image.numpy().tobytes() for image in pictures.images], object)
+    )[0]
+    if len(set(picture)) < 2:
         raise ValueError(
-            f"Own pictures with a {scenario.concept!r} must be at least two, one to train on and one to judge by; "
-            f"got {len(pictures)}."
+            f"Own pictures with a {scenario.concept!r} must be at least two different ones, one to train on and one to "
+            f"judge by; got {len(set(picture))}."
         )
     split_seed, held_seed = map(scenario.seed_of, range(2))
 
-    # To judge by: an eighth of every concept, so that the judge sees all of them.
-    rng, held_rows = np.random.default_rng(held_seed), []
+    # To judge by: an eighth of every concept's pictures, so that the judge sees all of them.
+    rng, held = np.random.default_rng(held_seed), set()
     for name in sorted(concept.unique()):
-        rows = rng.permutation(np.flatnonzero(concept == name))
-        number = min(max(len(rows) // 8, int(len(rows) > 1)), HELD_OUT_PER_CONCEPT)
-        held_rows.extend(rows[:number])
-    if not held_rows:
-        held_rows = [int(rng.integers(len(pictures)))]
-    held_out = pictures.take(sorted(held_rows))
+        numbers = rng.permutation(np.unique(picture[concept == name]))
+        number = min(max(len(numbers) // 8, int(len(numbers) > 1)), HELD_OUT_PER_CONCEPT)
+        held.update(numbers[:number])
+    if not held:
+        held = {int(rng.integers(max(picture) + 1))}
+    if len(held) > max(picture):  # concepts that share their pictures: one must be left to train on
+        held.remove(max(held))
+    is_held = np.isin(picture, list(held))
+    held_out = pictures.take(np.flatnonzero(is_held))
 
     # To train on: all others.
-    pool = pictures.take(np.setdiff1d(np.arange(len(pictures)), held_rows))
-    shares = by_skew(
-        pool.attributes,
-        scenario.concept,
-        scenario.num_clients,
-        scenario.skew,
-        scenario.pictures_per_client,
-        split_seed,
-    )
+    pool = pictures.take(np.flatnonzero(~is_held))
+    shares = _shares(scenario, pool.attributes, split_seed)
     names = held_out.attributes[scenario.concept].astype(str)
     shown = held_out.take(
         [int(np.flatnonzero(names == name)[0]) for name in sorted(names.unique())[:4]]

@@ -22,7 +22,7 @@ from fedgen_lab.lora.adapter import (
     trainable_state,
 )
 from fedgen_lab.lora.backdoor import boost, is_attacker, poison
-from fedgen_lab.lora.data import deal
+from fedgen_lab.lora.data import deal, own_pictures
 from fedgen_lab.lora.factors import compact, fold, part, stacked
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, noised_batch, step_flops
 from fedgen_lab.lora.pipeline import encode, load_pipeline
@@ -60,7 +60,7 @@ def prepare(scenario):
     )
     if scenario.method == "lora":
         rank, alpha = max(scenario.client_ranks), scenario.lora_alpha or None
-        add_adapter(pipeline.unet, rank, alpha, seed=scenario.seed)
+        add_adapter(pipeline.unet, rank, alpha, scenario.seed, scenario.targets)
     else:
         pipeline.unet.requires_grad_(True)
     if light:
@@ -74,23 +74,25 @@ def local_seed(scenario, client, job):
 
 
 class _Base:
-    """What simulated clients in one process share: the frozen model, and the pictures encoded once."""
+    """What simulated clients in one process share: the frozen model, and the pictures encoded once. `own`: where this
+    device's own pictures are, all of which are its; empty where the scenario deals them."""
 
-    def __init__(self, scenario):
-        self.pipeline, self.dealt = prepare(scenario), deal(scenario)
+    def __init__(self, scenario, own=""):
+        self.pipeline = prepare(scenario)
+        self.dealt = lru_cache(None)(lambda: deal(scenario))
         self.unet, self.schedule = self.pipeline.unet, noise_schedule(self.pipeline)
         self.start = trainable_state(self.unet)  # the same on every device, by the seed
         self.pristine = {}  # W0 of the layers that a rule adds to
         self.encoded = lru_cache(None)(
-            lambda client: encode(self.pipeline, self._pictures(scenario, client))
+            lambda client: encode(self.pipeline, self._pictures(scenario, client, own))
         )
-        self.held_out = lru_cache(None)(lambda: encode(self.pipeline, self.dealt.held_out))
+        self.held_out = lru_cache(None)(lambda: encode(self.pipeline, self.dealt().held_out))
         self.flops = lru_cache(None)(
-            lambda: step_flops(self.unet, self.encoded(0), scenario.batch_size)
+            lambda client: step_flops(self.unet, self.encoded(client), scenario.batch_size)
         )
 
-    def _pictures(self, scenario, client):
-        pictures = self.dealt.clients[client]
+    def _pictures(self, scenario, client, own):
+        pictures = own_pictures(scenario, own) if own else self.dealt().clients[client]
         if scenario.attackers:
             pictures = (
                 poison(pictures, scenario.seed) if is_attacker(client, scenario) else pictures
@@ -142,7 +144,7 @@ class LoraDevice:
             sent = boost(sent, start, scenario.num_clients / scenario.attackers)
         arrays = pack(sent, start, scenario, turn.context.state, turn.seed)
         metrics = self._metrics(client, base, loss=float(np.mean(losses)))
-        metrics["flops"] = float(base.flops() * scenario.local_steps)
+        metrics["flops"] = float(base.flops(client) * scenario.local_steps)
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=turn.message)
 
     def gradients(self, message, context):
@@ -165,7 +167,7 @@ class LoraDevice:
         base.unet.zero_grad(set_to_none=True)
         for layer in layers.values():
             layer.base_layer.weight.requires_grad_(False)
-        metrics = self._metrics(client, base, flops=base.flops() * scenario.local_steps)
+        metrics = self._metrics(client, base, flops=base.flops(client) * scenario.local_steps)
         content = RecordDict({"arrays": ArrayRecord(gradients), "metrics": metrics})
         return Message(content, reply_to=message)
 
@@ -187,7 +189,7 @@ class LoraDevice:
             raise ValueError(
                 f"This node is client {client}, but the run has num-clients={scenario.num_clients}."
             )
-        return scenario, client, self._base(scenario)
+        return scenario, client, self._base(scenario, str(context.node_config.get("pictures", "")))
 
     def _metrics(self, client, base, **numbers):
         pictures = len(base.encoded(client))

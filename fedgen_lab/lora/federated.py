@@ -91,7 +91,7 @@ def lora_client_app(on_step=None, device=None):
             turn.encoded,
             turn.scenario.local_steps,
             turn.scenario.batch_size,
-            turn.scenario.learning_rate,
+            turn.scenario.rate,
             turn.seed,
             report,
         )

@@ -6,6 +6,7 @@ Stable Diffusion 1.x/2.x pipeline of diffusers. Latent diffusion: Rombach et al.
 
 from copy import copy, deepcopy
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from threading import Lock
 
@@ -18,7 +19,9 @@ from fedgen_lab.shipped import shipped
 # One thread at a time reads words: two at once end in "Already borrowed" before transformers 5.17.
 TOKENIZING = Lock()
 DRAWN_AT_ONCE = 8  # pictures in one pass of `draw`: the batch is what memory grows with
-ENCODED_AT_ONCE = 32  # pictures in one pass of `encode`
+ENCODED_AT_ONCE = (
+    32 * 32**2
+)  # pixels in one pass of `encode`: 32 pictures of the tiny model, one of 512 x 512
 
 
 def load_pipeline(source=None, device=None, dtype=torch.float32):
@@ -40,6 +43,20 @@ def load_pipeline(source=None, device=None, dtype=torch.float32):
     from packaging.version import Version
 
     logging.disable_progress_bar()
+    # Each of the two names is wrong for the other versions.
+    name_of_dtype = "dtype" if Version(__version__) >= Version("0.40") else "torch_dtype"
+    dtypes = {name_of_dtype: {"default": dtype, "vae": torch.float32}}
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        _folder_or_id(source), use_safetensors=True, safety_checker=None, **dtypes
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    for model in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
+        model.requires_grad_(False).eval()
+    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _folder_or_id(source):
+    """A pipeline's folder, or its id on the Hub. Raises FileNotFoundError for a folder without a pipeline."""
     source = str(source or shipped("tiny-sd"))
     looks_local = (
         source.startswith((".", "/", "~")) or Path(source).is_dir() or source.count("/") != 1
@@ -49,17 +66,19 @@ def load_pipeline(source=None, device=None, dtype=torch.float32):
             f"No Stable Diffusion in {source!r}: a pipeline folder has a model_index.json. "
             "Give such a folder, a Hub id like 'owner/name', or nothing for the tiny model."
         )
-    folder_or_id = str(Path(source).expanduser()) if looks_local else source
-    # Each of the two names is wrong for the other versions.
-    name_of_dtype = "dtype" if Version(__version__) >= Version("0.40") else "torch_dtype"
-    dtypes = {name_of_dtype: {"default": dtype, "vae": torch.float32}}
-    pipeline = StableDiffusionPipeline.from_pretrained(
-        folder_or_id, use_safetensors=True, safety_checker=None, **dtypes
-    )
-    pipeline.set_progress_bar_config(disable=True)
-    for model in (pipeline.vae, pipeline.text_encoder, pipeline.unet):
-        model.requires_grad_(False).eval()
-    return pipeline.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return str(Path(source).expanduser()) if looks_local else source
+
+
+@lru_cache(maxsize=8)
+def base_side(source=None):
+    """The side in pixels of the pictures that a base model draws, from its configs alone; `source` as `load_pipeline`
+    takes it."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    source = _folder_or_id(source)
+    unet = UNet2DConditionModel.load_config(source, subfolder="unet")
+    vae = AutoencoderKL.load_config(source, subfolder="vae")
+    return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
 def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, on_step=None):
@@ -120,9 +139,9 @@ def encode(pipeline, pictures):
     if not len(pictures):
         raise ValueError("There are no pictures to encode; give at least one.")
     side = pipeline.unet.config.sample_size * pipeline.vae_scale_factor
-    latents, text = [], []
-    for start in range(0, len(pictures), ENCODED_AT_ONCE):
-        batch = pictures.take(range(start, min(start + ENCODED_AT_ONCE, len(pictures))))
+    latents, text, at_once = [], [], max(1, ENCODED_AT_ONCE // side**2)
+    for start in range(0, len(pictures), at_once):
+        batch = pictures.take(range(start, min(start + at_once, len(pictures))))
         images = batch.as_tensor()  # (B, 3, H, W)
         if images.shape[-2:] != (side, side):
             images = F.interpolate(images, size=(side, side), mode="bicubic", antialias=True).clamp(

@@ -34,7 +34,6 @@ SD15 = {
     },
 }
 # diffusers' usual targets: 128 linear layers in SD 1.5
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def new_unet(config=None, seed=0, device="cpu", dtype=torch.bfloat16):

@@ -128,7 +128,7 @@ class _Device:
             raise ValueError(
                 f"With method={scenario.method!r} nothing trains before cut={scenario.cut!r}; cut deeper."
             )
-        self.adam = new_adam(self.parameters.values(), scenario.learning_rate)
+        self.adam = new_adam(self.parameters.values(), scenario.rate)
         self.encoded = task.pictures_of(client)
         if "weights" in state:
             self._recall()

@@ -158,7 +158,7 @@ class SplitServer:
             for name, value in self.state.items()
             if not self.is_device(name)
         }
-        return weights, new_adam(weights.values(), self.scenario.learning_rate)
+        return weights, new_adam(weights.values(), self.scenario.rate)
 
     def _advance(self, edges, up):
         """Hand each copy at the edge what its device sent: {node: what it sends back}."""

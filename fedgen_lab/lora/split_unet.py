@@ -123,7 +123,7 @@ def traffic(
     steps=20,
     batch=16,
     rank=8,
-    targets=TARGETS,
+    targets=TARGETS["attention+feed-forward"],
     bytes_per_number=4,
 ):
     """What one client sends and gets in a whole run, for every way to train: one row each, bytes without headers.

@@ -7,16 +7,16 @@ from pathlib import Path
 
 from fedgen_lab.pictures.collection import Candidate, gather
 
-SIZE = 32  # pixels wide and high, as the tiny model has them
 SPLIT, IMAGES = "train", "image"  # where data sets of pictures usually have theirs
 
 
-def from_hub(name, text_column="text"):
+def from_hub(name, text_column="text", size=32):
     """Download (or load from the cache) the training split of a Hub data set and make square pictures of it.
 
     name: OWNER/NAME on https://huggingface.co/datasets, or a local folder in the Hub's layout. Its images stand in a
         column "image".
     text_column: where the captions are. A column of class numbers gives the classes' names.
+    size: width and height in pixels.
 
     Columns of plain values become attributes. Unusable pictures are skipped, warned of and listed as in `read_folder`.
 
@@ -40,7 +40,7 @@ def from_hub(name, text_column="text"):
     skipped: list[str] = []
     candidates = _candidates(table, text_column, skipped)
     searched = f"Its split {SPLIT!r} has {len(table)} rows."
-    return gather(candidates, len(table), SIZE, skipped, repr(name), searched)
+    return gather(candidates, len(table), size, skipped, repr(name), searched)
 
 
 def load_dataset(name, remedy, split=None):

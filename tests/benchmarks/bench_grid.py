@@ -89,7 +89,7 @@ def overhead(repeats=5):
                 steps, batch, rate = (
                     scenario.local_steps,
                     scenario.batch_size,
-                    scenario.learning_rate,
+                    scenario.rate,
                 )
                 train(pipeline.unet, schedule, encoded[client], steps, batch, rate, seed)
 

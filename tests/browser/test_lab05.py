@@ -29,7 +29,7 @@ def test_the_radio_by_keyboard_with_every_payload_and_share(lab, pictures):
     turn_to_both_ends(lab, output, KNOBS)
     for menu in ("What travels", "Uploads as", "Shares of the band", "Rate"):
         output.get_by_label(menu, exact=True).select_option(index=1)
-    assert "it is link-bound" in output.inner_text(), "a whole UNet is bound by the link"
+    expect(output).to_contain_text("it is link-bound")  # as a whole UNet is
     output.get_by_label("Seconds a round against", exact=True).select_option(index=1)
     good_to_look_at(lab, output, pictures / "lab05_radio")
 

@@ -1,18 +1,31 @@
 """Claims about federated LoRA and what it is measured against, on scenarios of a few steps."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from flwr.app import Context, RecordDict
 from PIL import Image
 
+from fedgen_lab.federation.run import run_app
 from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.lora.adapter import adapter_bytes
 from fedgen_lab.lora.baselines import run_centralised, run_local_only, score
 from fedgen_lab.lora.data import deal
-from fedgen_lab.lora.federated import RoundDone, StepDone, run_federated
+from fedgen_lab.lora.device import LoraDevice
+from fedgen_lab.lora.federated import (
+    RoundDone,
+    StepDone,
+    lora_client_app,
+    lora_server_app,
+    run_federated,
+)
 from fedgen_lab.lora.pipeline import load_pipeline
+from fedgen_lab.lora.real_size import write_random_pipeline
+from fedgen_lab.partition import mean_js_distance
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.shipped import shipped
@@ -158,6 +171,102 @@ def test_the_same_job_runs_on_a_learners_own_pictures(own_folder):
     assert dealt.concepts == ("even", "odd")
     assert [set(pictures.attributes["kind"]) for pictures in dealt.clients] == [{"even"}, {"odd"}]
     assert len(outcome.rounds) == 2 and list(score(own, [outcome.state])) == ["loss"]
+
+
+def test_no_picture_is_held_out_and_trained_on_whatever_its_captions_and_copies(own_folder):
+    table = (own_folder / "metadata.csv").read_text(encoding="utf-8").splitlines()
+    for number in range(
+        20
+    ):  # five captions a picture, and a copy of every other one under another name
+        kind = "even" if number % 2 == 0 else "odd"
+        table += [f"{number}.png,caption {i} of {number},{kind}" for i in range(4)]
+        if number % 4 < 2:
+            shutil.copy(own_folder / f"{number}.png", own_folder / f"copy of {number}.png")
+            table.append(f"copy of {number}.png,a copy,{kind}")
+    (own_folder / "metadata.csv").write_text("\n".join(table), encoding="utf-8")
+    dealt = deal(replace(SMALL, pictures=str(own_folder), concept="kind", num_clients=3, skew=0.5))
+    held, trained = (
+        {image.numpy().tobytes() for pictures in sets for image in pictures.images}
+        for sets in ([dealt.held_out], dealt.clients)
+    )
+    assert len(held) == 2 and trained and not held & trained
+    assert set(dealt.held_out.attributes["kind"]) == {"even", "odd"}
+
+
+def test_concepts_that_share_all_their_pictures_leave_some_to_train_on(own_folder):
+    rows = ["file_name,text,kind"]
+    rows += [f"{number}.png,a picture,{kind}" for kind in "ab" for number in range(2)]
+    (own_folder / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    for seed in range(4):
+        own = replace(SMALL, pictures=str(own_folder), concept="kind", seed=seed)
+        assert all(len(pictures) for pictures in deal(own).clients)
+
+
+def test_one_picture_with_many_captions_is_too_few(own_folder):
+    rows = ["file_name,text,kind", *(f"0.png,caption {i},a" for i in range(5))]
+    (own_folder / "metadata.csv").write_text("\n".join(rows), encoding="utf-8")
+    with pytest.raises(ValueError, match="two different ones, .* got 1"):
+        deal(replace(SMALL, pictures=str(own_folder), concept="kind"))
+
+
+@pytest.mark.parametrize("knobs", [{}, {"concept": "kind"}])
+def test_dealt_unequally_clients_differ_in_number_and_weigh_by_it(own_folder, knobs):
+    own = {"pictures": str(own_folder), **knobs} if knobs else {}
+    scenario = replace(SMALL, num_clients=3, rounds=1, dealing="unequal", ratio=4.0, **own)
+    dealt, weights = deal(scenario), []
+    sizes = [len(pictures) for pictures in dealt.clients]
+    assert sum(sizes) == (18 if knobs else 24) and sizes == sorted(sizes)
+    assert 2.5 < sizes[-1] / sizes[0] <= 4.5
+
+    def watch(strategy):
+        rule = strategy.combine
+        strategy.combine = lambda *what: weights.append(what[-1]) or rule(*what)
+
+    run_app(lora_server_app(keep=watch), lora_client_app(), 3, scenario.to_run_config())
+    assert weights == [sizes]
+
+
+def test_dealt_by_dirichlet_a_small_alpha_makes_clients_differ():
+    def distance(alpha):
+        scenario = replace(SMALL, num_clients=4, dealing="dirichlet", dirichlet_alpha=alpha)
+        clients = deal(scenario).clients
+        counts = [pictures.attributes["object"].value_counts() for pictures in clients]
+        assert sum(len(pictures) for pictures in clients) == 32
+        return mean_js_distance(pd.DataFrame(counts).fillna(0))
+
+    assert distance(0.1) > 0.4 > 0.2 > distance(1000.0)
+
+
+def test_a_devices_own_pictures_are_all_its_own_and_their_number_is_theirs(own_folder):
+    scenario = replace(SMALL, rounds=1)
+    device = LoraDevice()
+    for pictures, number in (("", 8), (str(own_folder), 20)):
+        node = {"partition-id": 1, "num-partitions": 2, "pictures": pictures}
+        context = Context(1, 7, node, RecordDict(), scenario.to_run_config())
+        _, _, base = device._who(context)
+        assert len(base.encoded(1)) == device._metrics(1, base)["num-examples"] == number
+
+
+def test_pictures_come_at_the_size_of_the_base(tmp_path, own_folder):
+    from test_lora_real_size import SMALL as SMALL_BASE
+
+    for side, blocks in ((128, 3), (512, 4)):
+        kinds = {"down": "DownEncoderBlock2D", "up": "UpDecoderBlock2D"}
+        vae = SMALL_BASE["vae"] | {"block_out_channels": (8,) * blocks, "sample_size": side}
+        vae |= {f"{way}_block_types": (kind,) * blocks for way, kind in kinds.items()}
+        unet = SMALL_BASE["unet"] | {"sample_size": side // 2 ** (blocks - 1)}
+        folder = write_random_pipeline(
+            tmp_path / str(side), {**SMALL_BASE, "vae": vae, "unet": unet}, 0, torch.float32
+        )
+        one = {"num_clients": 1, "local_steps": 1, "batch_size": 1, "pictures_per_client": 2}
+        real = replace(SMALL, pictures=str(own_folder), concept="kind", rounds=1, **one)
+        real = replace(real, base_model=str(folder), num_prompts=1, rank=2)
+        Image.effect_noise((600, 600), 90).convert("RGB").save(own_folder / "0.png")
+        dealt = deal(real)
+        assert (
+            dealt.clients[0].images.shape[-2:] == dealt.held_out.images.shape[-2:] == (side, side)
+        )
+        assert torch.isfinite(torch.tensor(run_federated(real).rounds["loss"])).all()
 
 
 def test_an_unknown_concept_names_the_columns_there_are(own_folder):

@@ -8,12 +8,11 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 
 from fedgen_lab.lora import federated
-from fedgen_lab.lora.adapter import adapter_bytes, add_adapter, trainable_state
+from fedgen_lab.lora.adapter import ATTENTION, adapter_bytes, add_adapter, trainable_state
 from fedgen_lab.lora.federated import prepare, run_federated
 from fedgen_lab.lora.local import noise_schedule, train
 from fedgen_lab.lora.pipeline import Encoded, draw, encode, load_pipeline
 from fedgen_lab.lora.real_size import (
-    ATTENTION,
     SD15,
     base_bytes,
     load_unet,

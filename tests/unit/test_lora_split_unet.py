@@ -117,7 +117,7 @@ def federated_by_hand(scenario):
                 own,
                 scenario.local_steps,
                 scenario.batch_size,
-                scenario.learning_rate,
+                scenario.rate,
                 seed,
             )
             states.append(trainable_state(task.unet))

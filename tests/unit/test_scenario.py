@@ -1,8 +1,18 @@
 """Claims about scenarios: they refuse nonsense by name, and survive the journey through a Flower run config."""
 
+from dataclasses import replace
+
 import pytest
 
 from fedgen_lab.scenario import Scenario, profile
+
+
+def test_the_learning_rate_follows_the_base_and_the_method():
+    assert Scenario(learning_rate=0.01, base_model="any").rate == 0.01
+    tiny, real = Scenario(), Scenario(base_model="owner/name")
+    assert real.rate == 1e-4 and tiny.rate > 10 * real.rate
+    assert replace(tiny, method="full").rate < tiny.rate / 2
+    assert replace(tiny, base_model="owner/name").rate == real.rate
 
 
 @pytest.mark.parametrize(
@@ -16,7 +26,11 @@ from fedgen_lab.scenario import Scenario, profile
         ("skew", float("nan")),
         ("bandwidth_hz", 0),
         ("bandwidth_hz", float("inf")),
-        ("learning_rate", 0),
+        ("learning_rate", -1e-3),
+        ("dealing", "by hand"),
+        ("ratio", 0.5),
+        ("dirichlet_alpha", 0),
+        ("targets", "convolutions"),
         ("method", "magic"),
         ("seed", -1),
         ("local_steps", -3),
