@@ -7,17 +7,47 @@ calls `run_federated`, `lora.split_server.run_split` or `split.run.run_gan` inst
 
 from dataclasses import replace
 from functools import lru_cache
-from importlib import import_module
+from pkgutil import resolve_name
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-# What a server may ask for, written out, to do without torch here: a step of the UNet in two, the hops of the GAN's U,
-# then the words of its rivals.
-SPLIT_HOPS = ("start", "loss", "learn")
-U_HOPS = ("start", "fakes", "judge", "learn_d", "fool", "back_to_g", "learn_g", "finish")
-RIVALS_WORDS = ("alone", "pictures", "feedback", "give", "take", "share", "receive")
+# Which function of fedgen_lab makes which half of an experiment. A node loads the modules of its own experiment only.
+HALVES = {
+    "lora": {
+        "server": "lora.federated:lora_server_app",
+        "client": "lora.federated:lora_client_app",
+    },
+    "split": {
+        "server": "lora.split_server:split_server_app",
+        "client": "lora.split_client:split_client_app",
+    },
+    "huscf": {"server": "split.u_server:u_server_app", "client": "split.u_client:u_client_app"},
+}
+# What a server may ask for, written out, to do without torch here.
+ACTIONS = (
+    # a step of the UNet in two
+    "start",
+    "loss",
+    "learn",
+    # the other hops of the GAN's U
+    "fakes",
+    "judge",
+    "learn_d",
+    "fool",
+    "back_to_g",
+    "learn_g",
+    "finish",
+    # the words of its rivals
+    "alone",
+    "pictures",
+    "feedback",
+    "give",
+    "take",
+    "share",
+    "receive",
+)
 
 server_app = ServerApp()
 client_app = ClientApp()
@@ -27,20 +57,10 @@ client_app = ClientApp()
 def lead(grid: Grid, context: Context) -> None:
     """The server's whole run."""
     experiment, context = _experiment(context)
-    if experiment == "lora":
-        from fedgen_lab.lora.federated import lora_server_app
-
-        lora_server_app()(grid, context)
-    elif experiment == "split":
-        from fedgen_lab.lora.split_server import split_server_app
-
-        split_server_app()(grid, context)
-    elif experiment == "huscf":
-        from fedgen_lab.split.u_server import u_server_app
-
-        u_server_app()(grid, context)
+    if experiment in HALVES:
+        _app_maker(experiment, "server")()(grid, context)
     else:
-        _lead_rival(import_module(f"fedgen_lab.split.rivals.{experiment}"), grid, context)
+        _lead_rival(experiment, grid, context)
 
 
 @client_app.train()
@@ -53,7 +73,7 @@ def train_on_own_pictures(message: Message, context: Context) -> Message:
 client_app.evaluate()(train_on_own_pictures)
 client_app.query()(train_on_own_pictures)
 client_app.query("hello")(train_on_own_pictures)
-for _action in dict.fromkeys(SPLIT_HOPS + U_HOPS + RIVALS_WORDS):
+for _action in ACTIONS:
     client_app.train(_action)(train_on_own_pictures)
 
 
@@ -62,54 +82,46 @@ def _experiment(context):
 
     Raises ValueError for another name.
     """
-    experiment = str(context.run_config.get("experiment", "lora"))
+    run_config = context.run_config
+    experiment = str(run_config.get("experiment", "lora"))
     if experiment == "lora":
-        return "split" if context.run_config.get("cut") else "lora", context
+        return "split" if run_config.get("cut") else "lora", context
     if experiment != "gan":
         raise ValueError(f'experiment must be "lora" or "gan"; got {experiment!r}.')
     from fedgen_lab.split.scenario import GanScenario
 
     knobs = {
         key.removeprefix("gan."): value
-        for key, value in context.run_config.items()
+        for key, value in run_config.items()
         if key.startswith("gan.")
     }
     method = GanScenario.from_run_config(knobs).method  # an unknown one is named here
-    return method, replace(
-        context, run_config={**knobs, "save-to": context.run_config.get("save-to", "")}
-    )
+    knobs["save-to"] = run_config.get("save-to", "")
+    return method, replace(context, run_config=knobs)
+
+
+def _app_maker(experiment, half):
+    """The function that makes this half, "server" or "client", of the experiment's app; rivals are named alike."""
+    rival = f"split.rivals.{experiment}:{half}_app"
+    return resolve_name("fedgen_lab." + HALVES.get(experiment, {}).get(half, rival))
 
 
 @lru_cache(maxsize=1)
 def _client_app(experiment):
-    if experiment == "lora":
-        from fedgen_lab.lora.federated import lora_client_app
-
-        return lora_client_app()
-    if experiment == "split":
-        from fedgen_lab.lora.split_client import split_client_app
-
-        return split_client_app()
-    if experiment == "huscf":
-        from fedgen_lab.split.u_client import u_client_app
-
-        return u_client_app()
-    return import_module(f"fedgen_lab.split.rivals.{experiment}").client_app()
+    return _app_maker(experiment, "client")()
 
 
-def _lead_rival(rival, grid, context):
+def _lead_rival(experiment, grid, context):
     """A rival's server, and at its end or at its stop a file with the last generators, as the U's server writes one."""
-    from fedgen_lab.split.scenario import GanRound
     from fedgen_lab.split.u_server import save_generators
 
     generators = []
 
     def keep(event):
-        if isinstance(event, GanRound):
-            generators[:] = event.generators
+        generators[:] = event.generators
 
     try:
-        rival.server_app(on_round=keep)(grid, context)
+        _app_maker(experiment, "server")(on_round=keep)(grid, context)
     finally:
         if context.run_config["save-to"]:
             save_generators(generators, str(context.run_config["save-to"]))
