@@ -17,7 +17,7 @@ PROFILES = ("binder", "laptop", "gpu", "test")
 def knob(default, low=-math.inf, high=math.inf, above=None, options=(), words=""):
     """A field of a `Knobs`. The type of its default is the type that its values must have.
 
-    low, high: the range, ends included; each may be a function of the whole `Knobs`, for a limit that hangs on another
+    low, high: the range, ends included; high may be a function of the whole `Knobs`, for a limit that hangs on another
         knob. above: in place of low, where the end itself is left out.
     options: the only values there are.
     words: what it means, as a sentence: for a dashboard, and for who set it to nonsense.
@@ -41,38 +41,36 @@ class Knobs:
     def __post_init__(self):
         for limits in fields(self):
             value = getattr(self, limits.name)
-            is_allowed, allowed = self._allowed(limits, value)
+            is_allowed, allowed = self._allowed(value, limits.default, **limits.metadata)
             if not is_allowed:
                 refusal = f"{limits.name} must {allowed}; got {value!r}. {limits.metadata['words']}"
                 raise ValueError(refusal.strip())
 
-    def _allowed(self, limits, value):
+    def _allowed(self, value, default, low, high, is_open, options, words):
         """Whether a field may have this value, and in words what it may have."""
-        options, is_open = limits.metadata["options"], limits.metadata["is_open"]
-        low, high = (
-            end(self) if callable(end) else end
-            for end in (limits.metadata["low"], limits.metadata["high"])
-        )
+        # Options, truths and texts have no range.
         if options:
             listed = ", ".join(str(option) for option in options if option != "")
             empty = ", or empty for none" if "" in options else ""
             return value in options, f"be one of {listed}{empty}"
-        if isinstance(limits.default, bool):
+        if isinstance(default, bool):
             return isinstance(value, bool | np.bool_), "be True or False"
-        if isinstance(limits.default, str):
+        if isinstance(default, str):
             return isinstance(value, str), "be text"
-        if isinstance(limits.default, int):
-            kind = Integral
-            ends = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
-            allowed = f"be a whole number {ends}"
-        else:
-            kind = Real
+        # A number, whole if the default is.
+        if callable(high):
+            high = high(self)
+        kind = Integral if isinstance(default, int) else Real
+        if kind is Integral:
+            allowed = f"be a whole number of at least {low}"
             if high < math.inf:
-                allowed = f"lie in {'(' if is_open else '['}{low:g}, {high:g}]"
-            elif low > -math.inf:
-                allowed = f"be a finite number {'above' if is_open else 'of at least'} {low:g}"
-            else:
-                allowed = "be a finite number"
+                allowed = f"be a whole number from {low} to {high}"
+        elif high < math.inf:
+            allowed = f"lie in {'(' if is_open else '['}{low:g}, {high:g}]"
+        elif low > -math.inf:
+            allowed = f"be a finite number {'above' if is_open else 'of at least'} {low:g}"
+        else:
+            allowed = "be a finite number"
         if isinstance(value, bool) or not isinstance(value, kind):
             return False, allowed
         is_inside = low <= value <= high and math.isfinite(value)  # no NaN is

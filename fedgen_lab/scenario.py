@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from fedgen_lab.knobs import Knobs, knob, profile  # noqa: F401 (labs take `profile` from here)
 
-METHODS = ("lora", "full")
 RULES = (
     "fedit",
     "ffa",
@@ -22,13 +21,11 @@ RULES = (
     "fed-sb",
 )
 MIXED_RANKS = ("flora", "flexlora", "hetlora")  # the rules that let clients differ in rank
-UPLOADS = ("float32", "int8", "top-k")
 SELECTIONS = ("all", "random", "fastest", "deadline")
 DEALINGS = ("skew", "unequal", "dirichlet")
 TARGETS = ("attention+feed-forward", "attention")
 DEFENCES = ("mean", "clip", "median", "trimmed", "krum")
 RATES = {"lora": (2e-3, 1e-4), "full": (3e-4, 1e-5)}  # of the tiny base, of a real one
-PRECISIONS = ("float32", "bfloat16")
 
 
 def _clients(scenario):
@@ -63,7 +60,7 @@ class Scenario(Knobs):
         0.0, 0, 1, words="0: what suits the base and the method; `rate` says how much that is."
     )
     method: str = knob(
-        "lora", options=METHODS, words="full: federated averaging of the whole UNet."
+        "lora", options=("lora", "full"), words="full: federated averaging of the whole UNet."
     )
     pictures: str = knob("sprites", words='"sprites", a folder or zip, or "hub:OWNER/NAME".')
     pictures_per_client: int = knob(64, 1)
@@ -77,7 +74,7 @@ class Scenario(Knobs):
     rule: str = knob("fedit", options=RULES)  # how the server aggregates adapters; lora/rules.py
     ranks: str = knob("", words='Empty: everyone has `rank`; "2,4,8" is dealt to the clients.')
     lora_alpha: float = knob(0.0, 0, words="LoRA's alpha; 0: alpha = rank, a scale of one.")
-    upload: str = knob("float32", options=UPLOADS)  # lora/upload.py
+    upload: str = knob("float32", options=("float32", "int8", "top-k"))  # lora/upload.py
     keep: float = knob(0.1, above=0, high=1, words='The share of numbers that "top-k" sends.')
     select: str = knob("all", options=SELECTIONS)  # who trains in a round; wireless/reacting.py
     fraction: float = knob(1.0, above=0, high=1, words="The share of clients that are asked.")
@@ -116,7 +113,9 @@ class Scenario(Knobs):
         "",
         words='Empty: the UNet stays whole; "down_blocks.0": devices train it so far, an edge the rest.',
     )
-    precision: str = knob("float32", options=PRECISIONS)  # of a frozen large base; real_size.py
+    precision: str = knob(
+        "float32", options=("float32", "bfloat16")
+    )  # of a frozen large base; real_size.py
 
     # `binder` is the lesson itself, about a minute on a slow core; by then the pictures have changed
     BY_PROFILE = {
