@@ -89,7 +89,7 @@ lint: $(VENV)/test-installed
 	$(BIN)/ruff format --check -q fedgen_lab tests data conftest.py install_torch.py
 
 measure: $(VENV)/test-installed
-	$(BIN)/python tests/labs/measure.py
+	$(BIN)/python tests/measure.py
 
 # The tests as other processors would compute them: one-thread, two-threads, avx2 (labs too) and baseline; one after the
 # other, or one by name: test-processors-avx2.

@@ -1,29 +1,24 @@
 """The course itself: where it lives, which labs it has and in which order, and whether this machine is ready for them.
 
-Used by lab 00 and by the headers of all labs; no paper behind it. The repository's address stands here, once.
+Used by lab 00, by every lab's first cell, which asks here what is missing, and by `make measure`, which writes the
+heads of the labs; no paper behind it. The repository's address stands here, once. Nothing heavy is imported at the top.
 """
 
 import os
 import platform
+import re
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
-from urllib.parse import quote
+
+import psutil
 
 from fedgen_lab.shipped import NAMES, shipped
 
 REPOSITORY = "https://github.com/fedgen-lab/fedgen-lab"
 # Of the 1,000 that one Binder session is sure to have, its server takes 120.
 MEMORY_LIMIT_MEGABYTES = 850
-SET_UP_CELL = f"""# Set-up. On Colab this installs the course. Where another lab is still running, it says so.
-from importlib.util import find_spec
-
-if find_spec("fedgen_lab") is None:
-    %pip install -q --no-deps git+{REPOSITORY}
-from fedgen_lab.session import finish, set_up
-
-set_up()"""  # the first code cell of every lab
 MAIN_LIBRARIES = (
     "torch",
     "diffusers",
@@ -126,27 +121,6 @@ def lab(name):
     raise ValueError(f"No lab is called {name!r}. There are: {names}.")
 
 
-def launch_links(name):
-    """Markdown that opens lab `name` on Binder, on Colab, or as a page to read. The badges are local images."""
-    path = f"labs/{lab(name).name}.ipynb"
-    owner_and_name = REPOSITORY.removeprefix("https://github.com/")
-    binder = f"https://mybinder.org/v2/gh/{owner_and_name}/HEAD?labpath={quote(path, safe='')}"
-    colab = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{path}"
-    return (
-        f"[![Open in Binder](images/launch-binder.svg)]({binder}) · "
-        f"[![Open in Colab](images/launch-colab.svg)]({colab}) · [Read on GitHub]({REPOSITORY}/blob/main/{path})"
-    )
-
-
-def header(name, measured):
-    """The line on time and memory at the head of lab `name`, from `measured`, the content of labs/measured.json."""
-    record = measured[lab(name).name]
-    return (
-        f"**Time:** about {lab(name).minutes} minutes; computing is {record['cpu_seconds']:.0f} seconds on one core. "
-        f"**Memory:** {record['peak_megabytes']:.0f} MB at the peak."
-    )
-
-
 def course_map():
     """All labs as a Markdown table with links, to be shown in a notebook."""
     from IPython.display import Markdown
@@ -164,29 +138,23 @@ def peak_megabytes(pid):
     Returns None where the system does not tell (macOS, Windows) or the process is gone.
     """
     try:
-        lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
         return None
-    kibibytes = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
-    return kibibytes[0] * 1024 / 1e6 if kibibytes else None
+    peak = re.search(r"VmHWM:\s*(\d+)", status)  # in kibibytes
+    return int(peak[1]) * 1024 / 1e6 if peak else None
 
 
 def free_megabytes():
-    """The memory that programs can still take here, a container's limit included, in megabytes; None if unknown."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return None
-    free = [int(line.split()[1]) * 1024 / 1e6 for line in lines if line.startswith("MemAvailable:")]
+    """The memory that programs can still take here, a container's limit included, in megabytes."""
+    free = psutil.virtual_memory().available
     group = Path("/sys/fs/cgroup")
     try:
-        limit = (group / "memory.max").read_text("utf-8").strip()
-        used = (group / "memory.current").read_text("utf-8").strip()
-    except OSError:
-        return min(free, default=None)
-    if limit.isdigit():  # "max" where the container has no limit
-        free.append((int(limit) - int(used)) / 1e6)
-    return min(free, default=None)
+        limit = int((group / "memory.max").read_text("utf-8"))
+        free = min(free, limit - int((group / "memory.current").read_text("utf-8")))
+    except (OSError, ValueError):
+        pass  # no container, or one without a limit: "max"
+    return free / 1e6
 
 
 def self_check():
@@ -196,23 +164,10 @@ def self_check():
 
     from fedgen_lab.knobs import profile
 
-    def present(name, find):
-        try:
-            return str(find(name))
-        except (FileNotFoundError, PackageNotFoundError):
-            return "missing"
-
     rows = []
 
     def ask(question, answer, is_fine=True, remedy=""):
-        rows.append(
-            {
-                "what": question,
-                "found": str(answer),
-                "fine": "yes" if is_fine else "no",
-                "what to do": "" if is_fine else remedy,
-            }
-        )
+        rows.append((question, str(answer), "yes" if is_fine else "no", "" if is_fine else remedy))
 
     # Python and the libraries that the course declares to need.
     is_supported = (3, 11) <= sys.version_info[:2] <= (3, 13)
@@ -220,13 +175,11 @@ def self_check():
     ask("Python", platform.python_version(), is_supported, remedy)
     as_needed = 0
     for requirement in declared_requirements():
-        installed = present(requirement.name, version)
-        is_fine = installed != "missing" and requirement.specifier.contains(
-            installed, prereleases=True
-        )
+        is_fine = is_met(requirement)
         if is_fine and requirement.name not in MAIN_LIBRARIES:
             as_needed += 1
         else:
+            installed = installed_version(requirement.name) or "missing"
             ask(requirement.name, installed, is_fine, f"pip install '{requirement}'")
     ask("other libraries", f"{as_needed} as needed")
     # The machine.
@@ -234,20 +187,19 @@ def self_check():
     ask("graphics processor", gpu)
     ask("threads of torch", f"{torch.get_num_threads()} on {os.cpu_count()} cores")
     free = free_megabytes()
-    is_enough = free is None or free >= MEMORY_LIMIT_MEGABYTES
     remedy = f"A lab needs up to {MEMORY_LIMIT_MEGABYTES:,} MB: close other notebooks."
-    ask("free memory", "unknown" if free is None else f"{free:,.0f} MB", is_enough, remedy)
+    ask("free memory", f"{free:,.0f} MB", free >= MEMORY_LIMIT_MEGABYTES, remedy)
     ask("profile", profile())
     # What ships, and what a lab does with it.
     remedy = "Get a full copy of the repository, with its `data` folder."
     for name in NAMES:
-        folder = present(name, lambda name: shipped(name).name)
-        ask(f"data: {name}", folder, folder != "missing", remedy)
+        _, is_there = _try(shipped, name)
+        ask(f"data: {name}", name if is_there else "missing", is_there, remedy)
     remedy = "Install the lab again: `make lab`, or `pip install -e .`"
     ask("tokenizer of tiny-sd", *_try(_read_words), remedy)
     remedy = "pip install 'ipykernel!=7.0.*', restart the kernel"
     ask("live runs", *_try(_draw_from_a_thread), remedy)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["what", "found", "fine", "what to do"])
 
 
 def declared_requirements():
@@ -265,10 +217,24 @@ def declared_requirements():
     return [line for line in requirements if not line.marker or line.marker.evaluate({"extra": ""})]
 
 
-def _try(attempt):
-    """(what `attempt()` says, True), or (its error in words, False)."""
+def is_met(requirement):
+    """Whether what is installed here meets this requirement."""
+    installed = installed_version(requirement.name)
+    return installed is not None and requirement.specifier.contains(installed, prereleases=True)
+
+
+def installed_version(name):
+    """The version of this library that is installed here, or None."""
     try:
-        return attempt(), True
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _try(attempt, *arguments):
+    """(what `attempt(*arguments)` says, True), or (its error in words, False)."""
+    try:
+        return attempt(*arguments), True
     except Exception as error:  # whatever it is, it is the answer
         return f"{type(error).__name__}: {error}", False
 

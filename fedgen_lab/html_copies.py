@@ -13,7 +13,7 @@ from itertools import zip_longest
 from pathlib import Path
 
 import nbformat
-from nbclient import NotebookClient
+from nbclient import execute
 from nbconvert import HTMLExporter
 
 from fedgen_lab.course import LABS, lab
@@ -47,8 +47,7 @@ def still(widgets, model_id):
 def run(path):
     """The notebook at `path`, executed, with every widget in its outputs replaced by what it shows."""
     notebook = nbformat.read(path, as_version=4)
-    beside = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(notebook, timeout=1200, kernel_name="python3", resources=beside).execute()
+    execute(notebook, str(path.parent), timeout=1200, kernel_name="python3")
     widgets = notebook.metadata.pop("widgets", {}).get(STATE, {}).get("state", {})
     for cell in notebook.cells:
         for output in cell.get("outputs", []):

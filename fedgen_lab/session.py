@@ -1,8 +1,8 @@
 """A lab's session: its first cell installs what is missing and tells of labs that still run; its end frees memory.
 
 Every lab begins with `set_up()` and ends with `finish()`. A host such as Binder limits the memory of all open labs
-together, and a lab that is done keeps its own until its kernel is shut down. Only the standard library is imported at
-the top: on Colab `set_up` is called before anything else is installed.
+together, and a lab that is done keeps its own until its kernel is shut down. Only what comes with Python or with a
+notebook's kernel is imported at the top: on Colab `set_up` is called before anything else is installed.
 """
 
 import gc
@@ -14,10 +14,20 @@ import subprocess
 import sys
 import urllib.request
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from fedgen_lab.course import LABS, MEMORY_LIMIT_MEGABYTES, declared_requirements
+import psutil
+from ipykernel.connect import get_connection_file
+from jupyter_core.paths import jupyter_runtime_dir
+
+from fedgen_lab.course import (
+    LABS,
+    MEMORY_LIMIT_MEGABYTES,
+    declared_requirements,
+    installed_version,
+    is_met,
+)
+from fedgen_lab.dashboards.job import give_memory_back
 from fedgen_lab.lean import import_pandas, return_large_blocks
 
 # What a notebook itself runs on, and torch, which a host brings for its own processor: another version breaks both.
@@ -42,10 +52,8 @@ def finish():
             for value in list(vars(module).values()):
                 getattr(value, "cache_clear", lambda: None)()
     gc.collect()
-    from fedgen_lab.dashboards.job import give_memory_back
-
     give_memory_back()
-    held = held_megabytes(os.getpid())
+    held = psutil.Process().memory_info().rss / 1e6
     print(
         f"This lab still holds {held:,.0f} MB. Before you open the next lab, give them back: Kernel > Shut Down."
     )
@@ -62,7 +70,7 @@ def missing():
     return [
         str(requirement)
         for requirement in declared_requirements()
-        if requirement.name not in HOSTS_OWN and not _is_met(requirement)
+        if requirement.name not in HOSTS_OWN and not is_met(requirement)
     ]
 
 
@@ -70,11 +78,9 @@ def install(requirements):
     """Install these requirements with pip, and say so in one line. The host's own packages stay as they are."""
     if not requirements:
         return
-    kept = [f"{name}=={version}" for name in HOSTS_OWN if (version := _version(name))]
+    kept = [f"{name}=={version}" for name in HOSTS_OWN if (version := installed_version(name))]
     command = [sys.executable, "-m", "pip", "install", "-q", *requirements, *kept]
-    done = subprocess.run(
-        command, capture_output=True, text=True, encoding="utf-8", errors="replace"
-    )
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
     names = ", ".join(re.match(r"[\w.-]+", requirement)[0] for requirement in requirements)
     if done.returncode:
         output = done.stderr.strip() or done.stdout.strip() or "pip said nothing"
@@ -87,18 +93,6 @@ def install(requirements):
         print(f"Installed for the labs: {names}.")
 
 
-def _is_met(requirement):
-    version = _version(requirement.name)
-    return version is not None and requirement.specifier.contains(version, prereleases=True)
-
-
-def _version(name):
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
-
-
 # -- labs that still run -----------------------------------------------------------------------------------------------
 
 
@@ -108,7 +102,7 @@ class RunningLab:
 
     name: str  # its file, "03_federated_lora.ipynb"
     megabytes: float | None  # what its kernel holds; None where that can't be read
-    server: dict  # "url" and "token"
+    server: dict  # its note: "url", "token" and more
     session: str  # the server's name for it
 
     def shut_down(self):
@@ -121,21 +115,24 @@ def running_labs():
 
     A kernel that has no notebook server (a test, VS Code, Colab) has no labs beside it.
     """
-    kernel = _own_kernel()
-    for server in _servers() if kernel else ():
+    this_kernel = _own_kernel()
+    # Every server that this user has started leaves a note in the runtime folder; the newest come first.
+    notes = Path(jupyter_runtime_dir()).glob("jpserver-*.json") if this_kernel else ()
+    for note in sorted(notes, key=os.path.getmtime, reverse=True):
         try:
-            sessions = _ask(server, "api/sessions")
-            kernels = {note["id"]: note["kernel"]["id"] for note in sessions if note.get("kernel")}
+            server = json.loads(note.read_text(encoding="utf-8"))
+            sessions = [
+                session for session in _ask(server, "api/sessions") if session.get("kernel")
+            ]
         except (OSError, ValueError):
             continue  # an old note of a server that is gone, or one of somebody else's
-        if kernel not in kernels.values():
+        if this_kernel not in [session["kernel"]["id"] for session in sessions]:
             continue
         labs = []
-        for note in sessions:
-            name = PurePosixPath(note["path"]).name
-            if note["id"] in kernels and kernels[note["id"]] != kernel and _is_lab(name):
-                held = _kernel_megabytes(kernels[note["id"]])
-                labs.append(RunningLab(name, held, server, note["id"]))
+        for session in sessions:
+            name, kernel = PurePosixPath(session["path"]).name, session["kernel"]["id"]
+            if kernel != this_kernel and _is_lab(name):
+                labs.append(RunningLab(name, _held_megabytes(kernel), server, session["id"]))
         return labs
     return []
 
@@ -170,21 +167,11 @@ def show_running(labs):
     display(widgets.VBox([notice, *map(button_for, labs)]))
 
 
-def held_megabytes(pid):
-    """What process `pid` holds now, in megabytes (10^6 bytes); None where that can't be read."""
-    import psutil  # ipykernel brings it along
-
-    try:
-        return psutil.Process(pid).memory_info().rss / 1e6
-    except psutil.Error:
-        return None
-
-
 def _notice(labs):
     """What is said of the labs that still run, as HTML in the labs' quiet box."""
     if not labs:
         return ""
-    from fedgen_lab.exercises.notice import box
+    from fedgen_lab.exercises.notice import box  # whose room loads pandas and widgets
 
     held = [f"{lab.name} ({lab.megabytes:,.0f} MB)" if lab.megabytes else lab.name for lab in labs]
     return box(
@@ -194,49 +181,31 @@ def _notice(labs):
 
 
 def _is_lab(name):
-    return name.endswith(".ipynb") and any(name.startswith(lab.name) for lab in LABS)
+    return name.endswith(".ipynb") and name.startswith(tuple(lab.name for lab in LABS))
 
 
 def _own_kernel():
     """The id of the kernel that this process is, or None: it stands in the name of its connection file."""
-    from IPython import get_ipython
-
-    file = getattr(getattr(get_ipython(), "kernel", None), "parent", None)
-    name = Path(getattr(file, "connection_file", "")).name
-    match = re.fullmatch(r"kernel-(.+)\.json", name)
-    return match[1] if match else None
-
-
-def _servers():
-    """Jupyter servers that this user has started, the newest first, from the notes they leave in the runtime folder."""
-    from jupyter_core.paths import jupyter_runtime_dir
-
-    notes = Path(jupyter_runtime_dir()).glob("jpserver-*.json")
-    for note in sorted(notes, key=os.path.getmtime, reverse=True):
-        try:
-            server = json.loads(note.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if server.get("url", "").startswith("http"):
-            yield {
-                "url": server["url"],
-                "token": server.get("token") or os.environ.get("JUPYTERHUB_API_TOKEN", ""),
-            }
+    try:
+        return Path(get_connection_file()).stem.removeprefix("kernel-")
+    except (RuntimeError, OSError):  # this is no kernel, or one whose file is gone
+        return None
 
 
 def _ask(server, path, method="GET"):
     """What the server answers, from JSON. Raises OSError when it doesn't, ValueError when that isn't JSON."""
-    request = urllib.request.Request(server["url"].rstrip("/") + "/" + path, method=method)
-    request.add_header("Authorization", f"token {server['token']}")
+    token = server["token"] or os.environ.get("JUPYTERHUB_API_TOKEN", "")
+    headers = {"Authorization": f"token {token}"}
+    request = urllib.request.Request(f"{server['url']}{path}", headers=headers, method=method)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # it is on this machine
     with opener.open(request, timeout=SECONDS_TO_ANSWER) as answer:
         return json.loads(answer.read() or "null")
 
 
-def _kernel_megabytes(kernel):
-    import psutil
-
-    for process in psutil.process_iter(["cmdline"]):
-        if any(f"kernel-{kernel}.json" in argument for argument in process.info["cmdline"] or ()):
-            return held_megabytes(process.pid)
+def _held_megabytes(kernel):
+    """What this kernel's process holds now, in megabytes (10^6 bytes); None where that can't be read."""
+    for process in psutil.process_iter(["cmdline", "memory_info"]):
+        command, memory = process.info["cmdline"], process.info["memory_info"]
+        if memory and f"kernel-{kernel}.json" in " ".join(command or ()):
+            return memory.rss / 1e6
     return None

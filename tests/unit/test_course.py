@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from measure import header, launch_links
 
 from fedgen_lab import course
 
@@ -12,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_launch_link_leads_to_the_lab_it_stands_in_and_its_badge_is_a_local_image():
-    links = course.launch_links("03")
+    links = launch_links("03")
     assert (
         "mybinder.org/v2/gh/fedgen-lab/fedgen-lab/HEAD?labpath=labs%2F03_federated_lora.ipynb"
         in links
@@ -34,7 +35,7 @@ def test_the_repository_address_is_written_in_one_module_only():
 
 def test_the_header_says_what_was_measured():
     record = {"seconds": 61.6, "cpu_seconds": 60.1, "peak_megabytes": 702}
-    assert course.header("01", {"01_federated_averaging": record}) == (
+    assert header("01", {"01_federated_averaging": record}) == (
         "**Time:** about 50 minutes; computing is 60 seconds on one core. **Memory:** 702 MB at the peak."
     )
 

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 from statistics import median
 
+import measure
 import pytest
 
 from fedgen_lab import course
@@ -73,8 +74,8 @@ def test_a_lab_starts_with_its_title_and_what_one_can_do_after_it(name):
 def test_the_header_quotes_what_was_measured_and_links_to_a_place_to_run(name):
     measured = json.loads((LABS / "measured.json").read_text(encoding="utf-8"))
     head = "\n".join(sources(name, "markdown")[:3]).splitlines()
-    assert course.header(name, measured) in head, "run `make measure`"
-    assert course.launch_links(name) in head, "run `make measure`"
+    assert measure.header(name, measured) in head, "run `make measure`"
+    assert measure.launch_links(name) in head, "run `make measure`"
     assert measured[name]["peak_megabytes"] < course.MEMORY_LIMIT_MEGABYTES
     assert measured[name]["cpu_seconds"] <= 240, "a lab must stay within four minutes of one core"
 
@@ -83,7 +84,7 @@ def test_the_header_quotes_what_was_measured_and_links_to_a_place_to_run(name):
 def test_a_lab_sets_itself_up_first_as_all_labs_do_and_frees_memory_last(name):
     code = [cell for cell in read(name)["cells"] if cell["cell_type"] == "code"]
     assert [cell["id"] for cell in code if sets_up(cell)] == [code[0]["id"]]
-    assert "".join(code[0]["source"]) == course.SET_UP_CELL, "run `make measure`"
+    assert "".join(code[0]["source"]) == measure.SET_UP_CELL, "run `make measure`"
     assert "finish()" in "".join(code[-1]["source"]).splitlines()
 
 

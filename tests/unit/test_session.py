@@ -106,25 +106,27 @@ def server(tmp_path_factory):
             [*command, f"--ServerApp.root_dir={folder}"], stdout=log, stderr=log
         )
     try:
-        answers = False
+        server = None
         for _ in range(600):
             time.sleep(0.1)
-            servers = list(session._servers())
-            if servers and (answers := _answers(servers[0])) or process.poll() is not None:
+            if (server := _answering(runtime)) or process.poll() is not None:
                 break
-        assert answers, (folder / "log.txt").read_text(encoding="utf-8")
-        yield servers[0]
+        assert server, (folder / "log.txt").read_text(encoding="utf-8")
+        yield server
     finally:
         process.terminate()
         process.wait(60)
         patch.undo()
 
 
-def _answers(server):
+def _answering(runtime):
+    """The server's note, once it answers: the note lies there a moment before it listens."""
     try:
-        return session._ask(server, "api/sessions") == []
-    except OSError:  # its note lies there a moment before it listens
-        return False
+        (note,) = runtime.glob("jpserver-*.json")
+        server = json.loads(note.read_text(encoding="utf-8"))
+        return server if session._ask(server, "api/sessions") == [] else None
+    except (OSError, ValueError):
+        return None
 
 
 def start(server, name):

@@ -11,16 +11,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from nbclient import NotebookClient
 
-from fedgen_lab.course import LABS, SET_UP_CELL, header, lab, launch_links, peak_megabytes
+from fedgen_lab.course import LABS, REPOSITORY, lab, peak_megabytes
 
-FOLDER = Path(__file__).resolve().parents[2] / "labs"
+FOLDER = Path(__file__).resolve().parents[1] / "labs"
 MEASURED = FOLDER / "measured.json"
 SET_UP_ID = "5e70c311"
 START_IDLE = "from fedgen_lab.dashboards.panel import start_idle; start_idle()"
+SET_UP_CELL = f"""# Set-up. On Colab this installs the course. Where another lab is still running, it says so.
+from importlib.util import find_spec
+
+if find_spec("fedgen_lab") is None:
+    %pip install -q --no-deps git+{REPOSITORY}
+from fedgen_lab.session import finish, set_up
+
+set_up()"""  # the first code cell of every lab
 
 
 def cpu_seconds(pid):
@@ -45,6 +54,27 @@ def measure(path):
         client.nb.cells.append(nbformat.v4.new_code_cell(START_IDLE))
         client.execute_cell(client.nb.cells[-1], len(client.nb.cells) - 1)
         return {**seconds, "peak_megabytes": round(peak_megabytes(pid))}
+
+
+def launch_links(name):
+    """Markdown that opens lab `name` on Binder, on Colab, or as a page to read. The badges are local images."""
+    path = f"labs/{lab(name).name}.ipynb"
+    owner_and_name = REPOSITORY.removeprefix("https://github.com/")
+    binder = f"https://mybinder.org/v2/gh/{owner_and_name}/HEAD?labpath={quote(path, safe='')}"
+    colab = f"https://colab.research.google.com/github/{owner_and_name}/blob/main/{path}"
+    return (
+        f"[![Open in Binder](images/launch-binder.svg)]({binder}) · "
+        f"[![Open in Colab](images/launch-colab.svg)]({colab}) · [Read on GitHub]({REPOSITORY}/blob/main/{path})"
+    )
+
+
+def header(name, measured):
+    """The line on time and memory at the head of lab `name`, from `measured`, the content of labs/measured.json."""
+    record = measured[lab(name).name]
+    return (
+        f"**Time:** about {lab(name).minutes} minutes; computing is {record['cpu_seconds']:.0f} seconds on one core. "
+        f"**Memory:** {record['peak_megabytes']:.0f} MB at the peak."
+    )
 
 
 def dress(notebook, name, measured):
