@@ -22,8 +22,6 @@ RULES = (
 )
 MIXED_RANKS = ("flora", "flexlora", "hetlora")  # the rules that let clients differ in rank
 SELECTIONS = ("all", "random", "fastest", "deadline")
-DEALINGS = ("skew", "unequal", "dirichlet")
-TARGETS = ("attention+feed-forward", "attention")
 DEFENCES = ("mean", "clip", "median", "trimmed", "krum")
 RATES = {"lora": (2e-3, 1e-4), "full": (3e-4, 1e-5)}  # of the tiny base, of a real one
 
@@ -95,7 +93,7 @@ class Scenario(Knobs):
     secure: int = knob(0, options=(0, 1), words="1: secure aggregation, the server sees sums only.")
     dealing: str = knob(
         "skew",
-        options=DEALINGS,
+        options=("skew", "unequal", "dirichlet"),
         words="How pictures are dealt: by skew; unequal: numbers that differ; dirichlet: by concept.",
     )
     ratio: float = knob(
@@ -107,15 +105,17 @@ class Scenario(Knobs):
         0.5, above=0, words="With dirichlet dealing: the concentration; 100 is nearly even."
     )
     targets: str = knob(
-        "attention+feed-forward", options=TARGETS, words="The layers that carry an adapter."
+        "attention+feed-forward",
+        options=("attention+feed-forward", "attention"),
+        words="The layers that carry an adapter.",
     )
     cut: str = knob(
         "",
         words='Empty: the UNet stays whole; "down_blocks.0": devices train it so far, an edge the rest.',
     )
-    precision: str = knob(
+    precision: str = knob(  # of a frozen large base; real_size.py
         "float32", options=("float32", "bfloat16")
-    )  # of a frozen large base; real_size.py
+    )
 
     # `binder` is the lesson itself, about a minute on a slow core; by then the pictures have changed
     BY_PROFILE = {
@@ -131,15 +131,15 @@ class Scenario(Knobs):
         },
     }
 
+    def __post_init__(self):
+        super().__post_init__()
+        _ = self.client_ranks  # names what is wrong with `ranks`
+
     @property
     def rate(self):
         """The learning rate: the knob's, or what suits the base (the tiny one, a real one) and what trains of it."""
         tiny, real = RATES[self.method]
         return self.learning_rate or (real if self.base_model else tiny)
-
-    def __post_init__(self):
-        super().__post_init__()
-        _ = self.client_ranks  # names what is wrong with `ranks`
 
     @property
     def client_ranks(self):
