@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from kernel_memory import peak_megabytes  # in tests/
 
-from fedgen_lab.course import MEMORY_LIMIT_MEGABYTES, peak_megabytes
+from fedgen_lab.course import MEMORY_LIMIT_MEGABYTES
 
 PEAK = "kernel peak in megabytes"  # the key under which a cell's report carries it from a test worker to the summary
 KERNEL_PEAKS = {}  # lab -> megabytes

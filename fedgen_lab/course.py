@@ -6,7 +6,6 @@ heads of the labs; no paper behind it. The repository's address stands here, onc
 
 import os
 import platform
-import re
 import sys
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
@@ -130,19 +129,6 @@ def course_map():
         link = f"[{entry.name[:2]} {entry.title}]({entry.name}.ipynb)"
         rows.append(f"| {link} | {entry.outcome} | {entry.minutes} |")
     return Markdown("\n".join(rows))
-
-
-def peak_megabytes(pid):
-    """The most memory process `pid` has held at once since it started (Linux's VmHWM), in megabytes (10^6 bytes).
-
-    Returns None where the system does not tell (macOS, Windows) or the process is gone.
-    """
-    try:
-        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    peak = re.search(r"VmHWM:\s*(\d+)", status)  # in kibibytes
-    return int(peak[1]) * 1024 / 1e6 if peak else None
 
 
 def free_megabytes():

@@ -14,9 +14,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
+from kernel_memory import peak_megabytes
 from nbclient import NotebookClient
 
-from fedgen_lab.course import LABS, REPOSITORY, lab, peak_megabytes
+from fedgen_lab.course import LABS, REPOSITORY, lab
 
 FOLDER = Path(__file__).resolve().parents[1] / "labs"
 MEASURED = FOLDER / "measured.json"

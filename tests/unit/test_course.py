@@ -129,22 +129,6 @@ def test_the_self_check_says_no_where_a_thread_cant_draw(monkeypatch):
     )
 
 
-def test_a_process_that_took_memory_and_gave_it_back_still_has_its_peak():
-    if course.peak_megabytes("self") is None:
-        pytest.skip("this system does not tell a process's peak memory")
-    code = (
-        "from fedgen_lab.course import peak_megabytes; big = b'x' * 200_000_000; del big; "
-        "print(peak_megabytes('self'))"
-    )
-    peak = float(
-        subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, check=True, encoding="utf-8"
-        ).stdout
-    )
-    assert 200 < peak < 300
-    assert course.peak_megabytes(2**22 + 1) is None
-
-
 def test_importing_the_package_and_the_course_brings_no_heavy_library_along():
     heavy = {"torch", "pandas", "diffusers", "plotly", "flwr", "matplotlib", "IPython"}
     code = f"import sys, fedgen_lab.course; print(*({heavy} & set(sys.modules)))"

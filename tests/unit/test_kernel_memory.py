@@ -8,8 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-
-from fedgen_lab.course import peak_megabytes
+from kernel_memory import peak_megabytes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -20,7 +19,8 @@ def said(tmp_path_factory):
     if peak_megabytes("self") is None:
         pytest.skip("this system does not tell a process's peak memory")
     folder = tmp_path_factory.mktemp("labs")
-    shutil.copy(ROOT / "conftest.py", folder)
+    for name in ("conftest.py", "tests/kernel_memory.py"):
+        shutil.copy(ROOT / name, folder)
     (folder / "pytest.ini").write_text("[pytest]\nkernel_megabytes = 250\n", encoding="utf-8")
     for name, size in (("large", 300_000_000), ("small", 3)):
         cells = [
@@ -56,3 +56,23 @@ def test_a_lab_that_takes_too_much_memory_fails_once_and_at_the_cell_that_did_it
 def test_the_peak_of_every_lab_is_told(said):
     assert re.search(r"3\d\d MB  large.ipynb", said)
     assert re.search(r" [12]?\d\d MB  small.ipynb", said)
+
+
+def test_a_process_that_took_memory_and_gave_it_back_still_has_its_peak():
+    if peak_megabytes("self") is None:
+        pytest.skip("this system does not tell a process's peak memory")
+    code = (
+        "from kernel_memory import peak_megabytes; big = b'x' * 200_000_000; del big; "
+        "print(peak_megabytes('self'))"
+    )
+    peak = float(
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT / "tests",
+            capture_output=True,
+            check=True,
+            encoding="utf-8",
+        ).stdout
+    )
+    assert 200 < peak < 300
+    assert peak_megabytes(2**22 + 1) is None

@@ -119,7 +119,7 @@ with warnings.catch_warnings(record=True) as said:
     open(folder / "no encoding named", "w").close()
     store.note("exercises", "98.1", tries=1)
     store.load()
-    course.free_megabytes(), course.peak_megabytes("self"), course.course_map()
+    course.free_megabytes(), course.course_map()
     recorded(SWEEPS[0]), own_key(folder), Folder(folder / "store").put(b"model"), Chain()
     Image.new("RGB", (8, 8)).save(folder / "a.png")
     (folder / "metadata.csv").write_text("file_name,text\\na.png,a caf\u00e9\\n", encoding="utf-8")
