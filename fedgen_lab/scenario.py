@@ -48,7 +48,7 @@ class Scenario(Knobs):
         0.0, 0, 1, words="0: everyone holds everything; 1: each client holds one concept."
     )
     bandwidth_hz: float = knob(
-        5e6, above=0, words="The uplink band that all clients share, in hertz."
+        5e6, 1, 1e12, words="The uplink band that all clients share, in hertz."
     )
     rounds: int = knob(5, 1)
     local_steps: int = knob(20, 1)
@@ -68,7 +68,7 @@ class Scenario(Knobs):
     text_column: str = knob("text")
     num_prompts: int = knob(48, 1)  # drawn to measure fidelity; each costs about 0.12 s on one core
     base_model: str = knob("", words="Empty: the tiny Stable Diffusion that ships with the lab.")
-    seed: int = knob(0, 0)
+    seed: int = knob(0, 0, 2**32 - 1)
     rule: str = knob("fedit", options=RULES)  # how the server aggregates adapters; lora/rules.py
     ranks: str = knob("", words='Empty: everyone has `rank`; "2,4,8" is dealt to the clients.')
     lora_alpha: float = knob(0.0, 0, words="LoRA's alpha; 0: alpha = rank, a scale of one.")

@@ -231,6 +231,9 @@ class CheckedFedAvg(FedAvg):
             raise ValueError(
                 f"gave {self.weighted_by_key!r} as {weight!r} where a positive number belongs"
             )
+        for name, value in metrics[0].items():
+            if not np.isfinite(value).all() or (name == "flops" and not np.min(value) >= 0):
+                raise ValueError(f"gave {name!r} as {value!r} where a finite number belongs")
         content = RecordDict({"metrics": metrics[0]})
         if start is not None:
             upload = arrays[0] if self.read is None else self.read(arrays[0], start)

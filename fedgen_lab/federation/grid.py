@@ -174,7 +174,7 @@ class LabGrid(Grid):
                 )
             else:
                 reply.content, size = _cross_the_wire(reply.content)
-                flops, error = _flops(reply.content), ""
+                flops, error = flops_of(reply.content), ""
             self._record(server_round, step, partition, SERVER, kind, size, flops, error)
             self._replies[message.metadata.message_id] = reply
         return [message.metadata.message_id for message in messages]
@@ -258,9 +258,10 @@ def _server_round(content):
     return 0
 
 
-def _flops(content):
-    """The floating point operations that a client says it spent, else 0."""
+def flops_of(content):
+    """The floating point operations that a client says it spent; 0 where that is no number that could be."""
     for record in content.values():
         if isinstance(record, MetricRecord) and "flops" in record:
-            return float(record["flops"])
+            flops = record["flops"]
+            return float(flops) if isinstance(flops, int | float) and 0 <= flops < np.inf else 0.0
     return 0.0

@@ -83,21 +83,20 @@ class _Base:
         self.unet, self.schedule = self.pipeline.unet, noise_schedule(self.pipeline)
         self.start = trainable_state(self.unet)  # the same on every device, by the seed
         self.pristine = {}  # W0 of the layers that a rule adds to
+        self.pictures = lru_cache(None)(
+            lambda client: own_pictures(scenario, own) if own else self.dealt().clients[client]
+        )
         self.encoded = lru_cache(None)(
-            lambda client: encode(self.pipeline, self._pictures(scenario, client, own))
+            lambda client: encode(self.pipeline, self._trained_on(scenario, client))
         )
         self.held_out = lru_cache(None)(lambda: encode(self.pipeline, self.dealt().held_out))
         self.flops = lru_cache(None)(
             lambda client: step_flops(self.unet, self.encoded(client), scenario.batch_size)
         )
 
-    def _pictures(self, scenario, client, own):
-        pictures = own_pictures(scenario, own) if own else self.dealt().clients[client]
-        if scenario.attackers:
-            pictures = (
-                poison(pictures, scenario.seed) if is_attacker(client, scenario) else pictures
-            )
-        return pictures
+    def _trained_on(self, scenario, client):
+        pictures = self.pictures(client)
+        return poison(pictures, scenario.seed) if is_attacker(client, scenario) else pictures
 
 
 class LoraDevice:
@@ -192,8 +191,10 @@ class LoraDevice:
         return scenario, client, self._base(scenario, str(context.node_config.get("pictures", "")))
 
     def _metrics(self, client, base, **numbers):
-        pictures = len(base.encoded(client))
-        return MetricRecord({"num-examples": pictures, "partition-id": client, **numbers})
+        number = len(
+            base.pictures(client)
+        )  # an attacker does not count its poison: it would be noticed
+        return MetricRecord({"num-examples": number, "partition-id": client, **numbers})
 
 
 def _seat(scenario, client, server_round):

@@ -55,6 +55,7 @@ class ServerState:
     adapter: dict  # folded; what clients go on from (Fed-SB: R)
     ranks: list  # one a client
     merges: list = field(default_factory=list)  # what was added to W0 (Fed-SB: A and B), in order
+    learned_rank: int = 0  # the largest that came up in the last merge; 0 before the first
 
 
 class Seat(NamedTuple):
@@ -82,6 +83,10 @@ class FedIT:
     def __call__(self, uploads, weights):
         """The `Merged` of folded uploads (what `sends` names of each) and their weights p_k."""
         return Merged(mean(uploads, weights), {})
+
+    def merge(self, server, uploads, weights):
+        """The rule as a server needs it, which also thinks of clients that are away this round."""
+        return self(uploads, weights)
 
     def sends(self, server_round):
         """The factors that come up in a round: "AB", "A" or "B"."""
@@ -251,6 +256,10 @@ class FlexLoRA(FedIT):
     def __call__(self, uploads, weights):
         return Merged(truncated(stacked(uploads, weights), _largest_rank(uploads)), {})
 
+    def merge(self, server, uploads, weights):
+        # as many directions as the largest client has, whoever came this time
+        return self([resized(upload, max(server.ranks)) for upload in uploads], weights)
+
 
 class HetLoRA(FedIT):
     """HetLoRA (Cho et al., arXiv 2401.06432). Adapters padded with zeros to the largest rank and averaged. Not exact.
@@ -273,9 +282,24 @@ class HetLoRA(FedIT):
         largest = _largest_rank(uploads)
         return Merged(mean([resized(upload, largest) for upload in uploads], weights), {})
 
+    def merge(self, server, uploads, weights):
+        # Rows that nobody sent, since whoever has them is away, keep their A, with B zero. Were both zero, neither
+        # would ever have a gradient again.
+        rank, number = max(server.ranks), _largest_rank(uploads)
+        merged = factors(resized(self(uploads, weights).adapter, rank))
+        before = factors(resized(server.adapter, rank))
+        kept = {
+            layer: (torch.cat([a[:number], before[layer][0][number:].to(a)]), b)
+            for layer, (a, b) in merged.items()
+        }
+        return Merged(adapter_of(kept), {})
+
     def settle(self, server, uploads):
         for client, upload in uploads.items():
-            server.ranks[client] = pruned(upload, self.idle_share)
+            # rows that began at zero this round have not had their chance
+            if not server.learned_rank or _largest_rank([upload]) <= server.learned_rank:
+                server.ranks[client] = pruned(upload, self.idle_share)
+        server.learned_rank = _largest_rank(uploads.values())
 
 
 class FedEx(FedIT):

@@ -193,7 +193,8 @@ class RuleProtocol(Averaging):
 
         Raises RuntimeError when no client sent a usable gradient.
         """
-        self.server = ServerState(tensors_of(strategy.latest), list(self.scenario.client_ranks))
+        start, scenario = tensors_of(strategy.latest), self.scenario
+        self.server = ServerState(start, list(scenario.client_ranks))
         if self.rule.has_setup:
             self._set_up(strategy, grid)
 
@@ -251,7 +252,7 @@ class RuleProtocol(Averaging):
             server.adapter = {**server.adapter, **fold(tensors_of(merged), alpha)}
         else:
             shares = [weight / sum(weights) for weight in weights]
-            merged = rule(list(states.values()), shares)
+            merged = rule.merge(server, list(states.values()), shares)
             server.adapter = merged.adapter or server.adapter
             if merged.into_base:
                 server.merges.append(merged.into_base)
@@ -267,6 +268,12 @@ class RuleProtocol(Averaging):
     def _set_up(self, strategy, grid):
         """Every client's mean gradient comes up, dense; the rule fixes its factors by their mean."""
         pairs = factors(self.server.adapter)
+        smallest = min(min(len(b), a.shape[1]) for a, b in pairs.values())
+        if self.scenario.rank > smallest:
+            raise ValueError(
+                f"rank must be at most {smallest} with rule 'fed-sb', the smallest side of a layer of this model; "
+                f"got {self.scenario.rank}."
+            )
         zeros = {layer: torch.zeros(len(b), a.shape[1]) for layer, (a, b) in pairs.items()}
         config = ConfigRecord({"server-round": 0, "setup": "gradients"})
         accepted = strategy.ask_apart(grid, config, ArrayRecord(zeros))

@@ -38,7 +38,7 @@ class GanScenario(Knobs):
         0.0, 0, 1, words="0: every client holds all labels of its domain; 1: one label each."
     )
     bandwidth_hz: float = knob(  # smashed data is heavy
-        20e6, above=0, words="The uplink band that all clients share, in hertz."
+        20e6, 1, 1e12, words="The uplink band that all clients share, in hertz."
     )
     pictures_per_client: int = knob(150, 1)
     unequal: bool = knob(
@@ -77,7 +77,7 @@ class GanScenario(Knobs):
     bits: int = knob(32, options=(8, 32), words="8: smashed data is sent in 8 bits a number.")
     decorrelation: float = knob(0.0, 0, words="Weight of the distance-correlation penalty.")
     reference: bool = knob(False)
-    seed: int = knob(0, 0)
+    seed: int = knob(0, 0, 2**32 - 1)
 
     # `binder` takes a minute of one core; digits are easy to recognise by then
     BY_PROFILE = {

@@ -58,7 +58,7 @@ class Network(Knobs):
     receiving_watts: float = knob(0.5, 0)
     fading: bool = knob(True, words="Rayleigh, drawn anew for each client in each round.")
     shadowing: bool = knob(False, words="Log-normal, drawn once for each client.")
-    seed: int = knob(0, 0)
+    seed: int = knob(0, 0, 2**32 - 1)
     rate_law: str = knob(
         "shannon", options=RATE_LAWS, words="shannon: what no radio beats; cqi: what 5G reaches."
     )

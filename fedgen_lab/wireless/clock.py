@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from flwr.common.serde import error_to_proto, recorddict_to_proto
 
+from fedgen_lab.federation.grid import flops_of
 from fedgen_lab.wireless.channel import phase_joules, phase_seconds, place_clients
 from fedgen_lab.wireless.replay import PHASES, timeline_of
 
@@ -74,6 +75,5 @@ def sizes_of(message, reply):
         up = error_to_proto(reply.error).ByteSize()
     elif reply is not None:
         up = recorddict_to_proto(reply.content).ByteSize()
-        metrics = reply.content.metric_records.values()
-        flops = sum(float(record.get("flops", 0.0)) for record in metrics)
+        flops = flops_of(reply.content)
     return down, flops, up

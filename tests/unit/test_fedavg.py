@@ -115,6 +115,17 @@ def test_a_senseless_number_of_examples_is_refused(examples):
     assert_equals(strategy.latest, mean_of([1, 2]))
 
 
+@pytest.mark.parametrize(
+    "lie", [{"flops": float("nan")}, {"flops": -1e12}, {"loss": float("nan")}, {"loss": np.inf}]
+)
+def test_a_metric_that_cannot_be_is_refused_by_name(lie):
+    (name,) = lie
+    strategy = run(lambda message, p: answer(message, p, **(lie if p == 1 else {"flops": 1.0})))
+    assert [refusal.client for refusal in strategy.refused] == ["client 1"]
+    assert f"gave '{name}' as" in strategy.refused[0].reason
+    assert_equals(strategy.latest, mean_of([0, 2]))
+
+
 def test_a_giant_is_refused_even_among_two_but_only_by_what_is_usual():
     def giant(message, partition, since):
         server_round, size = (

@@ -51,8 +51,8 @@ def tiny():
     def load_pipeline(source, dtype=None):
         return SimpleNamespace(unet=deepcopy(base))
 
-    def encode(pipeline, client):
-        generator = torch.Generator().manual_seed(client)
+    def encode(pipeline, pictures):  # four numbers in a row, the first one the client's
+        generator = torch.Generator().manual_seed(pictures[0])
         return Encoded(
             torch.randn(4, 4, 8, 8, generator=generator), torch.randn(4, 5, 8, generator=generator)
         )
@@ -61,7 +61,9 @@ def tiny():
         patch.setattr("fedgen_lab.lora.device.load_pipeline", load_pipeline)
         patch.setattr(
             "fedgen_lab.lora.device.deal",
-            lambda scenario: SimpleNamespace(clients=range(9), held_out=99),
+            lambda scenario: SimpleNamespace(
+                clients=[range(client, client + 4) for client in range(9)], held_out=range(99, 103)
+            ),
         )
         patch.setattr("fedgen_lab.lora.device.encode", encode)
         patch.setattr("fedgen_lab.lora.device.noise_schedule", lambda pipeline: DDPMScheduler())
@@ -71,7 +73,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def start(tiny):
-    return {rank: trainable_state(prepare(replace(SMALL, rank=rank)).unet) for rank in (3, 4)}
+    return {rank: trainable_state(prepare(replace(SMALL, rank=rank)).unet) for rank in (3, 4, 9)}
 
 
 @pytest.fixture(scope="module")
@@ -268,6 +270,25 @@ def test_what_crosses_the_wire_is_as_large_as_the_file_of_it(start, two_rounds):
     )
     cores = 3 * 3 * 4 * len(whole) // 2
     assert cores < one["fed-sb"][0] < cores + header
+
+
+@pytest.mark.parametrize("rule", ["flexlora", "hetlora"])
+def test_a_round_without_the_largest_client_costs_it_no_rank(rule, start, guess):
+    mixed = replace(SMALL, rule=rule, ranks="2,3,2", rounds=3)
+    watched = Watched(mixed, start, guess, gone={(2, 1)})
+    server = watched.strategy.protocol.server
+    # The round that it missed gave only two directions; in the next one all of its own three learn again.
+    for a, b in factors(watched.trained[2, 1]).values():
+        assert len(a) == 3 and (a.norm(dim=1) > 0).all() and (b.norm(dim=0) > 0).all()
+    assert server.ranks == [2, 3, 2]
+    whole = factors(watched.model(2))
+    assert all(len(a) == 3 for a, _ in whole.values())
+
+
+def test_fed_sb_refuses_a_rank_that_no_layer_has(start, guess):
+    with pytest.raises(ValueError, match="rank must be at most 8 with rule 'fed-sb'.* got 9"):
+        high = replace(SMALL, rule="fed-sb", rank=9)
+        Watched(high, start, guess)
 
 
 @pytest.mark.parametrize("rule", ["flora", "flexlora", "hetlora"])
