@@ -10,14 +10,13 @@ def flop_counter():
     """
     from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-    def attention(query, key, value, *_, **options):  # shapes
-        return sdpa_flop_count(query, key, value)
-
-    def backward(gradient, query, key, value, *_, **options):
-        return sdpa_backward_flop_count(gradient, query, key, value)
-
-    on_processors = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    backward_on_processors = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-    return FlopCounterMode(
-        display=False, custom_mapping={on_processors: attention, backward_on_processors: backward}
-    )
+    aten = torch.ops.aten
+    attention = {  # by the shapes of query, key and value; backward, of the gradient before them
+        aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(
+            *shapes[:3]
+        ),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: (
+            sdpa_backward_flop_count(*shapes[:4])
+        ),
+    }
+    return FlopCounterMode(display=False, custom_mapping=attention)

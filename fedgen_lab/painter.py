@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fedgen_lab.pictures import HELD_OUT_OBJECTS, draw_sprites
+from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, draw_sprites
 
 OBJECTS = sorted(HELD_OUT_OBJECTS)  # the same four that clients hold in lab 03
 COLOURS = ["blue", "green", "purple", "red"]
@@ -38,9 +38,8 @@ class PictureBook:
     @property
     def table(self):
         """The words as ones among zeros (one-hot): N rows, a column for each of the 4 objects and 4 colours."""
-        columns = [self.attributes["object"] == word for word in OBJECTS]
-        columns += [self.attributes["colour"] == word for word in COLOURS]
-        return pd.DataFrame(dict(zip(OBJECTS + COLOURS, columns, strict=True))).astype("float32")
+        columns = {word: (self.attributes == word).any(axis=1) for word in OBJECTS + COLOURS}
+        return pd.DataFrame(columns).astype("float32")
 
     @property
     def words(self):
@@ -49,9 +48,8 @@ class PictureBook:
 
     def one_of_each(self, colours):
         """One picture of each object in each of these colours, in the order of colours and objects."""
-        pairs = pd.MultiIndex.from_product([colours, OBJECTS], names=["colour", "object"])
-        first = self.attributes.reset_index().groupby(["colour", "object"])["index"].first()
-        rows = first.loc[pairs].tolist()
+        captions = self.captions
+        rows = [captions.index(f"{colour} {word}") for colour in colours for word in OBJECTS]
         return PictureBook(self.pictures[rows], self.attributes.iloc[rows].reset_index(drop=True))
 
 

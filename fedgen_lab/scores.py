@@ -16,34 +16,18 @@ import torch.nn.functional as F
 from torch import nn
 
 from fedgen_lab.lean import import_torchmetrics
-from fedgen_lab.pictures.sprites import (
-    BACKGROUNDS,
-    COLOURS,
-    HELD_OUT_OBJECTS,
-    HELD_OUT_STYLES,
-    OBJECTS,
-    STYLES,
-)
+from fedgen_lab.pictures.sprites import WORDS
 from fedgen_lab.shipped import shipped
 
-WORDS = {  # what each head of the judge chooses between: 24, 8, 8 and 11 words
-    "object": OBJECTS + HELD_OUT_OBJECTS,
-    "colour": tuple(COLOURS),
-    "background": tuple(BACKGROUNDS),
-    "style": STYLES + HELD_OUT_STYLES,
-}
 FEATURES = 128  # width of the feature space for KID and FID
-WIDTH = 24  # channels of the judge's first layers
 NEIGHBOURS = 5  # how near counts as among, for precision and recall
-DECODED, NOISY = (
-    2.0,
-    10.0,
-)  # the largest value of a picture: a decoder exceeds 1 a little, noise by far
+DECODED = 2.0  # the largest value of a picture that a decoder made: it exceeds 1 a little
+NOISY = 10.0  # and of a noisy one
 BATCH = 32  # pictures at a time: no slower than 256, and 80 MB less at the peak
 
 
 class Judge(nn.Module):
-    """A small convolutional network with four heads: object, colour, background, style.
+    """A small convolutional network with four heads, one for each kind of `WORDS`: object, colour, background, style.
 
     forward: images (N, 3, 32, 32) float in [-1, 1] -> dict of logits, (N, 24), (N, 8), (N, 8), (N, 11).
     features: the same images -> (N, 128), the layer the heads read.
@@ -60,16 +44,16 @@ class Judge(nn.Module):
             return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), nn.ReLU())
 
         self.body = nn.Sequential(
-            block(3, WIDTH),
-            block(WIDTH, WIDTH),
+            block(3, 24),
+            block(24, 24),
             nn.MaxPool2d(2),  # (N, 24, 16, 16)
-            block(WIDTH, 2 * WIDTH),
-            block(2 * WIDTH, 2 * WIDTH),
+            block(24, 48),
+            block(48, 48),
             nn.MaxPool2d(2),  # (N, 48, 8, 8)
-            block(2 * WIDTH, 4 * WIDTH),
+            block(48, 96),
             nn.MaxPool2d(2),
             nn.Flatten(),  # (N, 96 * 4 * 4)
-            nn.Linear(4 * WIDTH * 16, FEATURES),
+            nn.Linear(96 * 4 * 4, FEATURES),
             nn.ReLU(),  # (N, 128)
         )
         self.heads = nn.ModuleDict(
@@ -77,7 +61,17 @@ class Judge(nn.Module):
         )
 
     def read(self, images):
-        return _as_float(images)
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"the lab's judge reads colour pictures (N, 3, H, W); got {tuple(images.shape)}. Give grey "
+                "ones a judge of theirs: load_domain_judge('digits', 28) of fedgen_lab.split.judges, say."
+            )
+        images = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
+        if images.shape[-2:] != (32, 32):
+            images = F.interpolate(
+                images, (32, 32), mode="bilinear", antialias=True, align_corners=False
+            )
+        return images.clamp(-1, 1)
 
     def features(self, images):
         return self.body(images)
@@ -103,7 +97,7 @@ def load_judge():
 def judged(images, judge=None):
     """What the judge sees in (N, 3, 32, 32) pictures (uint8, or float in [-1, 1]): a table of N rows."""
     judge = judge or load_judge()
-    logits = [judge(batch) for batch in _as_float(images).split(BATCH)]
+    logits = [judge(batch) for batch in judge.read(images).split(BATCH)]
     table = {}
     for name, words in WORDS.items():
         best = torch.cat([batch[name] for batch in logits]).argmax(1)  # (N,)
@@ -128,10 +122,8 @@ def prompt_fidelity(images, attributes, judge=None):
             f"one row of attributes belongs to each picture, and at least one picture is needed; "
             f"got {len(images)} pictures and {len(attributes)} rows."
         )
-    names = list(WORDS)
-    right = judged(images, judge)[names].to_numpy() == attributes[names].to_numpy()  # (N, 4)
-    shares = dict(zip(names, right.mean(0).tolist(), strict=True))
-    return shares | {"all": float(right.all(1).mean())}
+    right = judged(images, judge).eq(attributes[list(WORDS)].to_numpy())  # (N, 4)
+    return right.mean().to_dict() | {"all": float(right.all(axis=1).mean())}
 
 
 class FeatureSpace(nn.Module):
@@ -178,9 +170,7 @@ def kid(real, generated, judge=None, subset_size=50, seed=0):
         torch.manual_seed(seed)
         space = FeatureSpace(judge)
         metric = KernelInceptionDistance(feature=space, subsets=100, subset_size=subset_size)
-        metric.update(real, real=True)
-        metric.update(generated, real=False)
-        return float(metric.compute()[0])
+        return float(_computed(metric, real, generated)[0])
 
 
 def fid(real, generated, judge=None):
@@ -197,10 +187,13 @@ def fid(real, generated, judge=None):
     import_torchmetrics()
     from torchmetrics.image.fid import FrechetInceptionDistance
 
-    metric = FrechetInceptionDistance(feature=space)
+    return float(_computed(FrechetInceptionDistance(feature=space), real, generated))
+
+
+def _computed(metric, real, generated):
     metric.update(real, real=True)
     metric.update(generated, real=False)
-    return float(metric.compute())
+    return metric.compute()
 
 
 def precision_recall(real, generated, judge=None):
@@ -260,18 +253,3 @@ def _both(real, generated, needed, remedy):
         )
     real = check_pictures(real, "real pictures", NOISY)
     return real, check_pictures(generated, "generated pictures", NOISY)
-
-
-def _as_float(images):
-    """(N, 3, 32, 32), uint8 or float -> float in [-1, 1]. Other sizes are resized, since the judge reads 32x32."""
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(
-            f"the lab's judge reads colour pictures (N, 3, H, W); got {tuple(images.shape)}. Give grey "
-            "ones a judge of theirs: load_domain_judge('digits', 28) of fedgen_lab.split.judges, say."
-        )
-    images = images.float() / 127.5 - 1 if images.dtype == torch.uint8 else images.float()
-    if images.shape[-2:] != (32, 32):
-        images = F.interpolate(
-            images, (32, 32), mode="bilinear", antialias=True, align_corners=False
-        )
-    return images.clamp(-1, 1)

@@ -6,21 +6,36 @@ black, ten kinds. Every picture is drawn on a canvas four times as fine, moved a
 """
 
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.lib.stride_tricks import sliding_window_view
 from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 28  # pixels of a finished picture
 FINE = 4  # supersampling
 CANVAS = SIDE * FINE
 FONTS = (  # all ship with matplotlib
-    *(f"DejaVuSans{style}" for style in ("", "-Bold", "-Oblique", "-BoldOblique")),
-    *(f"DejaVuSansMono{style}" for style in ("", "-Bold")),
-    *(f"DejaVuSerif{style}" for style in ("", "-Bold", "-Italic", "-BoldItalic")),
-    *(f"STIXGeneral{style}" for style in ("", "Bol", "Italic", "BolIta")),
-    *("cmr10", "cmss10", "cmtt10", "cmb10", "cmti10", "cmmi10"),
+    "DejaVuSans",
+    "DejaVuSans-Bold",
+    "DejaVuSans-Oblique",
+    "DejaVuSans-BoldOblique",
+    "DejaVuSansMono",
+    "DejaVuSansMono-Bold",
+    "DejaVuSerif",
+    "DejaVuSerif-Bold",
+    "DejaVuSerif-Italic",
+    "DejaVuSerif-BoldItalic",
+    "STIXGeneral",
+    "STIXGeneralBol",
+    "STIXGeneralItalic",
+    "STIXGeneralBolIta",
+    "cmr10",
+    "cmss10",
+    "cmtt10",
+    "cmb10",
+    "cmti10",
+    "cmmi10",
 )
 
 # Garments: the right half of an outline from its top centre down, mirrored; x and y run from -1 to 1, y downwards.
@@ -233,7 +248,7 @@ _STROKES = {
 }
 
 KINDS = {
-    "letters": tuple("ABCDEFGHIJ"),
+    "letters": ("A", "B", "C", "D", "E", "F", "G", "H", "I", "J"),
     "garments": (
         "T-shirt",
         "trousers",
@@ -246,83 +261,97 @@ KINDS = {
         "bag",
         "boot",
     ),
-    "runes": tuple(_STROKES),
+    "runes": (
+        "hook",
+        "zigzag",
+        "whorl",
+        "reeds",
+        "sickle",
+        "mast",
+        "kite",
+        "tide",
+        "gate",
+        "star",
+    ),
 }
+# How far each moves: half its width in fine pixels, degrees it may turn, how much it may slant.
+_MOTIONS = {"letters": (40, 12, 0.15), "garments": (47, 4, 0.05), "runes": (42, 10, 0.2)}
 
 
-def draw(name, labels, seed):
+def draw(name, labels, seeds):
     """One picture of "letters", "garments" or "runes" for each label 0..9: (N, 1, 28, 28) uint8, light on black.
 
-    Picture i depends on the seed (a number or a `SeedSequence`), its place and the labels before it only: the first
-    hundred of a thousand pictures are the hundred.
+    Picture i depends on `seeds` (a `SeedSequence`), its place and the labels before it only: the first hundred of a
+    thousand pictures are the hundred.
     """
-    sequence = seed if isinstance(seed, np.random.SeedSequence) else np.random.SeedSequence(seed)
-    moving, shaping, painting = map(np.random.default_rng, sequence.spawn(3))
-    moves = moving.uniform(-1, 1, (len(labels), 6))
+    moving, shaping, painting = map(np.random.default_rng, seeds.spawn(3))
     # Draw each on a fine canvas, moved a little, and average that down.
     draw_kind = {"letters": _letter, "garments": _garment, "runes": _rune}[name]
-    pictures = np.zeros((len(labels), SIDE, SIDE))
-    for picture, label, move in zip(pictures, labels, moves, strict=True):
-        picture[:] = draw_kind(KINDS[name][label], move, shaping).reduce(FINE)
+    pictures = []
+    for label, move in zip(labels, moving.uniform(-1, 1, (len(labels), 6)), strict=True):
+        matrix, shift = _motion(move, *_MOTIONS[name])
+        pictures.append(draw_kind(KINDS[name][label], matrix, shift, shaping).reduce(FINE))
+    pictures = np.stack(pictures)  # (N, 28, 28) uint8
     if name == "garments":
         pictures = _woven(pictures, painting.uniform(0, 1, (len(labels), 6)))
-    return torch.from_numpy(pictures.astype(np.uint8))[:, None]  # (N, 1, 28, 28)
+    return torch.from_numpy(pictures)[:, None]  # (N, 1, 28, 28)
 
 
 def _motion(move, size, turn, slant):
     """A small random map as a (2, 2) matrix and a shift (2,), from the [-1, 1] square to canvas pixels."""
     wide, high = size * (1 + 0.12 * move[0]), size * (1 + 0.1 * move[1])
     angle = np.deg2rad(turn * move[2])
-    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    cos, sin = np.cos(angle), np.sin(angle)
     slanted = np.array([[wide, slant * move[3] * high], [0, high]])
-    return turned @ slanted, CANVAS / 2 + FINE * 1.5 * move[4:6]
+    return np.array([[cos, -sin], [sin, cos]]) @ slanted, CANVAS / 2 + FINE * 1.5 * move[4:6]
 
 
 # -- letters ----------------------------------------------------------------------------------------------------------
-def font_file(name):
-    """The file of a font that ships with matplotlib, as a text."""
+@lru_cache(maxsize=256)
+def glyph(font, size, text):
+    """A letter or a sign, white on black, cut to its edges, in a font that ships with matplotlib."""
     import matplotlib
 
-    return str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{name}.ttf")
-
-
-@lru_cache(maxsize=len(FONTS) * 10)
-def _glyph(font, letter):
-    canvas = Image.new("L", (320, 320), 0)
+    path = f"{matplotlib.get_data_path()}/fonts/ttf/{font}.ttf"
+    canvas = Image.new("L", (2 * size, 2 * size))
     pen = ImageDraw.Draw(canvas)
-    letters = ImageFont.truetype(font_file(font), 160)
-    pen.text((160, 160), letter, font=letters, fill=255, anchor="mm")
+    pen.text((size, size), text, font=ImageFont.truetype(path, size), fill=255, anchor="mm")
     return canvas.crop(canvas.getbbox())
 
 
-def _letter(letter, move, rng):
-    glyph = _glyph(FONTS[rng.integers(len(FONTS))], letter)
-    matrix, shift = _motion(move, size=40, turn=12, slant=0.15)
-    matrix = matrix * 2 / max(glyph.size)  # the longer side fills the square
-    inverse = np.linalg.inv(matrix)
-    start = np.array(glyph.size) / 2 - inverse @ shift
+def _letter(letter, matrix, shift, rng):
+    sign = glyph(FONTS[rng.integers(len(FONTS))], 160, letter)
+    # The inverse map, from canvas to sign; the longer side fills the square.
+    inverse = np.linalg.inv(matrix * 2 / max(sign.size))
+    start = np.array(sign.size) / 2 - inverse @ shift
     rows = (*inverse[0], start[0], *inverse[1], start[1])
-    return glyph.transform(
-        (CANVAS, CANVAS), Image.Transform.AFFINE, rows, Image.Resampling.BILINEAR
-    )
+    return sign.transform((CANVAS, CANVAS), Image.Transform.AFFINE, rows, Image.Resampling.BILINEAR)
 
 
 # -- garments ---------------------------------------------------------------------------------------------------------
-def _garment(kind, move, rng):
-    matrix, shift = _motion(move, size=47, turn=4, slant=0.05)
+def _garment(kind, matrix, shift, rng):
+    # No two have quite the same outline.
     if kind in _HALVES:
-        half = np.array(_HALVES[kind]) + rng.normal(0, 0.035, (len(_HALVES[kind]), 2)) * [[1, 0.7]]
-        outline = np.concatenate([half, half[::-1] * [[-1, 1]]])  # (2n, 2)
+        half = np.array(_HALVES[kind])  # (n, 2)
+        half += rng.normal(0, 0.035, half.shape) * [1, 0.7]
+        outline = np.concatenate([half, half[::-1] * [-1, 1]])  # (2n, 2)
     else:
-        outline = np.array(_OUTLINES[kind]) + rng.normal(0, 0.03, (len(_OUTLINES[kind]), 2))
-    canvas = Image.new("L", (CANVAS, CANVAS), 0)
+        outline = np.array(_OUTLINES[kind])
+        outline += rng.normal(0, 0.03, outline.shape)
+    canvas = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(canvas)
-    pen.polygon(_pixels(outline, matrix, shift), fill=255)
+    pen.polygon(_placed(outline, matrix, shift), fill=255)
+    # Seams, hems and gaps.
     bold = rng.uniform(0.7, 1.3)
     for tone, width, points in _DETAILS[kind]:
-        line = _pixels(np.array(points), matrix, shift)
+        line = _placed(points, matrix, shift)
         pen.line(line, fill=round(255 * tone), width=round(FINE * width * bold), joint="curve")
     return canvas
+
+
+def _placed(points, matrix, shift):
+    """Points (n, 2) of the [-1, 1] square on the canvas, as Pillow takes them: x, y, x, y, ..."""
+    return (points @ matrix.T + shift).ravel().tolist()
 
 
 def _woven(pictures, draws):
@@ -332,18 +361,21 @@ def _woven(pictures, draws):
     stripes = np.sin(2 * np.pi * (np.where(turn > 0.5, x, y) * (3 + 4 * pitch) + phase)) > 0
     cloth = (0.5 + 0.5 * tone) * (1 + 0.4 * (light - 0.5) * (2 * y - 1))
     cloth = cloth * np.where((striped < 1 / 3) & stripes, 0.72, 1)
-    return (pictures * cloth).clip(0, 255).round()
+    return (pictures * cloth).clip(0, 255).round().astype(np.uint8)
 
 
 # -- runes ------------------------------------------------------------------------------------------------------------
-def _rune(kind, move, rng):
-    matrix, shift = _motion(move, size=42, turn=10, slant=0.2)
-    canvas = Image.new("L", (CANVAS, CANVAS), 0)
+# A curve's point is (1, t, t^2, t^3) times this matrix times the four points that it looks at.
+_CATMULL_ROM = np.array(((0, 2, 0, 0), (-1, 0, 1, 0), (2, -5, 4, -1), (-1, 3, -3, 1))) / 2
+
+
+def _rune(kind, matrix, shift, rng):
+    canvas = Image.new("L", (CANVAS, CANVAS))
     pen = ImageDraw.Draw(canvas)
     brush = FINE * rng.uniform(0.85, 1.5)  # radius in fine pixels
     for stroke in _STROKES[kind]:
         points = np.array(stroke) + rng.normal(0, 0.07, (len(stroke), 2))
-        path = np.array(_pixels(_smooth(points), matrix, shift))
+        path = _smooth(points) @ matrix.T + shift  # (m, 2)
         press = np.linspace(1.15, 0.6, len(path)) * brush  # a brush begins heavy and ends light
         for (x, y), radius in zip(path, press, strict=True):
             pen.ellipse((x - radius, y - radius, x + radius, y + radius), fill=255)
@@ -354,15 +386,9 @@ def _smooth(points):
     """A Catmull-Rom curve through points (n, 2), as points so close that the brush leaves no gaps: (m, 2)."""
     length = np.hypot(*np.diff(points, axis=0).T).sum()
     steps = int(np.ceil(18 * length / (len(points) - 1)))
-    # Each piece of the curve, from b to c, also looks at the points before and behind it.
-    padded = np.concatenate([points[:1], points, points[-1:]])[:, None]  # (n + 2, 1, 2)
-    a, b, c, d = padded[:-3], padded[1:-2], padded[2:-1], padded[3:]
-    t = np.linspace(0, 1, steps, endpoint=False)[None, :, None]
-    curve = 0.5 * (
-        2 * b + (c - a) * t + (2 * a - 5 * b + 4 * c - d) * t**2 + (3 * b - a - 3 * c + d) * t**3
-    )
+    # Each piece of the curve, from its second point to its third, also looks at the points before and behind it.
+    padded = np.concatenate([points[:1], points, points[-1:]])
+    pieces = sliding_window_view(padded, 4, axis=0).transpose(0, 2, 1)  # (n - 1, 4, 2)
+    powers = np.linspace(0, 1, steps, endpoint=False)[:, None] ** np.arange(4)  # (steps, 4)
+    curve = powers @ _CATMULL_ROM @ pieces  # (n - 1, steps, 2)
     return np.concatenate([curve.reshape(-1, 2), points[-1:]])
-
-
-def _pixels(points, matrix, shift):
-    return [tuple(point) for point in points @ matrix.T + shift]

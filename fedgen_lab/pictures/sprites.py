@@ -6,16 +6,17 @@ are what clients own in the federated labs (01, 03). Glyphs come from the DejaVu
 Every shape is kept as a signed distance field, so an outline, a glow or a bolder stroke is one comparison of numbers.
 """
 
+import re
 from functools import lru_cache
 
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageOps
 
 from fedgen_lab.knobs import check_whole
 from fedgen_lab.pictures.collection import Pictures
-from fedgen_lab.pictures.drawn import font_file
+from fedgen_lab.pictures.drawn import glyph
 
 OBJECTS = (
     "star",
@@ -52,12 +53,18 @@ COLOURS = {
     "white": (244, 244, 244),
     "black": (22, 22, 26),
 }
-BACKGROUNDS = dict(COLOURS)
+BACKGROUNDS = COLOURS
+WORDS = {  # all that can be drawn: 24 objects, 8 colours, 8 backgrounds, 11 styles
+    "object": OBJECTS + HELD_OUT_OBJECTS,
+    "colour": tuple(COLOURS),
+    "background": tuple(BACKGROUNDS),
+    "style": STYLES + HELD_OUT_STYLES,
+}
 TEMPLATES = (  # the first is the canonical one, used by `prompts`
-    "{a} {style} {colour} {object} on {b} {background} background",
-    "a picture of {a} {style} {colour} {object} on {b} {background} background",
+    "a {style} {colour} {object} on a {background} background",
+    "a picture of a {style} {colour} {object} on a {background} background",
     "{style} {colour} {object}, {background} background",
-    "{c} {colour} {object} on {b} {background} background, {style}",
+    "a {colour} {object} on a {background} background, {style}",
 )
 TEMPLATE_SHARES = (0.7, 0.1, 0.1, 0.1)
 
@@ -83,7 +90,7 @@ GLYPHS = {
 }
 # Pixels that keep thin strokes visible.
 BOLDER = {"note": 0.5, "umbrella": 0.3, "anchor": 0.4, "sun": 0.2}
-# What is no glyph: strokes of a pen, as its method, its points and its shade, one over the other.
+# What is no glyph: strokes of a pen on 512 x 512 pixels, as its method, its points and its shade, one over the other.
 STROKES = {
     "circle": (("ellipse", (64, 64, 448, 448), 255),),
     "ring": (("ellipse", (64, 64, 448, 448), 255), ("ellipse", (160, 160, 352, 352), 0)),
@@ -114,26 +121,23 @@ STROKES = {
         ("ellipse", (166, 120, 346, 290), 255),
         ("rectangle", (140, 104, 372, 138), 255),
         ("rectangle", (186, 20, 326, 120), 255),
-        ("line", (60, 250, 180, 350), 255),
-        ("line", (452, 250, 332, 350), 255),
+        ("polygon", (52, 260, 172, 360, 188, 341, 68, 241), 255),  # arms
+        ("polygon", (444, 240, 324, 340, 340, 359, 460, 259), 255),
     ),
 }
-LINE_WIDTH = 26
 _LIGHT, _DARK = np.float32((250, 250, 250)), np.float32((12, 12, 14))
 
 
 # -- shapes -------------------------------------------------------------------------------------------------------
 def _shape(object_name):
-    """The bare shape, white on black, on a large canvas of any margin."""
-    canvas = Image.new("L", (512, 512), 0)
-    pen = ImageDraw.Draw(canvas)
+    """The bare shape, white on black, cut to its edges."""
     if object_name in GLYPHS:
-        font = ImageFont.truetype(font_file("DejaVuSans"), 360)
-        pen.text((256, 256), GLYPHS[object_name], font=font, fill=255, anchor="mm")
-    for method, points, shade in STROKES.get(object_name, ()):
-        width = {"width": LINE_WIDTH} if method == "line" else {}
-        getattr(pen, method)(points, fill=shade, **width)
-    return canvas
+        return glyph("DejaVuSans", 360, GLYPHS[object_name])
+    canvas = Image.new("L", (512, 512))
+    pen = ImageDraw.Draw(canvas)
+    for method, points, shade in STROKES[object_name]:
+        getattr(pen, method)(points, fill=shade)
+    return canvas.crop(canvas.getbbox())
 
 
 def _distance_to(marked):
@@ -142,21 +146,18 @@ def _distance_to(marked):
     As scipy's `distance_transform_edt`, which would take every lab tens of megabytes.
     """
     cells = np.arange(len(marked), dtype=np.float32)
-    squared = (cells[:, None] - cells[None, :]) ** 2  # (S, S): of two positions on one axis
-    along_x = (squared[None] + np.where(marked, 0, 1e9)[:, None, :]).min(-1)  # (S, S)
-    return np.sqrt((squared[:, :, None] + along_x[None]).min(1)).astype(np.float32)  # (S, S)
+    squared = (cells[:, None] - cells) ** 2  # (S, S): of two positions on one axis
+    along_x = (squared + np.where(marked, 0, 1e9)[:, None]).min(2)  # (S, S)
+    return np.sqrt((squared[:, :, None] + along_x).min(1)).astype(np.float32)  # (S, S)
 
 
 @lru_cache(maxsize=64)
 def _distance_field(object_name):
     """Signed distance to the shape's edge in sprite pixels, positive inside, on the fine canvas."""
     # Fit the shape into its box, in the middle of the canvas.
-    shape = _shape(object_name)
-    shape = shape.crop(shape.getbbox())
-    fit = BOX * FINE / max(shape.size)
-    size = (round(shape.width * fit), round(shape.height * fit))
-    shape = shape.resize(size, Image.Resampling.LANCZOS)
-    canvas = Image.new("L", (SIZE * FINE, SIZE * FINE), 0)
+    box = (BOX * FINE, BOX * FINE)
+    shape = ImageOps.contain(_shape(object_name), box, Image.Resampling.LANCZOS)
+    canvas = Image.new("L", (SIZE * FINE, SIZE * FINE))
     canvas.paste(shape, ((canvas.width - shape.width) // 2, (canvas.height - shape.height) // 2))
     # Measure from each cell to the nearest one on the other side of the edge.
     inside = np.asarray(canvas) > 127
@@ -165,10 +166,9 @@ def _distance_field(object_name):
 
 
 # -- styles: each paints the object on a (32, 32, 3) picture --------------------------------------------------------
-# In sprite pixels from the centre.
-_GRID = (np.arange(SIZE * FINE, dtype=np.float32) + 0.5) / FINE - SIZE / 2
-_Y, _X = _GRID[:, None], _GRID[None, :]
-_FROM_CENTRE = np.maximum(abs(_X), abs(_Y))  # (128, 128): distance in the maximum norm, for frames
+# In sprite pixels from the centre: (128,) from left to right, (128, 1) downwards.
+_X = (np.arange(SIZE * FINE, dtype=np.float32) + 0.5) / FINE - SIZE / 2
+_Y = _X[:, None]
 
 
 def _cover(amount):
@@ -196,60 +196,56 @@ def draw_sprite(object, colour, background, style, *, scale=1.0, degrees=0.0, sh
     scale: of the shape; degrees: anticlockwise turn; shift: (right, down) in pixels.
     Raises ValueError for an object, colour, background or style this module cannot draw.
     """
-    _check_words("object", (object,), OBJECTS + HELD_OUT_OBJECTS)
-    _check_words("colour", (colour,), COLOURS)
-    _check_words("background", (background,), BACKGROUNDS)
-    _check_words("style", (style,), STYLES + HELD_OUT_STYLES)
+    _check_words(object=[object], colour=[colour], background=[background], style=[style])
     # The shape, in its place.
-    field = _moved(_distance_field(object), scale, degrees, shift)  # (128, 128), positive inside
+    shape = _distance_field(object)
+    field = _moved(shape, scale, degrees, shift)  # (128, 128), positive inside
     inside = _step(field)
     # Its colours. Patterns keep to two tones, a light and a dark one, so that stripes and dots also differ in tone.
     paint, ground = np.float32(COLOURS[colour]), np.float32(BACKGROUNDS[background])
     is_dark = _brightness(paint) < 40
     dark = _mix(paint, _LIGHT, 0.6) if is_dark else _mix(paint, _DARK, 0.7)
     light = _mix(paint, _DARK, 0.8) if _brightness(paint) > 170 else _mix(paint, _LIGHT, 0.85)
+    # Its style: which share of each fine cell is covered, (128, 128) in [0, 1], behind the shape, and of the shape.
+    behind, shade = 0 * field, paint
+    pattern, tone = 0, dark
     x, y = _X - shift[0], _Y - shift[1]  # patterns move with the object
-    # Layers of paint: which share of each fine cell is covered, (128, 128) in [0, 1], and with which colour.
-    layers = [(inside, paint)]
-    if style == "outlined":
-        layers = [(_step(1.15 - abs(field + 0.35)), paint)]
-    elif style == "shadowed":
-        cast = _moved(_distance_field(object), scale, degrees, (shift[0] + 3, shift[1] + 3))
-        shade = _mix(ground, _DARK, 0.6)
-        if _brightness(ground) < 40:
-            shade = _mix(ground, _LIGHT, 0.5)
-        layers.insert(0, (_step(cast), shade))
-    elif style == "framed":
-        layers.insert(0, (_step(1.1 - abs(_FROM_CENTRE - 14.4)), paint))
-    elif style == "glowing":
-        glow = np.exp(-np.clip(-field, 0, None) / 2.2)
-        layers.insert(0, (glow, _mix(paint, _LIGHT, 0.55)))
-    elif style == "pixelated":
-        block = (_GRID + SIZE / 2).astype(int) // 3  # (128,): blocks of 3 x 3 pixels
-        centre = np.minimum(np.arange(11) * 12 + 6, 127)
-        blocks = inside[np.ix_(centre, centre)] > 0.3
-        i, j = np.mgrid[:11, :11]
-        shade = np.float32((7 * i + 13 * j + i * j) % 3 / 2)
-        layers = [
-            (blocks[np.ix_(block, block)].astype(np.float32), paint),
-            ((blocks * shade)[np.ix_(block, block)], _mix(paint, dark, 0.6)),
-        ]
-    elif style == "striped":
-        layers.append((inside * _step(abs((x + y) / 2**0.5 % 5.0 - 2.5) - 1.35), dark))
-    elif style == "dotted":
-        row = np.floor(y / 4.6 + 0.5)
-        across, down = (x + 2.8 * (row % 2) + 2.8) % 5.6 - 2.8, y - 4.6 * row
-        layers.append((inside * _step(1.75 - np.hypot(across, down)), light))
-    elif style == "gradient":
-        layers.append((inside * np.clip((y + 9) / 18, 0, 1), light))
-    elif style == "split":
-        layers.append((inside * _step(x + 0 * y), light if is_dark else dark))
-    elif style == "checkered":
-        layers.append((inside * ((np.floor(x / 3.5) + np.floor(y / 3.5)) % 2), dark))
+    match style:
+        case "outlined":
+            inside = _step(1.15 - abs(field + 0.35))
+        case "shadowed":
+            behind = _step(_moved(shape, scale, degrees, (shift[0] + 3, shift[1] + 3)))
+            is_black = _brightness(ground) < 40
+            shade = _mix(ground, _LIGHT, 0.5) if is_black else _mix(ground, _DARK, 0.6)
+        case "framed":
+            from_centre = np.maximum(abs(_X), abs(_Y))  # a norm whose circles are squares
+            behind = _step(1.1 - abs(from_centre - 14.4))
+        case "glowing":
+            behind = np.exp(-np.clip(-field, 0, None) / 2.2)
+            shade = _mix(paint, _LIGHT, 0.55)
+        case "pixelated":
+            block = np.arange(SIZE * FINE) // 12  # (128,): blocks of 3 x 3 pixels
+            centre = np.minimum(12 * block + 6, SIZE * FINE - 1)
+            inside = inside[centre][:, centre] > 0.3
+            row = block[:, None]
+            pattern = np.float32((7 * row + 13 * block + row * block) % 3 / 2)
+            tone = _mix(paint, dark, 0.6)
+        case "striped":
+            pattern = _step(abs((x + y) / 2**0.5 % 5.0 - 2.5) - 1.35)
+        case "dotted":
+            row = np.floor(y / 4.6 + 0.5)
+            across, down = (x + 2.8 * (row % 2) + 2.8) % 5.6 - 2.8, y - 4.6 * row
+            pattern, tone = _step(1.75 - np.hypot(across, down)), light
+        case "gradient":
+            pattern, tone = np.clip((y + 9) / 18, 0, 1), light
+        case "split":
+            pattern, tone = _step(x), light if is_dark else dark
+        case "checkered":
+            pattern = (np.floor(x / 3.5) + np.floor(y / 3.5)) % 2
     # Lay one over the other.
-    picture = np.broadcast_to(ground, (SIZE, SIZE, 3))
-    for amount, tone in layers:
-        picture = picture + (tone - picture) * _cover(amount)
+    picture = ground
+    for share, coat in ((behind, shade), (inside, paint), (inside * pattern, tone)):
+        picture = picture + (coat - picture) * _cover(share)  # (32, 32, 3)
     return (picture + 0.5).clip(0, 255).astype(np.uint8)
 
 
@@ -272,8 +268,8 @@ def draw_sprites(
     number,
     seed,
     objects=OBJECTS,
-    colours=tuple(COLOURS),
-    backgrounds=tuple(BACKGROUNDS),
+    colours=COLOURS,
+    backgrounds=BACKGROUNDS,
     styles=STYLES,
 ):
     """`number` captioned sprites of shape (N, 3, 32, 32), the same ones for the same seed.
@@ -294,71 +290,62 @@ def draw_sprites(
     # Draw them.
     images, captions = np.empty((number, SIZE, SIZE, 3), np.uint8), []
     for i, row in enumerate(table.to_dict("records")):
-        images[i] = draw_sprite(**row, scale=scale[i], degrees=degrees[i], shift=tuple(shift[i]))
-        captions.append(_caption(row, template[i], silent[i] and row["style"] == "solid"))
+        images[i] = draw_sprite(**row, scale=scale[i], degrees=degrees[i], shift=shift[i])
+        if silent[i] and row["style"] == "solid":
+            row["style"] = ""
+        captions.append(_caption(row, template[i]))
     return Pictures(torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), captions, table)
 
 
-def prompts(number, seed, objects=OBJECTS, backgrounds=tuple(BACKGROUNDS)):
+def prompts(number, seed, objects=OBJECTS, backgrounds=BACKGROUNDS):
     """`number` prompts of the form "a striped red star on a blue background", and what each asks for.
 
     Returns the prompts and a table with columns object, colour, background, style: the attributes that
     `draw_sprites` draws from the same arguments. Raises ValueError as `draw_sprites` does.
     """
-    table = _attributes(number, seed, objects, tuple(COLOURS), backgrounds, STYLES)
-    return [_caption(row, TEMPLATES[0], False) for row in table.to_dict("records")], table
+    table = _attributes(number, seed, objects, COLOURS, backgrounds, STYLES)
+    return [_caption(row, TEMPLATES[0]) for row in table.to_dict("records")], table
 
 
-def _caption(row, template, silent):
-    """A template filled in, with its articles; `silent` leaves the style out."""
-    style = "" if silent else row["style"]
-    text = template.format(
-        a=_article(style or row["colour"]),
-        b=_article(row["background"]),
-        c=_article(row["colour"]),
-        **(row | {"style": style}),
-    )
-    return " ".join(text.split()).rstrip(", ")
-
-
-def _article(word):
-    return "an" if word[0] in "aeiou" else "a"
+def _caption(row, template):
+    """A template filled in with a sprite's words, where the style may be empty."""
+    text = " ".join(template.format(**row).split()).rstrip(",")
+    return re.sub(r"\ba (?=[aeiou])", "an ", text)
 
 
 def _attributes(number, seed, objects, colours, backgrounds, styles):
     """N rows of object, colour, background, style; the background differs from the colour."""
     check_whole("number", number, 0)
     check_whole("seed", seed, 0)
-    _check_words("object", objects, OBJECTS + HELD_OUT_OBJECTS)
-    _check_words("colour", colours, COLOURS)
-    _check_words("background", backgrounds, BACKGROUNDS)
-    _check_words("style", styles, STYLES + HELD_OUT_STYLES)
+    _check_words(object=objects, colour=colours, background=backgrounds, style=styles)
     # A colour and a background go together, so they are drawn as a pair.
-    pairs = np.array([(c, b) for c in colours for b in backgrounds if c != b], dtype=object)
-    if not len(pairs):
+    pairs = [(colour, ground) for colour in colours for ground in backgrounds if colour != ground]
+    if not pairs:
         raise ValueError(
             f"the background must differ from the colour; got only {colours[0]!r} for both. Add another."
         )
     rng = np.random.default_rng(np.random.SeedSequence(seed).spawn(3)[0])
-    pair = pairs[rng.integers(len(pairs), size=number)]
-    objects = np.array(objects, dtype=object)[rng.integers(len(objects), size=number)]
-    styles = np.array(styles, dtype=object)[rng.integers(len(styles), size=number)]
+    colour, ground = rng.choice(pairs, number).T
+    objects, styles = rng.choice(objects, number), rng.choice(styles, number)
     return pd.DataFrame(
-        {"object": objects, "colour": pair[:, 0], "background": pair[:, 1], "style": styles}
+        {"object": objects, "colour": colour, "background": ground, "style": styles}
     )
 
 
-def _check_words(kind, words, drawable):
-    if isinstance(words, str):
-        raise ValueError(
-            f"{kind}s must be a sequence of words; got the single word {words!r}. Write ({words!r},)."
-        )
-    if not len(words):
-        raise ValueError(
-            f"no {kind} to choose from; got {words!r}. Give at least one of: {', '.join(drawable)}."
-        )
-    for word in words:
-        if word not in drawable:
+def _check_words(**choices):
+    """Refuses what can't be drawn: for each kind of `WORDS`, the words to choose from."""
+    for kind, words in choices.items():
+        drawable = ", ".join(WORDS[kind])
+        if isinstance(words, str):
             raise ValueError(
-                f"this lab cannot draw the {kind} {word!r}. Choose from: {', '.join(drawable)}."
+                f"{kind}s must be a sequence of words; got the single word {words!r}. Write ({words!r},)."
             )
+        if not len(words):
+            raise ValueError(
+                f"no {kind} to choose from; got {words!r}. Give at least one of: {drawable}."
+            )
+        for word in words:
+            if word not in WORDS[kind]:
+                raise ValueError(
+                    f"this lab cannot draw the {kind} {word!r}. Choose from: {drawable}."
+                )

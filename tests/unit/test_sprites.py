@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from fedgen_lab.pictures import sprites
-from fedgen_lab.pictures.collection import Pictures
 
 EVERY_WORD = {
     "objects": sprites.OBJECTS + sprites.HELD_OUT_OBJECTS,
@@ -120,14 +119,6 @@ def test_no_sprites_is_an_empty_collection():
 def test_a_bad_argument_is_named_in_the_error(arguments, named):
     with pytest.raises(ValueError, match=named):
         sprites.draw_sprites(**({"number": 2, "seed": 0} | arguments))
-
-
-def test_pictures_of_unequal_lengths_are_refused():
-    good = sprites.draw_sprites(3, 0)
-    with pytest.raises(ValueError, match="2 captions"):
-        Pictures(good.images, good.captions[:2], good.attributes)
-    with pytest.raises(ValueError, match="uint8"):
-        Pictures(good.as_tensor(), good.captions, good.attributes)
 
 
 def test_take_keeps_pictures_captions_and_attributes_together():
