@@ -5,6 +5,8 @@ ever left with nothing. `by_skew` is the lab's knob. The others are the splits o
 2019, arXiv:1909.06335), pathological (McMahan et al. 2017, arXiv:1602.05629), unequal sizes.
 """
 
+from itertools import cycle
+
 import numpy as np
 import pandas as pd
 
@@ -33,23 +35,24 @@ def by_skew(attributes, by, num_clients, skew, pictures_per_client, seed):
     check_whole("pictures_per_client", pictures_per_client)
     concepts, names = _concepts(attributes, by)
     rng = np.random.default_rng(seed)
-    # The concepts that all clients share, c_j, in shuffled blocks of all there are.
-    num_blocks = -(-pictures_per_client // len(names))
-    blocks = [rng.permutation(len(names)) for _ in range(num_blocks)]
-    shared = np.concatenate(blocks)[:pictures_per_client]
-    # One shuffled pile of pictures for each concept, and how many were dealt from it.
-    piles = [rng.permutation(np.flatnonzero(concepts == concept)) for concept in range(len(names))]
-    dealt = [0] * len(names)
+    # The concepts that all clients share, c_j; and for each concept a shuffled pile of its pictures.
+    shared = in_shuffled_blocks(pictures_per_client, len(names), rng)
+    piles = [
+        cycle(rng.permutation(np.flatnonzero(concepts == concept))) for concept in range(len(names))
+    ]
     # Deal client by client: its own concept where the knob says so, else the shared one.
     is_own = skew > (np.arange(pictures_per_client) + 0.5) / pictures_per_client
     holdings = []
     for client in range(num_clients):
-        rows = []
-        for concept in np.where(is_own, client % len(names), shared):
-            rows.append(piles[concept][dealt[concept] % len(piles[concept])])
-            dealt[concept] += 1
-        holdings.append(np.array(rows))
+        mixture = np.where(is_own, client % len(names), shared)
+        holdings.append(np.array([next(piles[concept]) for concept in mixture]))
     return holdings
+
+
+def in_shuffled_blocks(number, kinds, rng):
+    """`number` of the numbers 0..kinds-1, as many of each, in shuffled blocks that hold all of them."""
+    blocks = [rng.permutation(kinds) for _ in range(-(-number // kinds))]
+    return np.concatenate(blocks)[:number]
 
 
 def iid(attributes, num_clients, seed):
@@ -80,15 +83,15 @@ def dirichlet(attributes, by, num_clients, alpha, seed):
     alpha = np.clip(alpha, 1e-3, 1e6)
     # Cut each concept's pictures in the proportions drawn.
     rng = np.random.default_rng(seed)
-    holdings = [[] for _ in range(num_clients)]
+    cuts = []
     for concept in range(len(names)):
         pictures = rows[concepts[rows] == concept]
         shares = rng.dirichlet(np.full(num_clients, alpha))  # (clients,)
         ends = (np.cumsum(shares) * len(pictures)).astype(int)[:-1]
-        for holding, piece in zip(holdings, np.split(pictures, ends), strict=True):
-            holding.extend(piece)
-    for holding in holdings:
-        rng.shuffle(holding)
+        cuts.append(np.split(pictures, ends))
+    holdings = [
+        rng.permutation(np.concatenate(pieces)).tolist() for pieces in zip(*cuts, strict=True)
+    ]
     # Whoever has nothing gets a picture of whoever has most.
     for holding in holdings:
         if not holding:
@@ -127,9 +130,7 @@ def pathological(attributes, by, num_clients, concepts_per_client, seed):
             pile = np.resize(pile, max(len(pile), len(holders)))
             for client, pictures in zip(holders, np.array_split(pile, len(holders)), strict=True):
                 holdings[client].extend(pictures)
-    for holding in holdings:
-        rng.shuffle(holding)
-    return [np.array(holding) for holding in holdings]
+    return [rng.permutation(holding) for holding in holdings]
 
 
 def unequal(attributes, num_clients, seed, ratio):
@@ -145,7 +146,7 @@ def unequal(attributes, num_clients, seed, ratio):
     weights = np.geomspace(1 / ratio, 1, num_clients)
     # Every client gets one picture before the rest is shared out by weight.
     spare = len(attributes) - num_clients
-    ends = np.floor(np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int)
+    ends = (np.cumsum(weights) / weights.sum() * spare + 1e-9).astype(int)
     ends += np.arange(1, num_clients + 1)
     return np.split(np.random.default_rng(seed).permutation(len(attributes)), ends[:-1])
 

@@ -113,7 +113,7 @@ def private_pictures(copying):
     pictures = Pictures(
         torch.cat([private.images, canaries.images]),
         private.captions + canaries.captions,
-        pd.concat([private.attributes, canaries.attributes]),
+        pd.concat([private.attributes, canaries.attributes], ignore_index=True),
     )
     counts = np.where(pictures.attributes["kind"] == "single", 1, copying.times)
     held_out = _draw(others, ["held out"] * HELD_OUT, held, copying.unique_captions)

@@ -21,8 +21,6 @@ NAMED = 5  # of what was left out, so many are named in a warning
 class PictureSet:
     """What every set of pictures can do. `images`: (N, C, H, W) uint8, a quarter of the memory of float32."""
 
-    channels = (3,)  # that the set may have: colour, for one
-
     def __len__(self):
         return len(self.images)
 
@@ -30,20 +28,12 @@ class PictureSet:
         """All pictures as (N, C, H, W) float32 in [-1, 1], as the nets take them."""
         return self.images.float() / 127.5 - 1
 
-    def _check_images(self):
-        shape = tuple(self.images.shape)
-        if self.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] not in self.channels:
+    def rows_at(self, indices):
+        """These indices as an array of row numbers, once none of them lies outside the set."""
+        rows = np.asarray(indices, int).ravel()
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise ValueError(
-                f"images must be a uint8 tensor of shape (N, {' or '.join(map(str, self.channels))}, H, W); got "
-                f"{self.images.dtype} of shape {shape}. Convert pictures to uint8 and put the channels second."
-            )
-
-    def _rows(self, indices):
-        """These indices as a flat tensor of row numbers, once none of them lies outside the set."""
-        rows = torch.as_tensor(np.asarray(indices)).long().flatten()
-        if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise ValueError(
-                f"indices must lie in 0..{len(self) - 1}; got values from {int(rows.min())} to {int(rows.max())}. "
+                f"indices must lie in 0..{len(self) - 1}; got values from {rows.min()} to {rows.max()}. "
                 "Count pictures from 0."
             )
         return rows
@@ -57,33 +47,21 @@ class Pictures(PictureSet):
     captions: N strings, the text a picture is trained with.
     attributes: N rows, one column per attribute: object, colour, background and style for sprites, a folder's own
         columns otherwise. Its index is always 0..N-1.
-
-    Raises ValueError when shapes, types or lengths disagree.
     """
 
     images: torch.Tensor
     captions: list[str]
     attributes: pd.DataFrame
 
-    def __post_init__(self):
-        self._check_images()
-        if not (len(self.captions) == len(self.attributes) == len(self)):
-            raise ValueError(
-                f"one caption and one row of attributes belong to each picture; got {len(self)} pictures, "
-                f"{len(self.captions)} captions and {len(self.attributes)} rows. Make the three equally long."
-            )
-        object.__setattr__(self, "captions", list(self.captions))
-        object.__setattr__(self, "attributes", self.attributes.reset_index(drop=True))
-
     def take(self, indices):
         """The pictures at `indices` (any sequence, array or tensor of integers), in that order.
 
         Raises ValueError when an index lies outside 0..N-1.
         """
-        chosen = self._rows(indices)
-        rows = chosen.tolist()
+        rows = self.rows_at(indices)
         captions = [self.captions[row] for row in rows]
-        return Pictures(self.images[chosen], captions, self.attributes.iloc[rows])
+        attributes = self.attributes.iloc[rows].reset_index(drop=True)
+        return Pictures(self.images[rows], captions, attributes)
 
 
 # -- files of any kind become pictures ------------------------------------------------------------------------------

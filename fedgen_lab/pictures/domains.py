@@ -7,12 +7,14 @@ HuSCF-GAN (arXiv 2507.12979) are MNIST, Fashion-MNIST, KMNIST and notMNIST.
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from fedgen_lab.knobs import check_whole
+from fedgen_lab.partition import in_shuffled_blocks
 from fedgen_lab.pictures import drawn, idx
 from fedgen_lab.pictures.collection import PictureSet
 from fedgen_lab.pictures.folders import read_folder
@@ -23,17 +25,15 @@ OFFLINE = ("digits", "letters", "garments", "runes")
 # The labels of sprites.
 SPRITES = ("star", "heart", "sun", "cloud", "phone", "rook", "note", "cross", "ring", "moon")
 NUM_LABELS = 10
-DRAWN, DRAWN_HELD_OUT = (
-    2_000,
-    1_000,
-)  # pictures when no number is asked for; there is no end of them
+DRAWN = 2_000  # pictures when no number is asked for; there is no end of them
+DRAWN_HELD_OUT = 1_000
 HELD_OUT_SHARE = 0.2  # of a set that comes in one part
 BATCH = 4096  # pictures that are scaled at a time
-_DIGIT_NAMES = tuple("0123456789")
+# What the labels of IDX files mean, by the kind that their name begins with.
 _IDX_NAMES = {
-    "mnist": _DIGIT_NAMES,
-    "idx": _DIGIT_NAMES,
-    "notmnist": tuple("ABCDEFGHIJ"),
+    "mnist": ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
+    "idx": ("0", "1", "2", "3", "4", "5", "6", "7", "8", "9"),
+    "notmnist": ("A", "B", "C", "D", "E", "F", "G", "H", "I", "J"),
     "fashion": (
         "T-shirt",
         "trouser",
@@ -48,8 +48,14 @@ _IDX_NAMES = {
     ),
 }
 KNOWN = (
-    *OFFLINE,
-    *(f"{kind}:FOLDER" for kind in _IDX_NAMES),
+    "digits",
+    "letters",
+    "garments",
+    "runes",
+    "mnist:FOLDER",
+    "idx:FOLDER",
+    "notmnist:FOLDER",
+    "fashion:FOLDER",
     "hub:OWNER/NAME",
     "hub:OWNER/NAME#LABELS",
     "sprites:STYLE",
@@ -62,8 +68,6 @@ class Domain(PictureSet):
     """N pictures of one kind with a label each.
 
     images: (N, C, H, W) uint8, C = 1 grey or 3 colour; labels: (N,) int64, 0..9; label_names: what the ten labels mean.
-
-    Raises ValueError when shapes, types or lengths disagree.
     """
 
     name: str
@@ -71,29 +75,9 @@ class Domain(PictureSet):
     labels: torch.Tensor
     label_names: tuple
 
-    channels = (1, 3)
-
-    def __post_init__(self):
-        self._check_images()
-        if len(self.labels) != len(self):
-            raise ValueError(
-                f"one label belongs to each picture; got {len(self)} and {len(self.labels)} labels."
-            )
-        if not len(self):
-            return
-        lowest, highest, last = (
-            int(self.labels.min()),
-            int(self.labels.max()),
-            len(self.label_names) - 1,
-        )
-        if not 0 <= lowest <= highest <= last:
-            raise ValueError(
-                f"labels must lie in 0..{last}; those of {self.name!r} run from {lowest} to {highest}."
-            )
-
     def take(self, indices):
         """The pictures at `indices`, any sequence of integers, in that order. Raises ValueError for one outside."""
-        rows = self._rows(indices)
+        rows = self.rows_at(indices)
         return replace(self, images=self.images[rows], labels=self.labels[rows])
 
     def resized(self, side):
@@ -125,21 +109,26 @@ def load_domain(name, number=None, side=28, seed=0, held_out=False):
         check_whole("number", number)
     kind, _, source = name.partition(":")
     # What is drawn is drawn in the number and the order that were asked for.
-    if name in drawn.KINDS:
-        return _drawn(name, number, seed, held_out).resized(side)
-    if kind == "sprites" and source:
-        return _sprites(name, source, number, seed, held_out).resized(side)
+    if name in drawn.KINDS or (kind == "sprites" and source):
+        return _drawn(name, source, number, seed, held_out).resized(side)
     # What is read comes whole.
     if name == "digits":
-        domain = _digits(held_out)
+        domain, is_one_part = _digits(), True
     elif kind in _IDX_NAMES and source:
-        domain = _idx(name, kind, source, held_out)
+        domain, is_one_part = _idx(name, kind, source, held_out)
     elif kind == "hub" and source:
-        domain = _hub(name, source, held_out, side)
+        domain, is_one_part = _hub(name, source, held_out, side)
     elif kind == "folder" and source:
-        domain = _folder(name, source, held_out, side)
+        domain, is_one_part = _folder(name, source, side), True
     else:
         raise ValueError(f"There is no domain called {name!r}. Known are: {', '.join(KNOWN)}.")
+    lowest, highest = domain.labels.aminmax()
+    if highest >= NUM_LABELS:
+        raise ValueError(
+            f"labels must lie in 0..9; those of {name!r} run from {lowest} to {highest}."
+        )
+    if is_one_part:
+        domain = _part(domain, held_out)
     if number is not None and number > len(domain):
         raise ValueError(
             f"{name!r} has {len(domain):,} pictures in its {'held-out' if held_out else 'training'} part; "
@@ -151,56 +140,52 @@ def load_domain(name, number=None, side=28, seed=0, held_out=False):
 
 
 # -- each kind of domain --------------------------------------------------------------------------------------------
-def _drawn(name, number, seed, held_out):
-    labels, drawing = _drawn_labels(number, seed, held_out, key=OFFLINE.index(name))
-    images = drawn.draw(name, labels, drawing)
-    return Domain(name, images, torch.from_numpy(labels), drawn.KINDS[name])
-
-
-def _sprites(name, style, number, seed, held_out):
-    labels, drawing = _drawn_labels(number, seed, held_out, key=len(OFFLINE))
-    images = torch.empty((len(labels), 3, 32, 32), dtype=torch.uint8)
-    for label, sequence in enumerate(drawing.spawn(NUM_LABELS)):
-        rows = torch.from_numpy(labels == label)
-        word_seed = int(sequence.generate_state(1)[0])
-        sprites = draw_sprites(
-            int(rows.sum()), word_seed, objects=(SPRITES[label],), styles=(style,)
-        )
-        images[rows] = sprites.images
-    return Domain(name, images, torch.from_numpy(labels), SPRITES)
-
-
-def _drawn_labels(number, seed, held_out, key):
-    """As many of each label, in shuffled blocks of ten; and a seed sequence to draw them with."""
+def _drawn(name, style, number, seed, held_out):
     number = number or (DRAWN_HELD_OUT if held_out else DRAWN)
+    key = len(OFFLINE) if style else OFFLINE.index(name)
     ordering, drawing = np.random.SeedSequence(seed, spawn_key=(key, int(held_out))).spawn(2)
-    rng = np.random.default_rng(ordering)
-    blocks = [rng.permutation(NUM_LABELS) for _ in range(-(-number // NUM_LABELS))]
-    return np.concatenate(blocks)[:number], drawing
+    labels = in_shuffled_blocks(number, NUM_LABELS, np.random.default_rng(ordering))
+    if style:
+        images, label_names = _sprites(style, labels, drawing), SPRITES
+    else:
+        images, label_names = drawn.draw(name, labels, drawing), drawn.KINDS[name]
+    return Domain(name, images, torch.from_numpy(labels), label_names)
 
 
-@lru_cache(maxsize=2)  # scikit-learn keeps them as text, which takes a while to read
-def _digits(held_out):
+def _sprites(style, labels, drawing):
+    """A sprite for each label, (N, 3, 32, 32), whose object is that label's."""
+    images = torch.empty((len(labels), 3, 32, 32), dtype=torch.uint8)
+    for label, seeds in enumerate(drawing.spawn(NUM_LABELS)):
+        rows = np.flatnonzero(labels == label)
+        seed = int(seeds.generate_state(1)[0])
+        sprites = draw_sprites(len(rows), seed, objects=[SPRITES[label]], styles=[style])
+        images[rows] = sprites.images
+    return images
+
+
+@lru_cache  # scikit-learn keeps them as text, which takes a while to read
+def _digits():
     from sklearn.datasets import load_digits  # Alpaydin and Kaynak 1998: by 43 writers, 8x8
 
     bunch = load_digits()
     grey = (bunch.images * 255 / 16).round().astype(np.uint8)  # (1797, 8, 8)
     images = F.pad(_scaled(torch.from_numpy(grey)[:, None], 24), (2, 2, 2, 2))  # MNIST's rim
     labels = torch.from_numpy(bunch.target).long()
-    return _one_part(Domain("digits", images, labels, _DIGIT_NAMES), held_out)
+    return Domain("digits", images, labels, _IDX_NAMES["mnist"])
 
 
 def _idx(name, kind, folder, held_out):
-    present = [is_held_out for is_held_out in idx.PARTS if idx.has_part(folder, is_held_out)]
-    images, labels = idx.read_part(folder, present[0] if len(present) == 1 else held_out)
+    folder = Path(folder).expanduser()
+    parts = idx.parts(folder)
+    is_one_part = len(parts) == 1
+    images, labels = idx.read_part(folder, parts[0] if is_one_part else held_out)
     if images.shape[-1] != images.shape[-2]:
         raise ValueError(f"The pictures of {name!r} are {tuple(images.shape[-2:])}, not square.")
-    _check_ten(name, labels.unique().tolist())
-    domain = Domain(name, images, labels, _IDX_NAMES[kind])
-    return _one_part(domain, held_out) if len(present) == 1 else domain
+    _check_ten(name, labels.unique())
+    return Domain(name, images, labels, _IDX_NAMES[kind]), is_one_part
 
 
-def _folder(name, source, held_out, side):
+def _folder(name, source, side):
     # What the name says: path, column and options.
     path, _, column = source.partition("#")
     column, *options = column.split("&")
@@ -219,7 +204,7 @@ def _folder(name, source, held_out, side):
     label_names = tuple(sorted(frequent))
     kept = np.flatnonzero(values.isin(frequent))
     labels = torch.tensor([label_names.index(value) for value in values.iloc[kept]])
-    return _one_part(Domain(name, pictures.images[kept], labels, label_names), held_out)
+    return Domain(name, pictures.images[kept], labels, label_names)
 
 
 def _hub(name, source, held_out, side):
@@ -251,20 +236,20 @@ def _hub(name, source, held_out, side):
     pixels = [np.asarray(image.convert(mode).resize((side, side))) for image in table[images[0]]]
     pictures = torch.from_numpy(np.stack(pixels).reshape(len(table), side, side, -1))
     pictures = pictures.permute(0, 3, 1, 2).contiguous()  # (N, C, side, side)
-    domain = Domain(name, pictures, torch.tensor(table[column]).long(), label_names)
-    return domain if in_two else _one_part(domain, held_out)
+    labels = torch.tensor(table[column]).long()
+    return Domain(name, pictures, labels, label_names), not in_two
 
 
 # -- shared ---------------------------------------------------------------------------------------------------------
-def _one_part(domain, held_out):
+def _part(domain, held_out):
     """The training or the held-out part of a set that comes in one: the same division for every seed."""
     rng = np.random.default_rng(0)
     chosen = []
     for label in range(NUM_LABELS):
-        rows = rng.permutation(np.flatnonzero(domain.labels.numpy() == label))
+        rows = rng.permutation(np.flatnonzero(domain.labels == label))
         number = round(HELD_OUT_SHARE * len(rows))
-        chosen.append(rows[:number] if held_out else rows[number:])
-    return domain.take(np.sort(np.concatenate(chosen)))
+        chosen.extend(rows[:number] if held_out else rows[number:])
+    return domain.take(sorted(chosen))
 
 
 def _check_ten(name, labels):
@@ -276,11 +261,9 @@ def _check_ten(name, labels):
 
 def _scaled(images, side):
     """(N, C, H, W) uint8 to (N, C, side, side) uint8: averaged when made smaller, smooth when made larger."""
-    mode = {"mode": "bicubic", "align_corners": False}
-    if side < images.shape[-1]:
-        mode = {"mode": "area"}
-    scaled = torch.empty((*images.shape[:2], side, side), dtype=torch.uint8)
-    for start in range(0, len(images), BATCH):
-        batch = F.interpolate(images[start : start + BATCH].float(), (side, side), **mode)
-        scaled[start : start + BATCH] = batch.round().clamp(0, 255)
-    return scaled
+    mode = "area" if side < images.shape[-1] else "bicubic"
+    scaled = []
+    for batch in images.split(BATCH):
+        batch = F.interpolate(batch.float(), (side, side), mode=mode)
+        scaled.append(batch.round().clamp(0, 255).byte())
+    return torch.cat(scaled)

@@ -75,18 +75,18 @@ def read_folder(path, caption_file=None, file_column="file_name", text_column="t
 def _opened(path):
     """The names of all visible files in a folder or zip, sorted, and a function from a name to bytes."""
     if path.is_dir():
-        files = list(islice((file for file in path.rglob("*") if file.is_file()), MAX_FILES + 1))
+        files = list(islice(filter(Path.is_file, path.rglob("*")), MAX_FILES + 1))
         if len(files) > MAX_FILES:
             raise ValueError(
                 f"{path} holds more than {MAX_FILES:,} files. Give the folder of the pictures themselves."
             )
-        names = sorted(file.relative_to(path).as_posix() for file in files)
+        names = [file.relative_to(path).as_posix() for file in files]
 
         def read(name):
             _check_bytes((path / name).stat().st_size)
             return (path / name).read_bytes()
 
-        yield [name for name in names if _is_visible(name)], read
+        yield sorted(filter(_is_visible, names)), read
     elif not path.exists():
         raise FileNotFoundError(
             f"There is no folder or zip at {path} (looked from {Path.cwd()}). Check the path."
@@ -217,7 +217,10 @@ def _read_table(path, table, content, columns, skipped):
             except ValueError:
                 row = json_text
             if isinstance(row, dict):
-                rows.append((line, {key: _scalar(value) for key, value in row.items()}))
+                for key, value in row.items():
+                    if isinstance(value, list | dict):  # as text it can be counted and compared
+                        row[key] = json.dumps(value, ensure_ascii=False)
+                rows.append((line, row))
             elif row is not None:
                 skipped.append(f"{table} line {line}: not a JSON object")
         present = list(dict.fromkeys(key for _, row in rows for key in row))
@@ -243,10 +246,6 @@ def _read_table(path, table, content, columns, skipped):
             f"{', '.join(map(repr, present)) or 'none'}. Name them with file_column= and text_column=."
         )
     yield from rows
-
-
-def _scalar(value):
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, (list, dict)) else value
 
 
 def _text(value):

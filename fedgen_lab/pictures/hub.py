@@ -24,13 +24,16 @@ def from_hub(name, text_column="text", size=32):
     ValueError where the split or a column does not exist or not one picture can be used.
     """
     remedy = "; or download its pictures on another machine and use read_folder on the folder."
-    datasets, table = load_dataset(str(name), remedy, SPLIT)
-    columns = ", ".join(map(repr, table.column_names))
-    missing = f"The data set {name!r} has no column {{!r}}; it has {columns}. {{}}"
-    if text_column not in table.column_names:
-        raise ValueError(missing.format(text_column, "Name the right one with text_column=."))
-    if IMAGES not in table.column_names:
-        raise ValueError(missing.format(IMAGES, "Take one whose images stand in that column."))
+    datasets, table = load_dataset(name, remedy, SPLIT)
+    for column, advice in (
+        (text_column, "Name the right one with text_column=."),
+        (IMAGES, "Take one whose images stand in that column."),
+    ):
+        if column not in table.column_names:
+            columns = ", ".join(map(repr, table.column_names))
+            raise ValueError(
+                f"The data set {name!r} has no column {column!r}; it has {columns}. {advice}"
+            )
     if not isinstance(table.features[IMAGES], datasets.Image):
         raise ValueError(
             f"Column {IMAGES!r} of {name!r} holds no images but {table.features[IMAGES]}."
@@ -76,10 +79,13 @@ def load_dataset(name, remedy, split=None):
 
 def _candidates(table, text_column, skipped):
     """One `Candidate` for each row with a caption; the others are noted in `skipped`."""
+    # Columns of texts, truths and numbers are attributes.
+    kinds = ("string", "large_string", "bool", "float32", "float64", "int", "uint")
     plain = [
         column
-        for column in table.column_names
-        if column not in (IMAGES, text_column) and _is_plain(table.features[column])
+        for column, feature in table.features.items()
+        if column not in (IMAGES, text_column)
+        and str(getattr(feature, "dtype", None)).startswith(kinds)
     ]
     for number, row in enumerate(table):
         image = row[IMAGES] or {}
@@ -95,12 +101,6 @@ def _candidates(table, text_column, skipped):
             attributes,
             lambda image=image, label=label: image.get("bytes") or Path(label).read_bytes(),
         )
-
-
-def _is_plain(feature):
-    """Whether a column holds texts, truths or numbers."""
-    kinds = ("string", "large_string", "bool", "float32", "float64", "int", "uint")
-    return str(getattr(feature, "dtype", None)).startswith(kinds)
 
 
 def _value(table, row, column):

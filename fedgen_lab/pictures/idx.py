@@ -12,13 +12,14 @@ import numpy as np
 import torch
 
 PARTS = {False: "train", True: "t10k"}  # held out or not
+DIMENSIONS = {"images": 3, "labels": 1}
 _UNSIGNED_BYTE = 8  # third byte of the magic number; the fourth is the number of dimensions
 _LARGEST = 2**30  # bytes that one file may unpack to
 
 
-def has_part(folder, held_out):
-    """Whether the folder holds the IDX pictures of this part."""
-    return _path(Path(folder).expanduser(), held_out, "images", 3) is not None
+def parts(folder):
+    """Of which parts the folder holds pictures: False for the training part, True for the held-out one."""
+    return [held_out for held_out in PARTS if _path(folder, held_out, "images")]
 
 
 def read_part(folder, held_out):
@@ -27,26 +28,25 @@ def read_part(folder, held_out):
     Raises FileNotFoundError where folder or files are not there, and ValueError, naming the file, where one is no IDX
     file, is cut short or too long, or where pictures and labels do not belong together.
     """
-    folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise FileNotFoundError(
             f"There is no folder at {folder} (looked from {Path.cwd()}). Check the path."
         )
     arrays = []
-    for kind, dimensions in (("images", 3), ("labels", 1)):
-        path = _path(folder, held_out, kind, dimensions)
+    for kind, dimensions in DIMENSIONS.items():
+        path = _path(folder, held_out, kind)
         if path is None:
             names = ", ".join(sorted(file.name for file in folder.iterdir())[:8]) or "nothing"
             name = f"{PARTS[held_out]}-{kind}-idx{dimensions}-ubyte"
             raise FileNotFoundError(f"{folder} holds no {name} or {name}.gz; found {names}.")
-        arrays.append(read_idx(path, dimensions))
+        arrays.append(torch.from_numpy(read_idx(path, dimensions)))
     images, labels = arrays
     if len(images) != len(labels):
         raise ValueError(
             f"{folder} holds {len(images)} pictures but {len(labels)} labels in its part {PARTS[held_out]!r}. "
             "Use files of one and the same set."
         )
-    return torch.from_numpy(images)[:, None], torch.from_numpy(labels.astype(np.int64))
+    return images[:, None], labels.long()
 
 
 def read_idx(path, dimensions):
@@ -85,11 +85,11 @@ def read_idx(path, dimensions):
     return np.frombuffer(content, np.uint8).reshape(shape).copy()
 
 
-def _path(folder, held_out, kind, dimensions):
+def _path(folder, held_out, kind):
     """The file of this kind, by any of the names that it goes by; None where there is none."""
     for end in ("", ".gz"):
-        for mark in ("-", "."):
-            path = folder / f"{PARTS[held_out]}-{kind}{mark}idx{dimensions}-ubyte{end}"
-            if path.is_file():
-                return path
+        for mark in "-.":
+            name = f"{PARTS[held_out]}-{kind}{mark}idx{DIMENSIONS[kind]}-ubyte{end}"
+            if (folder / name).is_file():
+                return folder / name
     return None

@@ -28,8 +28,7 @@ def square(content, size):
     if is_transparent:
         image = image.convert("RGBA")
         is_transparent = image.getchannel("A").getextrema()[0] < 255
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     image = image.convert("RGB")
     # Fit its longer side.
     if not image.width == image.height == size:
@@ -37,15 +36,16 @@ def square(content, size):
         fitted = (max(1, round(image.width * fit)), max(1, round(image.height * fit)))
         image = image.resize(fitted, Image.Resampling.LANCZOS, reducing_gap=3.0)
     # Pad it to a square, in the colour of its border.
-    pixels = np.asarray(image)  # (h, w, 3) uint8
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])  # (2h + 2w, 3)
-    colour = np.uint8((255, 255, 255))
+    colour = "white"
     if not is_transparent:
-        colour = np.median(border, axis=0).astype(np.uint8)
-    canvas = np.broadcast_to(colour, (size, size, 3)).copy()
-    top, left = (size - pixels.shape[0]) // 2, (size - pixels.shape[1]) // 2
-    canvas[top : top + pixels.shape[0], left : left + pixels.shape[1]] = pixels
-    return canvas.transpose(2, 0, 1)
+        pixels = np.asarray(image)  # (h, w, 3) uint8
+        border = np.concatenate(
+            [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
+        )  # (2h + 2w, 3)
+        colour = tuple(map(int, np.median(border, axis=0)))
+    canvas = Image.new("RGB", (size, size), colour)
+    canvas.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+    return np.asarray(canvas).transpose(2, 0, 1)
 
 
 def _decoded(content, size):
@@ -68,7 +68,7 @@ def _decoded(content, size):
         except Exception as error:  # what Pillow raises depends on the format: OSError, SyntaxError, zlib's own ...
             raise ValueError(f"cut short or damaged ({error})") from None
         image = ImageOps.exif_transpose(image)
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):  # 16 and 32 bits a pixel
+    if image.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel
         return _of_eight_bits(image)
     return image
 

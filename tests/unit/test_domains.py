@@ -11,7 +11,7 @@ from PIL import Image
 from torch import nn
 
 from fedgen_lab.pictures import drawn
-from fedgen_lab.pictures.domains import OFFLINE, SPRITES, Domain, load_domain
+from fedgen_lab.pictures.domains import OFFLINE, SPRITES, load_domain
 
 SETS = Path(__file__).parents[3] / "shared" / "data"
 DRAWN = tuple(drawn.KINDS)
@@ -102,16 +102,6 @@ def test_take_keeps_pictures_and_labels_together():
         part.labels, domain.labels[[5, 2]]
     )
     assert len(domain.take([])) == 0
-
-
-def test_pictures_and_labels_that_do_not_fit_are_refused():
-    images, names = torch.zeros((2, 1, 4, 4), dtype=torch.uint8), tuple("0123456789")
-    with pytest.raises(ValueError, match=r"uint8 tensor of shape \(N, 1 or 3, H, W\)"):
-        Domain("x", images.float(), torch.zeros(2).long(), names)
-    with pytest.raises(ValueError, match="one label belongs to each"):
-        Domain("x", images, torch.zeros(3).long(), names)
-    with pytest.raises(ValueError, match="run from 0 to 10"):
-        Domain("x", images, torch.tensor([0, 10]), names)
 
 
 @pytest.mark.parametrize("name", ["runez", "", "idx:", "mnist", "hub:", "folder:", "ftp:x"])

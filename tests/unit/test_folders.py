@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fedgen_lab.pictures import from_hub, read_folder
+from fedgen_lab.pictures.folders import read_folder
+from fedgen_lab.pictures.hub import from_hub
 from fedgen_lab.pictures.squares import square
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fedgen_lab.partition import by_skew, concept_counts, dirichlet, mean_js_distance
-from fedgen_lab.pictures import read_folder
+from fedgen_lab.pictures.folders import read_folder
 
 ZIP = Path(__file__).parents[3] / "shared" / "data" / "openmoji" / "openmoji-72-plain.zip"
 pytestmark = pytest.mark.skipif(not ZIP.exists(), reason="../shared/data/openmoji is absent")
