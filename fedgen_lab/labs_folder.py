@@ -22,8 +22,12 @@ def shipped_labs():
 def lab_files(folder):
     """What belongs to the labs in `folder`, as paths relative to it: notebooks, their pictures, what was measured."""
     patterns = ("[0-9][0-9]_*.ipynb", "images/*", "measured.json")
-    paths = [path for pattern in patterns for path in folder.glob(pattern) if path.is_file()]
-    return sorted(path.relative_to(folder).as_posix() for path in paths)
+    return sorted(
+        path.relative_to(folder).as_posix()
+        for pattern in patterns
+        for path in folder.glob(pattern)
+        if path.is_file()
+    )
 
 
 def copy_labs(folder):
@@ -64,10 +68,9 @@ def copy_labs(folder):
 def _read_record(path):
     """The record at `path`, empty when there is none: then every file that differs counts as changed."""
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):  # no file, no JSON, no dictionary
         return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _hash(path):
