@@ -69,19 +69,17 @@ def band_for(bits, seconds, reach_hz, rate_law="shannon"):
         if rate_law == "cqi":
             # The highest line of the table that this reach can fill at this rate.
             line = (reach[..., None] * _CQI_CEILING >= rate[..., None]).sum(-1) - 1
-            band = np.where(line >= 0, rate / CQI_EFFICIENCY[np.maximum(line, 0)], np.inf)
+            is_possible, band = line >= 0, rate / CQI_EFFICIENCY[line]
         else:
-            g = np.where(rate * np.log(2) < reach, rate * np.log(2) / reach, np.nan)
-            band = -rate * np.log(2) / (lambertw(-g * np.exp(-g), -1).real + g)
-            band = np.nan_to_num(band, nan=np.inf)
-    return np.where(bits > 0, band, 0.0)
+            g = rate * np.log(2) / reach
+            is_possible, band = g < 1, -rate * np.log(2) / (lambertw(-g * np.exp(-g), -1).real + g)
+    return np.where(bits > 0, np.where(is_possible, band, np.inf), 0.0)
 
 
 # -- shares ---------------------------------------------------------------------------------------------------------
 def equal(bits, band_hz):
     """The same share for each who sends: bits (..., K) -> hertz (..., K), zero for those who send nothing."""
-    sending = np.asarray(bits) > 0
-    return band_hz * sending / np.maximum(sending.sum(-1, keepdims=True), 1)
+    return proportional(np.asarray(bits) > 0, band_hz)
 
 
 def proportional(bits, band_hz):
@@ -100,14 +98,17 @@ def min_max(bits, ready_seconds, reach_hz, band_hz, rate_law="shannon"):
     bits, ready, reach = _arrays(bits, ready_seconds, reach_hz)
     sending = bits > 0
 
-    def needed(finish):
-        """The band that each client needs to be done at `finish`, (...)."""
-        return band_for(bits, finish[..., None] - ready, reach, rate_law)
+    def needed(end):
+        """The band that each client needs to be done at `end`, (...)."""
+        return band_for(bits, end[..., None] - ready, reach, rate_law)
+
+    def finish(rate):
+        """When the last who sends is done, (...), all of them at these rates."""
+        return np.where(sending, ready + bits / rate, 0.0).max(-1)
 
     # No earlier than anyone's limit for an endless band; no later than everybody's time in an equal share.
-    early = np.where(sending, ready + bits / limit_bps(reach, rate_law), 0.0).max(-1)
-    share = np.where(sending, equal(bits, band_hz), 1.0)
-    late = np.where(sending, ready + bits / rate_in(share, reach, rate_law), 0.0).max(-1)
+    early = finish(limit_bps(reach, rate_law))
+    late = finish(rate_in(np.where(sending, equal(bits, band_hz), 1.0), reach, rate_law))
     late = late * (1 + 1e-12)  # so that rounding can't make it too early
     # Halve the span between them until it is nothing: some thirty times.
     while (late - early > 1e-9 * late).any():

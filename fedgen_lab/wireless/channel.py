@@ -18,8 +18,12 @@ SPEED_OF_LIGHT = 3.0e8  # m/s, as TR 38.901 rounds it
 THERMAL_NOISE_DBM = -174.0  # per hertz, at room temperature
 STATION_HEIGHT_M, DEVICE_HEIGHT_M = 10.0, 1.5  # TR 38.901's UMi: a lamp post, a hand
 NEAREST_M = 10.0  # the path loss formula starts here
-SHADOWING_DB = {True: 4.0, False: 7.82}  # standard deviation with and without line of sight
+SHADOWING_DB = (4.0, 7.82)  # standard deviation with and without line of sight
 DEEPEST_FADE = 1e-6  # -60 dB; keeps every time finite
+CARRIER_HZ = 3.5e9  # the main band of 5G; UMi holds from 0.5 to 100 GHz
+DEVICE_NOISE_FIGURE_DB = 7.0
+RECEIVING_WATTS, COMPUTING_WATTS = 0.5, 4.0  # of a device
+FLOPS_PER_CYCLE = 50.0  # with kappa: so the median device runs at 2 GHz
 RATE_LAWS = ("shannon", "cqi")
 ALLOCATIONS = ("equal", "proportional", "min-max")
 DOWNLINKS = ("unicast", "broadcast")
@@ -43,10 +47,8 @@ class Network(Knobs):
     bandwidth_hz: float = knob(5e6, 1, 1e12, words="The uplink band, in hertz.")
     downlink_hz: float = knob(20e6, 1, 1e12)  # a station has more to say than a device
     cell_radius_m: float = knob(200.0, NEAREST_M, 5000, words="There UMi holds.")  # a street
-    carrier_hz: float = knob(3.5e9, 0.5e9, 100e9, words="There UMi holds.")  # the main band of 5G
     device_power_dbm: float = knob(23.0, -100, 100)  # 0.2 W, the limit of a phone
     station_power_dbm: float = knob(43.0, -100, 100)  # 20 W
-    device_noise_figure_db: float = knob(7.0)
     station_noise_figure_db: float = knob(5.0)
     # A round of the tiny model costs about 1.3e11 operations (20 steps, batch 16). On an old phone, at 1e11 a second,
     # that is a second or two: as long as the link takes at 5 MHz, so both show in the Gantt chart.
@@ -54,8 +56,6 @@ class Network(Knobs):
     speed_spread: float = knob(  # of ten, the best is about five times the slowest
         0.5, 0, words="Standard deviation of ln(speed)."
     )
-    computing_watts: float = knob(4.0, 0)
-    receiving_watts: float = knob(0.5, 0)
     fading: bool = knob(True, words="Rayleigh, drawn anew for each client in each round.")
     shadowing: bool = knob(False, words="Log-normal, drawn once for each client.")
     seed: int = knob(0, 0, 2**32 - 1)
@@ -73,9 +73,6 @@ class Network(Knobs):
         0,
         words="Computing costs kappa x cycles x (cycles a second)^2 joules; 0: power x time.",
     )
-    flops_per_cycle: float = knob(  # so the median device runs at 2 GHz
-        50.0, above=0, words="Only used with kappa."
-    )
 
     def check_fits(self, num_clients, reason):
         """Raises ValueError, with the reason, when there are more clients than the network has."""
@@ -92,23 +89,21 @@ def path_loss_db(distance_m, carrier_hz, line_of_sight):
     21 log d + 20 log f in line of sight up to the breakpoint 4 h h' f / c (210 m at 3.5 GHz), steeper behind it;
     without line of sight 22.4 + 35.3 log d + 21.3 log f, and never less than in line of sight.
     """
-    ground, gigahertz = np.asarray(distance_m, float), carrier_hz / 1e9
-    distance = np.hypot(ground, STATION_HEIGHT_M - DEVICE_HEIGHT_M)
+    ground, height = np.asarray(distance_m, float), STATION_HEIGHT_M - DEVICE_HEIGHT_M
+    log_d, log_f = np.log10(np.hypot(ground, height)), np.log10(carrier_hz / 1e9)
     # In sight of the station, before and behind the breakpoint.
     breakpoint = 4 * (STATION_HEIGHT_M - 1) * (DEVICE_HEIGHT_M - 1) * carrier_hz / SPEED_OF_LIGHT
-    bend = 9.5 * np.log10(breakpoint**2 + (STATION_HEIGHT_M - DEVICE_HEIGHT_M) ** 2)
-    near = 32.4 + 21 * np.log10(distance) + 20 * np.log10(gigahertz)
-    far = 32.4 + 40 * np.log10(distance) + 20 * np.log10(gigahertz) - bend
+    near = 32.4 + 21 * log_d + 20 * log_f
+    far = 32.4 + 40 * log_d + 20 * log_f - 9.5 * np.log10(breakpoint**2 + height**2)
     seen = np.where(ground <= breakpoint, near, far)
-    # Out of its sight.
-    unseen = 22.4 + 35.3 * np.log10(distance) + 21.3 * np.log10(gigahertz)
-    unseen = unseen - 0.3 * (DEVICE_HEIGHT_M - 1.5)
+    # Out of its sight, with a device at 1.5 m.
+    unseen = 22.4 + 35.3 * log_d + 21.3 * log_f
     return np.where(line_of_sight, seen, np.maximum(seen, unseen))
 
 
 def line_of_sight_probability(distance_m):
     """How likely a device at this distance sees the station: TR 38.901 table 7.4.2-1, UMi - Street Canyon."""
-    distance = np.maximum(np.asarray(distance_m, float), 18.0)  # nearer than 18 m: always
+    distance = np.maximum(distance_m, 18.0)  # nearer than 18 m: always
     return 18 / distance + np.exp(-distance / 36) * (1 - 18 / distance)
 
 
@@ -140,18 +135,17 @@ def place_clients(network):
 
     Columns: client, distance_m, x_m, y_m, line_of_sight, path_loss_db (with shadowing, if any), flops_per_second.
     """
-    # Luck: each client's radius, angle and line of sight; its shadowing and speed.
-    draws = np.array([rng.random(3) for rng in _generators(network, 0)])  # (K, 3)
-    normals = np.array([rng.standard_normal(2) for rng in _generators(network, 1)])  # (K, 2)
+    # Luck, (K,) each: where a client stands, and whether it is in sight; its shadowing and speed.
+    area, turn, sight = np.array([rng.random(3) for rng in _generators(network, 0)]).T
+    shadow, skill = np.array([rng.standard_normal(2) for rng in _generators(network, 1)]).T
     # The square root spreads clients evenly over the area of the ring between 10 m and the edge of the cell.
     inner, outer = NEAREST_M**2, network.cell_radius_m**2
-    distance, angle = np.sqrt(inner + draws[:, 0] * (outer - inner)), 2 * np.pi * draws[:, 1]
+    distance, angle = np.sqrt(inner + area * (outer - inner)), 2 * np.pi * turn
     # What is lost on the way.
-    seen = draws[:, 2] < line_of_sight_probability(distance)
-    loss = path_loss_db(distance, network.carrier_hz, seen)
+    seen = sight < line_of_sight_probability(distance)
+    loss = path_loss_db(distance, CARRIER_HZ, seen)
     if network.shadowing:
-        loss = loss + normals[:, 0] * np.where(seen, SHADOWING_DB[True], SHADOWING_DB[False])
-    speed = network.flops_per_second * np.exp(network.speed_spread * normals[:, 1])
+        loss = loss + shadow * np.where(seen, *SHADOWING_DB)
     return pd.DataFrame(
         {
             "client": np.arange(network.num_clients),
@@ -160,7 +154,7 @@ def place_clients(network):
             "y_m": distance * np.sin(angle),
             "line_of_sight": seen,
             "path_loss_db": loss,
-            "flops_per_second": speed,
+            "flops_per_second": network.flops_per_second * np.exp(network.speed_spread * skill),
         }
     )
 
@@ -209,26 +203,26 @@ def phase_seconds(network, clients, rounds, bytes_down, flops, bytes_up):
 
 def _download_seconds(network, gain, bytes_down):
     """Seconds to download, (E, K): side by side, or one broadcast of the largest message to all who listen."""
-    listening = bytes_down > 0
+    is_listening = bytes_down > 0
     power, band = network.station_power_dbm, network.downlink_hz
     if network.downlink == "unicast":
         # The station's power is shared like its band.
-        shares = np.maximum(listening.sum(1), 1)[:, None]
+        shares = np.maximum(is_listening.sum(1, keepdims=True), 1)
         power, band = power - 10 * np.log10(shares), band / shares
-    rate = rate_bps(band, power, gain, network.device_noise_figure_db, network.rate_law)
-    if network.downlink == "unicast":
-        return 8 * bytes_down / rate
-    # The worst of those who listen decides the rate for all.
-    worst = np.where(listening, rate, np.inf).min(1, initial=np.inf)
-    return listening * (8 * bytes_down.max(1, initial=0) / worst)[:, None]
+    rate = rate_bps(band, power, gain, DEVICE_NOISE_FIGURE_DB, network.rate_law)
+    if network.downlink == "broadcast":
+        # The largest message goes out once, at the rate of the worst of those who listen.
+        rate = np.where(is_listening, rate, np.inf).min(1, keepdims=True)
+        bytes_down = is_listening * bytes_down.max(1, keepdims=True)
+    return 8 * bytes_down / rate
 
 
 def phase_joules(network, clients, flops, seconds):
     """What the devices spend, (3, E, K): power times time, or kappa x cycles x (cycles a second)^2 for computing."""
     transmitting_watts = 10 ** (network.device_power_dbm / 10) / 1000
-    watts = np.array([network.receiving_watts, network.computing_watts, transmitting_watts])
+    watts = np.array([RECEIVING_WATTS, COMPUTING_WATTS, transmitting_watts])
     joules = seconds * watts[:, None, None]
     if network.kappa > 0:
-        hertz = clients["flops_per_second"].to_numpy() / network.flops_per_cycle  # (K,)
-        joules[1] = network.kappa * (flops / network.flops_per_cycle) * hertz**2
+        hertz = clients["flops_per_second"].to_numpy() / FLOPS_PER_CYCLE  # (K,)
+        joules[1] = network.kappa * (flops / FLOPS_PER_CYCLE) * hertz**2
     return joules

@@ -5,6 +5,7 @@ bandwidth, in milliseconds and without training again. Rounds are synchronous: a
 uploads, and the server waits for the last one, the straggler. Taught in labs 03 and 05.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,51 +43,50 @@ def replay(trace, network):
     Raises ValueError when the trace has more clients than the network.
     """
     sent = trace.frame()
-    is_down = (sent["sender"] == SERVER).to_numpy()
-    client = np.where(is_down, sent["receiver"], sent["sender"])  # (M,) one per message
-    last = client.max(initial=0)
+    is_down = sent["sender"] == SERVER
+    client = sent["receiver"].where(is_down, sent["sender"])  # (M,) one per message
+    last = max(client, default=0)
     network.check_fits(last + 1, f"The trace has a client {last}")
     # What was sent in each exchange, from and to each client: (E, K), in the order of sending.
-    exchange = sent.groupby(["round", "step"], sort=False).ngroup().to_numpy()  # (M,)
-    rounds = sent[["round", "step"]].drop_duplicates()["round"].to_numpy()  # (E,)
+    exchange = sent.groupby(["round", "step"], sort=False).ngroup()  # (M,)
+    rounds = sent["round"][~exchange.duplicated()].to_numpy()  # (E,)
+    shape = len(rounds), network.num_clients
 
-    def total(column, rows):
-        table = np.zeros((len(rounds), network.num_clients), sent[column].dtype)
-        np.add.at(table, (exchange[rows], client[rows]), sent[column].to_numpy()[rows])
-        return table
+    def total(values):
+        cells = exchange * network.num_clients + client
+        return np.bincount(cells, values, math.prod(shape)).reshape(shape)
 
-    bytes_down, bytes_up = total("bytes", is_down), total("bytes", ~is_down)
-    flops = total("flops", np.full(len(sent), True))
+    bytes_down, bytes_up = total(sent["bytes"] * is_down), total(sent["bytes"] * ~is_down)
+    flops = total(sent["flops"])
     # How long that takes, and what it costs.
     places = place_clients(network)
     seconds = phase_seconds(network, places, rounds, bytes_down, flops, bytes_up)  # (3, E, K)
     joules = phase_joules(network, places, flops, seconds)
     # On the clock: the slowest client decides when the next exchange begins.
     finish = seconds.sum(0)  # (E, K) since the exchange began
-    length = finish.max(1, initial=0.0)  # (E,)
+    length = finish.max(1)  # (E,)
     end = np.cumsum(length)
     ends = (end - length)[:, None] + np.cumsum(seconds, 0)  # (3, E, K)
     # As tables: exchange by exchange, client by client, phase by phase.
-    sizes = np.stack([bytes_down, np.zeros_like(bytes_down), bytes_up])
+    sizes = np.stack([bytes_down, np.zeros(shape), bytes_up])
     happened = (sizes > 0) | (seconds > 0)
     in_exchange, by_client, in_phase = np.nonzero(happened.transpose(1, 2, 0))
     place = (in_phase, in_exchange, by_client)
-    events = {
-        "round": rounds[in_exchange],
-        "client": by_client,
-        "phase": np.array(PHASES, object)[in_phase],
-        "start_seconds": (ends - seconds)[place],
-        "end_seconds": ends[place],
-        "bytes": sizes[place],
-        "joules": joules[place],
-    }
-    exchanges = {
-        "round": rounds,
-        "seconds": length,
-        "end_seconds": end,
-        "straggler": finish.argmax(1),
-    }
-    return timeline_of(pd.DataFrame(events), pd.DataFrame(exchanges), places)
+    events = pd.DataFrame(
+        {
+            "round": rounds[in_exchange],
+            "client": by_client,
+            "phase": np.take(PHASES, in_phase),
+            "start_seconds": (ends - seconds)[place],
+            "end_seconds": ends[place],
+            "bytes": sizes[place].astype(int),
+            "joules": joules[place],
+        }
+    )
+    exchanges = pd.DataFrame(
+        {"round": rounds, "seconds": length, "end_seconds": end, "straggler": finish.argmax(1)}
+    )
+    return timeline_of(events, exchanges, places)
 
 
 def timeline_of(events, exchanges, places):
@@ -94,33 +94,27 @@ def timeline_of(events, exchanges, places):
 
     exchanges: a table of round, seconds, end_seconds and straggler; a round has one or more.
     """
-    # A round is all its exchanges; its straggler is that of its longest one.
     by_round = exchanges.groupby("round", sort=False)
-    rounds = by_round.agg({"seconds": "sum", "end_seconds": "max"}).reset_index()
-    longest = exchanges.sort_values("seconds", ascending=False, kind="stable")
-    longest = longest.drop_duplicates("round").set_index("round")
-    # What travelled, in each round and with each client.
-    clients = places.copy()
-    seconds = events["end_seconds"] - events["start_seconds"]
-    for phase in PHASES:
-        clients[f"{phase}_seconds"] = _total(seconds, events, phase, clients, "client", float)
-    for column, phase in (("bytes_up", "upload"), ("bytes_down", "download")):
-        clients[column] = _total(events["bytes"], events, phase, clients, "client", int)
-        rounds[column] = _total(events["bytes"], events, phase, rounds, "round", int)
+    rounds = by_round.agg({"seconds": "sum", "end_seconds": "max"})  # a row for each, by number
+
+    def total(values, key, rows):
+        """What the events' `values` sum up to: a column for each phase, `rows` by the events' column `key`."""
+        sums = values.groupby([events[key], events["phase"]]).sum().unstack()
+        return sums.reindex(index=rows, columns=PHASES).fillna(0)
+
+    # How long each phase took, what travelled, and what it cost.
+    seconds = total(events["end_seconds"] - events["start_seconds"], "client", places.index)
+    clients = places.join(seconds.add_suffix("_seconds"))
+    for key, table in (("client", clients), ("round", rounds)):
+        traffic = total(events["bytes"], key, table.index).astype(int)
+        table["bytes_up"], table["bytes_down"] = traffic["upload"], traffic["download"]
     spent = events.groupby("client")["joules"].sum()
-    clients["joules"] = spent.reindex(clients["client"], fill_value=0.0).to_numpy(float)
-    # Who was waited for.
-    straggler = longest["straggler"].reindex(rounds["round"]).to_numpy(int)
-    rounds["straggler"] = straggler
-    clients["rounds_as_straggler"] = np.bincount(straggler[straggler >= 0], minlength=len(clients))
-    return Timeline(events, rounds, clients)
-
-
-def _total(values, events, phase, table, key, kind):
-    """The sums of events' `values` in one phase, one for each row of `table` by its column `key`."""
-    rows = events["phase"] == phase
-    sums = values[rows].groupby(events[key][rows]).sum()
-    return sums.reindex(table[key], fill_value=0).to_numpy(kind)
+    clients["joules"] = spent.reindex(clients.index, fill_value=0.0).astype(float)
+    # Who was waited for: in a round of several exchanges, in the longest.
+    rounds["straggler"] = exchanges["straggler"][by_round["seconds"].idxmax()].to_numpy()
+    waits = rounds["straggler"].value_counts()
+    clients["rounds_as_straggler"] = waits.reindex(clients.index, fill_value=0)
+    return Timeline(events, rounds.reset_index(), clients)
 
 
 def meet_deadline(timeline, deadline_seconds):
@@ -132,18 +126,13 @@ def meet_deadline(timeline, deadline_seconds):
     """
     if not deadline_seconds > 0:
         raise ValueError(f"deadline_seconds must be larger than 0; got {deadline_seconds!r}.")
-    rounds = timeline.rounds["round"]
-    uploads = timeline.events[timeline.events["phase"] == "upload"]
+    rounds = timeline.rounds.set_index("round")
+    uploads = timeline.events[timeline.events["phase"] == "upload"].set_index("round")
     # Which uploads ended later than that after their round had begun?
-    began = (timeline.rounds["end_seconds"] - timeline.rounds["seconds"]).set_axis(rounds)
-    late = uploads["end_seconds"] - began.reindex(uploads["round"]).to_numpy() > deadline_seconds
-    missed = uploads[late].groupby("round")["client"].agg(tuple)
-    arrived = uploads[~late].groupby("round").size().reindex(rounds, fill_value=0)
-    return pd.DataFrame(
-        {
-            "round": rounds,
-            "seconds": np.minimum(timeline.rounds["seconds"], deadline_seconds),
-            "arrived": arrived.to_numpy(),
-            "late": [missed.get(server_round, ()) for server_round in rounds],
-        }
-    )
+    began = (rounds["end_seconds"] - rounds["seconds"])[uploads.index]
+    is_late = uploads["end_seconds"] - began > deadline_seconds
+    missed = uploads["client"][is_late].groupby("round").agg(tuple)
+    cut = rounds[["seconds"]].clip(upper=deadline_seconds)
+    cut["arrived"] = (~is_late).groupby("round").sum().reindex(cut.index, fill_value=0)
+    cut["late"] = [missed.get(server_round, ()) for server_round in cut.index]
+    return cut.reset_index()

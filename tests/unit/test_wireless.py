@@ -183,7 +183,6 @@ def test_equal_devices_have_no_spread():
         ("bandwidth_hz", -5e6),
         ("downlink_hz", float("nan")),
         ("cell_radius_m", 5),
-        ("carrier_hz", 1e6),
         ("device_power_dbm", 1e6),
         ("flops_per_second", 0),
         ("speed_spread", -1),
@@ -192,7 +191,6 @@ def test_equal_devices_have_no_spread():
         ("allocation", "fair"),
         ("downlink", "multicast"),
         ("kappa", -1e-28),
-        ("flops_per_cycle", 0),
     ],
 )
 def test_a_senseless_value_is_an_error_that_names_the_knob(knob, value):
