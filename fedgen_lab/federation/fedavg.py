@@ -73,6 +73,8 @@ class CheckedFedAvg(FedAvg):
     sentence; uploads come as they are unless it is given.
     """
 
+    unasked = "No client is connected"  # why a round asks nobody
+
     def __init__(
         self,
         *,
@@ -133,16 +135,18 @@ class CheckedFedAvg(FedAvg):
         self.client_arrays = {
             partition: content[self.arrayrecord_key] for partition, _, content in accepted
         }
+        contents = [content for _, _, content in accepted]
+        return self._average(server_round, contents, self.client_arrays)
+
+    def _average(self, server_round, contents, uploads):
+        """End a round: the protocol makes the next `latest` of `uploads`, {key: `ArrayRecord`} in the same order."""
         arrays, metrics = None, None
-        if accepted:
-            contents = [content for _, _, content in accepted]
+        if contents:
             metrics = self.train_metrics_aggr_fn(contents, self.weighted_by_key)
             weights = [content["metrics"][self.weighted_by_key] for content in contents]
-            self.latest = arrays = self.protocol.merge(
-                self, server_round, self.client_arrays, weights
-            )
+            self.latest = arrays = self.protocol.merge(self, server_round, uploads, weights)
         else:
-            fault = "No client sent a usable update" if self._asked else "No client is connected"
+            fault = "No client sent a usable update" if self._asked else self.unasked
             self.clients.refuse(server_round, "everyone", f"{fault}; the model stays as it was.")
         if self.on_round is not None:
             self.on_round(server_round, self.latest, metrics or MetricRecord())
@@ -217,7 +221,7 @@ class CheckedFedAvg(FedAvg):
         def check(node_id, content):
             return self._checked(node_id, content, None if start_of is None else start_of(node_id))
 
-        return _with_common_metrics(self.clients.sift(server_round, nodes.values(), answers, check))
+        return with_common_metrics(self.clients.sift(server_round, nodes.values(), answers, check))
 
     def _checked(self, node_id, sent, start):
         """What a client sent as RecordDict(arrays, metrics). Raises ValueError with what is wrong."""
@@ -243,12 +247,7 @@ class CheckedFedAvg(FedAvg):
         return content
 
 
-def change_norm(arrays, start):
-    """How far two `ArrayRecord`s of the same names and shapes are apart."""
-    return norm(change_of(values_of(arrays), values_of(start)))
-
-
-def _with_common_metrics(accepted):
+def with_common_metrics(accepted):
     """The same answers with those metrics only that all of them give and that can be averaged."""
     records = [content["metrics"] for _, _, content in accepted]
     shared = set.intersection(*map(set, records)) - {"partition-id"} if records else set()

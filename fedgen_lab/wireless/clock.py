@@ -34,14 +34,28 @@ class Clock:
         """Raises ValueError when there are more clients than the network has."""
         self.network.check_fits(num_clients, f"{num_clients} clients are connected")
 
-    def seconds(self, server_round, bytes_down, flops, bytes_up, **different):
-        """Download, compute and upload of E possible exchanges in one round: (3, E, K) from sizes (E, K).
+    def seconds(self, server_round, sizes, **different):
+        """Download, compute and upload of E possible exchanges in one round, (3, E, K).
 
-        `different`: what the network is assumed to have otherwise, such as allocation="equal".
+        sizes (3, E, K): bytes down, operations, bytes up. `different`: what the network is assumed to have otherwise,
+        such as allocation="equal".
         """
-        rounds = np.full(len(bytes_down), server_round)
-        network = replace(self.network, **different)
-        return phase_seconds(network, self.places, rounds, bytes_down, flops, bytes_up)
+        rounds = np.full(sizes.shape[1], server_round)
+        return phase_seconds(replace(self.network, **different), self.places, rounds, *sizes)
+
+    def exchange(self, server_round, clients, sizes, deadline):
+        """Book an exchange with `clients`, who begin together now; it ends with the last one, or at the deadline.
+
+        sizes (3, K): bytes down, operations, bytes up, zero for the others. Returns the seconds that they take, (K,).
+        """
+        seconds = self.seconds(server_round, sizes[:, None])[:, 0]  # (3, K)
+        finish = seconds.sum(0)
+        for client in clients:
+            lasts, size = seconds[:, client], sizes[:, client]
+            self.write_down(server_round, client, self.now, lasts, size, self.now + deadline)
+        straggler = int(finish.argmax()) if clients else NOBODY
+        self.end_exchange(server_round, self.now + np.minimum(finish, deadline).max(), straggler)
+        return finish
 
     def write_down(self, server_round, client, start, seconds, sizes, until=math.inf):
         """A client's exchange: seconds (3,) of its phases, sizes (bytes down, flops, bytes up), cut off at `until`."""
@@ -68,12 +82,17 @@ class Clock:
         return timeline_of(events, pd.DataFrame(self._exchanges, columns=EXCHANGES), self.places)
 
 
+def bytes_of(content):
+    """The size of a `RecordDict` on the wire."""
+    return recorddict_to_proto(content).ByteSize()
+
+
 def sizes_of(message, reply):
     """Bytes down, operations that the client says it spent, bytes up: of a message and its reply, if there is one."""
-    down, flops, up = recorddict_to_proto(message.content).ByteSize(), 0.0, 0
+    flops, up = 0.0, 0
     if reply is not None and reply.has_error():
         up = error_to_proto(reply.error).ByteSize()
     elif reply is not None:
-        up = recorddict_to_proto(reply.content).ByteSize()
+        up = bytes_of(reply.content)
         flops = flops_of(reply.content)
-    return down, flops, up
+    return bytes_of(message.content), flops, up

@@ -8,14 +8,12 @@ McMahan et al. 2017, arXiv 1602.05629; as many clients as make a deadline: FedCS
 import math
 
 import numpy as np
-from flwr.app import MessageType, MetricRecord, RecordDict
-from flwr.common.serde import recorddict_to_proto
+from flwr.app import RecordDict
 
 from fedgen_lab.federation.clients import partition_of
 from fedgen_lab.federation.fedavg import CheckedFedAvg
-from fedgen_lab.scenario import SELECTIONS
 from fedgen_lab.wireless.channel import Network
-from fedgen_lab.wireless.clock import NOBODY, Clock, sizes_of
+from fedgen_lab.wireless.clock import Clock, bytes_of, sizes_of
 from fedgen_lab.wireless.fedbuff import FedBuff
 
 
@@ -69,119 +67,85 @@ class ReactingFedAvg(CheckedFedAvg):
         work_flops=0.0,
         **checked,
     ):
-        if select not in SELECTIONS:
-            raise ValueError(f"select must be one of {', '.join(SELECTIONS)}; got {select!r}.")
         if select == "deadline" and not deadline_seconds > 0:
             raise ValueError(
                 f'select="deadline" needs a deadline_seconds above 0; got {deadline_seconds!r}.'
             )
         super().__init__(fraction_train=fraction if select == "random" else 1.0, **checked)
         self.select, self.fraction, self.deadline = select, fraction, deadline_seconds or math.inf
-        self.clock, self.late, self._too_late = Clock(network), [], {}
-        self._guess = np.zeros(
-            (3, network.num_clients)
-        )  # bytes down, flops, bytes up of every client
-        self._guess[1] = work_flops
-        self._heard_of, self._nobody_in_time = np.zeros(network.num_clients, bool), False
-        self._choosing = False  # only who trains is chosen
+        if select == "deadline":
+            self.unasked = f"No client can make the deadline of {self.deadline:.3g} s"
+        self.clock, self.late = Clock(network), []
+        self._too_late = {}  # node id -> seconds, of the present exchange
+        # Bytes down, operations and bytes up: of each client's last answer (3, K), and of whoever gave none (3, 1).
+        self._sizes = np.full((3, network.num_clients), np.nan)
+        self._typical, self._work_flops = None, work_flops
 
-    def aggregate_train(self, server_round, replies):
-        """As the other bases', but says so when nobody was asked because nobody can make the deadline."""
-        if not self._nobody_in_time:
-            return super().aggregate_train(server_round, replies)
-        reason = (
-            f"No client can make the deadline of {self.deadline:.3g} s; the model stays as it was."
-        )
-        self.clients.refuse(server_round, "everyone", reason)
-        self.clock.end_exchange(server_round, self.clock.now, NOBODY)
-        if self.on_round is not None:
-            self.on_round(server_round, self.latest, MetricRecord())
-        return None, None
-
-    def _ask(self, server_round, arrays, config, grid, message_type, *how_many):
-        self._choosing, self._nobody_in_time = message_type == MessageType.TRAIN, False
-        return super()._ask(server_round, arrays, config, grid, message_type, *how_many)
+    def configure_train(self, server_round, arrays, config, grid):
+        """Ask all who are connected or a random fraction, or of all those that `select` takes by the clock."""
+        messages = super().configure_train(server_round, arrays, config, grid)
+        clients = [self.clients.partitions.get(m.metadata.dst_node_id) for m in messages]
+        # Elsewhere than on a LabGrid the first answers tell who is who.
+        if self.select in ("fastest", "deadline") and None not in clients:
+            chosen = self._chosen(server_round, clients)
+            self._asked = [
+                m for m, client in zip(messages, clients, strict=True) if client in chosen
+            ]
+        return self._asked
 
     def _connected(self, server_round, grid):
-        """The nodes to ask: all that are connected, or those that `select` takes by the clock."""
         node_ids = super()._connected(server_round, grid)
         self.clock.check_fits(len(node_ids))
-        is_everyone_known = all(node_id in self.clients.partitions for node_id in node_ids)
-        if self.select in ("all", "random") or not self._choosing or not is_everyone_known:
-            return node_ids  # elsewhere than on a LabGrid the first answers tell who is who
-        nodes = {self.clients.partitions[node_id]: node_id for node_id in node_ids}
-        return [
-            nodes[client]
-            for client in sorted(self._choose(server_round, np.array(list(nodes), int)))
-        ]
+        return node_ids
 
-    def _choose(self, server_round, clients):
-        """Which of these partition ids (n,) to ask."""
-        if not self._heard_of.any():
-            self._guess[[0, 2]] = recorddict_to_proto(
-                RecordDict({"arrays": self.latest})
-            ).ByteSize()
-        present = np.isin(np.arange(self._guess.shape[1]), clients)[None]  # (1, K)
-        alike = self.clock.seconds(
-            server_round, *(present * self._guess[:, None]), allocation="equal"
-        )
-        order = clients[np.argsort(alike.sum(0)[0, clients], kind="stable")]  # the fastest first
+    def _chosen(self, server_round, clients):
+        """The partition ids to ask, out of those of the n clients that are connected."""
+        if self._typical is None:
+            model = bytes_of(RecordDict({"arrays": self.latest}))
+            self._typical = np.array([[model], [self._work_flops], [model]])
+        sizes = np.where(np.isnan(self._sizes), self._typical, self._sizes)[:, None]  # (3, 1, K)
+        number, is_here = len(clients), np.isin(np.arange(sizes.shape[-1]), clients)
+        # Who would be done first if the band were shared equally? Whoever isn't here comes last.
+        alike = self.clock.seconds(server_round, is_here * sizes, allocation="equal").sum(0)[0]
+        order = np.argsort(np.where(is_here, alike, np.inf), kind="stable")
         if self.select == "fastest":
-            return order[: max(int(len(order) * self.fraction), self.min_train_nodes)]
-        first = np.zeros((len(order), self._guess.shape[1]))  # (n, K): row m has the m + 1 fastest
-        first[:, order] = np.tril(np.ones((len(order), len(order))))
-        lasts = (
-            self.clock.seconds(server_round, *(first * self._guess[:, None])).sum(0).max(1)
-        )  # (n,)
+            return order[: max(int(number * self.fraction), 1)]
+        # How long would the m fastest take together? In row m - 1 they send, and nobody else does.
+        first = np.tri(number, len(order))[:, np.argsort(order)]  # (n, K)
+        lasts = self.clock.seconds(server_round, first * sizes).sum(0).max(1)  # (n,)
         in_time = np.flatnonzero(lasts <= self.deadline)
-        self._nobody_in_time = not len(in_time)
-        return order[: in_time[-1] + 1] if len(in_time) else order[:0]
+        return order[: in_time.max(initial=-1) + 1]
 
     def _accepted(self, server_round, replies, start_of=None):
-        """Put the exchange on the clock before its answers are checked; late are uploads only."""
+        """Put the exchange on the clock, then check its answers. Only a round's uploads can be late."""
         replies = list(replies)
-        deadline = self.deadline if start_of is not None and server_round > 0 else math.inf
-        self._put_on_the_clock(server_round, replies, deadline)
-        return super()._accepted(server_round, replies, start_of)
-
-    def _put_on_the_clock(self, server_round, replies, deadline):
-        """Time the exchange and note the late answers in `_too_late`, by node id."""
         answers = {reply.metadata.reply_to_message_id: reply for reply in replies}
-        sizes, nodes, answered = (
-            np.zeros(self._guess.shape),
-            {},
-            [],
-        )  # (3, K): bytes down, flops, bytes up
+        sizes, nodes, answered = np.zeros_like(self._sizes), {}, []
         for message in self._asked:
-            reply = answers.get(message.metadata.message_id)
-            client = self.clients.partitions.get(message.metadata.dst_node_id)
+            node_id, reply = message.metadata.dst_node_id, answers.get(message.metadata.message_id)
+            client = self.clients.partitions.get(node_id)
             if client is None and reply is not None and not reply.has_error():
                 client = partition_of(reply.content)
-            if client in range(len(self._heard_of)):
-                nodes[client] = message.metadata.dst_node_id
-                answered += [client] if reply is not None else []
+            if client in range(sizes.shape[1]):
+                nodes[client] = node_id
                 sizes[:, client] = sizes_of(message, reply)
-        seconds = self.clock.seconds(server_round, *sizes[:, None])[:, 0]  # (3, K)
-        finish, start = seconds.sum(0), self.clock.now
-        ends = np.minimum(finish, deadline)
-        self._too_late = {}
-        for client, node_id in nodes.items():
-            self.clock.write_down(
-                server_round, client, start, seconds[:, client], sizes[:, client], start + deadline
-            )
-            if finish[client] > deadline:
-                self._too_late[node_id] = float(finish[client])
-                self.late.append((server_round, client, float(finish[client])))
-        straggler = int(finish.argmax()) if nodes else NOBODY
-        self.clock.end_exchange(server_round, start + ends.max(), straggler)
-        if self._choosing and answered:
-            self._guess[:, answered] = sizes[:, answered]
-            self._heard_of[answered] = True
-            self._guess[:, ~self._heard_of] = sizes[:, answered].mean(1, keepdims=True)
+                if reply is not None:
+                    answered.append(client)
+        is_training = start_of is not None and server_round > 0
+        deadline = self.deadline if is_training else math.inf
+        finish = self.clock.exchange(server_round, nodes, sizes, deadline)
+        late = {client: float(finish[client]) for client in nodes if finish[client] > deadline}
+        self.late += [(server_round, client, seconds) for client, seconds in late.items()]
+        self._too_late = {nodes[client]: seconds for client, seconds in late.items()}
+        # What the answers tell about the next round; whoever never answered is taken for their mean.
+        if is_training and answered:
+            self._sizes[:, answered] = sizes[:, answered]
+            self._typical = sizes[:, answered].mean(1, keepdims=True)
+        return super()._accepted(server_round, replies, start_of)
 
     def _checked(self, node_id, sent, start):
-        seconds = self._too_late.get(node_id)
-        if seconds is not None:
+        if node_id in self._too_late:
+            seconds = self._too_late[node_id]
             raise ValueError(
                 f"was too late, after {seconds:.3g} s with a deadline of {self.deadline:.3g} s"
             )
