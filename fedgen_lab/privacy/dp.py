@@ -167,7 +167,7 @@ def train_privately(
     for step in range(1, steps + 1):
         # Every picture's coin.
         drawn = (torch.rand(len(encoded), generator=generator) < rate).nonzero()[:, 0]
-        total = {name: torch.zeros_like(value) for name, value in values.items()}
+        total = dict.fromkeys(values, 0.0)
         if len(drawn):
             # Each picture's own gradient, not their mean's.
             batch = noised(schedule, encoded, drawn, generator)
@@ -189,6 +189,5 @@ def train_privately(
         optimizer.step()
         if on_step is not None:
             on_step(step, steps, losses[-1] if losses else math.nan)
-    for parameter in parameters.values():
-        parameter.grad = None
+    optimizer.zero_grad()
     return losses

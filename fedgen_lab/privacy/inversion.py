@@ -6,6 +6,7 @@ arXiv 2003.14053. A diffusion model hides two things more, the timestep and the 
 2405.20380. The attack here is run with both known, or with the noise unknown, and says which.
 """
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -85,22 +86,21 @@ def invert(unet, schedule, gradient, secret, mean_latent, timesteps, noise=None,
         tolerance_grad=0,
         tolerance_change=0,
     )
-    misfits = []
-    best, smallest = start, float("inf")
+    misfits, best = [], start
 
     def closure():
-        nonlocal best, smallest
+        nonlocal best
         # The gradient that the client would have sent of this guess.
         batch = Encoded(guess, secret.text)
         guessed = shared_gradient(unet, schedule, batch, timesteps, noise, create_graph=True)
         # How far it is from the one that was sent, and where to move the guess.
         squares = [(guessed[name] - gradient[name]).square().sum() for name in gradient]
         misfit = sum(squares) / scale
-        for tensor, slope in zip(unknowns, torch.autograd.grad(misfit, unknowns), strict=True):
-            tensor.grad = slope
+        search.zero_grad()
+        misfit.backward(inputs=unknowns)
+        if misfit.item() < min(misfits, default=math.inf):
+            best = guess.detach().clone()
         misfits.append(misfit.item())
-        if misfits[-1] < smallest:
-            best, smallest = guess.detach().clone(), misfits[-1]
         if len(misfits) >= steps:
             raise _Enough
         return misfit

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from fedgen_lab.lora.local import denoising_loss
-
 FALSE_POSITIVE_RATE = 0.01  # at which the true-positive rate is reported
 
 
@@ -29,8 +27,7 @@ class Membership:
         """The ROC curve: false-positive rates and true-positive rates, two arrays that rise from 0 to 1."""
         from sklearn.metrics import roc_curve
 
-        false_positives, true_positives, _ = roc_curve(*_labelled(self.members, self.outsiders))
-        return false_positives, true_positives
+        return roc_curve(*_labelled(self.members, self.outsiders))[:2]
 
 
 def judge_scores(members, outsiders):
@@ -41,9 +38,9 @@ def judge_scores(members, outsiders):
     """
     from sklearn.metrics import roc_auc_score
 
-    members, outsiders = (np.asarray(scores, dtype=float) for scores in (members, outsiders))
-    finite = np.isfinite(members).all() and np.isfinite(outsiders).all()
-    if not len(members) or not len(outsiders) or not finite:
+    members, outsiders = np.asarray(members, float), np.asarray(outsiders, float)
+    truth, scores = _labelled(members, outsiders)
+    if not len(members) or not len(outsiders) or not np.isfinite(scores).all():
         raise ValueError(
             f"Both sides need finite scores; got {len(members)} members and {len(outsiders)} non-members. "
             "Give pictures of both kinds, and a model whose loss is finite."
@@ -51,27 +48,16 @@ def judge_scores(members, outsiders):
     # At most so many non-members lie above the threshold.
     allowed = int(FALSE_POSITIVE_RATE * len(outsiders))
     threshold = np.sort(outsiders)[::-1][allowed]
-    auc = roc_auc_score(*_labelled(members, outsiders))
+    auc = roc_auc_score(truth, scores)
     return Membership(float(auc), float((members > threshold).mean()), members, outsiders)
 
 
-def errors_of(unet, schedule, members, outsiders, draws):
-    """The denoising losses of members (M,) and of non-members (N,), two arrays.
-
-    members, outsiders: `Encoded` pictures that were trained on and that were not, of the same kinds. Costs `draws`
-    passes a picture.
-    """
-    return tuple(
-        denoising_loss(unet, schedule, pictures, draws=draws).double().numpy()
-        for pictures in (members, outsiders)
-    )
-
-
 def judge_fit(reference, errors):
-    """A `Membership` from `errors_of` under a model that saw no member, and under the model that is attacked.
+    """A `Membership` from errors under a model that saw no member, and under the model that is attacked.
 
-    A picture's score is the logarithm of reference / error, by which factor it fits better here: so an easy picture is
-    not taken for a member.
+    Errors are the denoising losses of members (M,) and of non-members (N,), pictures of the same kinds. A picture's
+    score is the logarithm of reference / error, by which factor it fits better here: so an easy picture is not taken
+    for a member.
     """
     members, outsiders = (np.log(old / new) for old, new in zip(reference, errors, strict=True))
     return judge_scores(members, outsiders)

@@ -14,7 +14,6 @@ server's, it holds all but the tail, whose weights it knows too. Related: SDAR, 
 """
 
 import copy
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,11 +57,12 @@ def smash(blocks, inputs, labels, draws, noise=0.0, bits=32, batch_size=16):
 def infer_labels(received, shadow_batch, num_labels, steps, seed, on_step):
     """Guess the labels (N,) behind `received` smashed data (N, C, h, w), having seen none of them.
 
-    shadow_batch() -> (smashed data, labels) that the attacker made itself. A small classifier learns from `steps` such
-    batches. on_step(step): called after each; False ends the training early. Deterministic for a seed.
+    shadow_batch() -> (smashed data, labels, ...) that the attacker made itself. A small classifier learns from `steps`
+    such batches. on_step(step): called after each; False ends the training early. Deterministic for a seed.
     """
     features = received[0].numel()
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[]):  # torch's own draws stay as they were
+        torch.manual_seed(seed)
         classifier = nn.Sequential(
             nn.Flatten(),
             nn.BatchNorm1d(features),
@@ -70,15 +70,15 @@ def infer_labels(received, shadow_batch, num_labels, steps, seed, on_step):
             nn.ReLU(),
             nn.Linear(64, num_labels),
         )
-    _teach(classifier, shadow_batch, F.cross_entropy, steps, on_step)
-    return _read(classifier, received).argmax(1)
+    scores = _read_off(received, classifier, shadow_batch, 1, F.cross_entropy, steps, on_step)
+    return scores.argmax(1)
 
 
 def reconstruct(received, shadow_batch, picture_shape, steps, seed, on_step):
     """Rebuild the pictures (N, C, H, W) behind `received` smashed data (N, C', h, w), having seen none of them.
 
-    shadow_batch() -> (smashed data, pictures of another domain). A small decoder learns from `steps` such batches to
-    turn one into the other. on_step and seed: as in `infer_labels`.
+    shadow_batch() -> (smashed data, ..., pictures of another domain). A small decoder learns from `steps` such batches
+    to turn one into the other. on_step and seed: as in `infer_labels`.
 
     How well that goes depends on the other domain, so a large error with one proves nothing. MNIST behind one block of
     the reference nets, 250 steps: squared error 0.0095 with runes, 0.083 with Fashion-MNIST and 0.256 with notMNIST; of
@@ -90,7 +90,8 @@ def reconstruct(received, shadow_batch, picture_shape, steps, seed, on_step):
     # One step up to the picture's side, whatever the cut's is.
     kernel = side - (small - 1) * stride + 2
     # No BatchNorm in here: it would hold the statistics of the other domain against the client's.
-    with _seeded(seed):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
         decoder = nn.Sequential(
             nn.ConvTranspose2d(received.shape[1], 32, kernel, stride, padding=1),
             nn.LeakyReLU(0.2),
@@ -98,8 +99,8 @@ def reconstruct(received, shadow_batch, picture_shape, steps, seed, on_step):
             nn.LeakyReLU(0.2),
             nn.Conv2d(32, channels, 3, padding=1),
         )
-    _teach(decoder, shadow_batch, F.mse_loss, steps, on_step)
-    return _read(decoder, received).clamp(-1, 1)
+    rebuilt = _read_off(received, decoder, shadow_batch, -1, F.mse_loss, steps, on_step)
+    return rebuilt.clamp(-1, 1)
 
 
 def attack(
@@ -109,19 +110,19 @@ def attack(
     labels,
     auxiliary,
     depth=1,
-    noise=0.0,
-    bits=32,
     batch_size=16,
     steps=250,
     seed=0,
     on_step=None,
+    **protection,
 ):
     """All three attacks on one client, with its blocks as the server knows them. Returns a `Leak`.
 
     generator, discriminator: five blocks each; the first `depth` (1 to 4) are the client's. pictures (N, C, H, W) and
     labels (N,): the client's secrets, which only make the smashed data and grade the attacks. auxiliary (M, C, H, W):
-    pictures of another domain, without labels. on_step(sentence) is called as the attack goes on; where it returns
-    False, what was learned so far is used. Raises ValueError for another `depth`, or pictures of unequal shapes.
+    pictures of another domain, without labels. batch_size and protection (noise, bits): see `smash`. on_step(sentence)
+    is called as the attack goes on; where it returns False, what was learned so far is used. Raises ValueError for
+    another `depth`, or pictures of unequal shapes.
     """
     if depth not in (1, 2, 3, 4):
         raise ValueError(
@@ -132,14 +133,13 @@ def attack(
             f"The attack needs two secret pictures or more, and others of the same shape; got {tuple(pictures.shape)} "
             f"and {tuple(auxiliary.shape)}. Resize one of the domains."
         )
-    on_step = on_step or (lambda sentence: True)
 
     # What the server knows: the client's first blocks, and what goes into them.
     g_head, d_head = (copy.deepcopy(net[:depth]).train() for net in (generator, discriminator))
-    num_labels = generator[0].embedding.num_embeddings
-    z_dim = generator[0].body[0].in_features - generator[0].embedding.embedding_dim
-    draws = torch.Generator().manual_seed(seed)
-    wire = {"noise": noise, "bits": bits, "batch_size": batch_size}
+    embedding = generator[0].embedding
+    num_labels = embedding.num_embeddings
+    z_dim = generator[0].body[0].in_features - embedding.embedding_dim
+    wire = {"batch_size": batch_size, **protection}
 
     # What the client sends. Its last batch may be a single picture, which BatchNorm can't take: leave it out.
     number = len(pictures) - (len(pictures) % batch_size == 1)
@@ -149,39 +149,33 @@ def attack(
     d_sent = smash(d_head, pictures, labels, secret, **wire)
 
     # Smashed data that the server makes itself, with labels and pictures that it knows.
+    draws = torch.Generator().manual_seed(seed)
+
     def made_up_labels():
         return torch.randint(num_labels, (SHADOWS,), generator=draws)
 
-    def g_labels():
-        shadow_labels = made_up_labels()
+    def g_shadows():
+        made_up = made_up_labels()
         z = torch.randn(SHADOWS, z_dim, generator=draws)
-        return smash(g_head, z, shadow_labels, draws, **wire), shadow_labels
+        return smash(g_head, z, made_up, draws, **wire), made_up
 
     def d_shadows():
         shadows = auxiliary[torch.randint(len(auxiliary), (SHADOWS,), generator=draws)]
-        shadow_labels = made_up_labels()
-        return smash(d_head, shadows, shadow_labels, draws, **wire), shadow_labels, shadows
-
-    def d_labels():
-        smashed, shadow_labels, _ = d_shadows()
-        return smashed, shadow_labels
-
-    def d_pictures():
-        smashed, _, shadows = d_shadows()
-        return smashed, shadows
+        made_up = made_up_labels()
+        return smash(d_head, shadows, made_up, draws, **wire), made_up, shadows
 
     # Three readers learn from these, and read what the client sent.
     def progress(title):
-        return lambda step: on_step(f"{title}, step {step} of {steps}.") is not False
+        return lambda step: on_step is None or on_step(f"{title}, step {step} of {steps}.")
 
     from_g = infer_labels(
-        g_sent, g_labels, num_labels, steps, seed, progress("Labels, generator's side")
+        g_sent, g_shadows, num_labels, steps, seed, progress("Labels, generator's side")
     )
     from_d = infer_labels(
-        d_sent, d_labels, num_labels, steps, seed, progress("Labels, discriminator's side")
+        d_sent, d_shadows, num_labels, steps, seed, progress("Labels, discriminator's side")
     )
     rebuilt = reconstruct(
-        d_sent, d_pictures, pictures.shape[1:], steps, seed, progress("Rebuilding the pictures")
+        d_sent, d_shadows, pictures.shape[1:], steps, seed, progress("Rebuilding the pictures")
     )
     return Leak(
         depth=depth,
@@ -198,28 +192,18 @@ def attack(
     )
 
 
-@contextmanager
-def _seeded(seed):
-    """A context whose weights are drawn by `seed`, and that leaves torch's own draws as they were."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
-
-
-def _teach(reader, shadow_batch, loss, steps, on_step):
+def _read_off(received, reader, shadow_batch, place, loss, steps, on_step):
+    """What a net makes of `received`, taught to turn smashed data into what stands at `place` of a shadow batch."""
     adam = torch.optim.Adam(reader.parameters(), lr=READER_RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(adam, steps)
     for step in range(1, steps + 1):
-        smashed, target = shadow_batch()
+        batch = shadow_batch()
         adam.zero_grad()
-        loss(reader(smashed), target).backward()
+        loss(reader(batch[0]), batch[place]).backward()
         adam.step()
         falling.step()
         if on_step(step) is False:
             break
-
-
-@torch.no_grad()
-def _read(reader, received):
     reader.eval()
-    return torch.cat([reader(batch) for batch in received.split(256)])
+    with torch.no_grad():
+        return torch.cat([reader(batch) for batch in received.split(256)])

@@ -8,17 +8,18 @@ of a backdoor it took.
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.serverapp import ServerApp
 from safetensors.torch import load_file
 
+from fedgen_lab.federation.arrays import record_of, values_of
 from fedgen_lab.federation.averages import combine, private_mean
-from fedgen_lab.federation.run import run_app
+from fedgen_lab.federation.grid import LabGrid
 from fedgen_lab.federation.secure import SecureFedAvg
 from fedgen_lab.federation.secure_device import secured
 from fedgen_lab.federation.trace import SERVER
@@ -28,13 +29,21 @@ from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.federated import prepare, run_federated
 from fedgen_lab.lora.local import denoising_loss, noise_schedule
 from fedgen_lab.lora.pipeline import draw, encode
-from fedgen_lab.privacy.membership import Membership, errors_of, judge_fit
+from fedgen_lab.privacy.membership import judge_fit
 from fedgen_lab.scores import prompt_fidelity
 from fedgen_lab.shipped import shipped
 
 DRAWING_STEPS = 12
 SHOWN = 4  # pictures that are drawn with the trigger
 VICTIM = 0  # the client whose pictures are looked for; attackers are the last ones
+
+
+class Losses(NamedTuple):
+    """Denoising losses under one adapter."""
+
+    members: np.ndarray  # (M,) of the victim's pictures
+    held_out: np.ndarray  # (N,) of pictures that nobody trained on
+    marked: float  # mean, of the backdoor's target under the trigger
 
 
 @dataclass(frozen=True)
@@ -49,17 +58,41 @@ class Uploads:
     held_out: object  # of all kinds, which nobody trained on: what the adapter is worth
     kin: np.ndarray  # rows of `held_out` of client 0's kinds, to guess among: others differ by kind
     marked: object  # the backdoor's target under captions with the trigger, not those it was trained with
-    errors_before: tuple  # of members and of held-out pictures under what all clients started from
-    backdoor_before: float  # loss of `marked` under it
-    overheard: Membership  # what client 0's upload tells the server, whatever it does with it
     prompts: tuple  # to draw, for each kind of picture
     attributes: object  # what each prompt asks for; None for a learner's own pictures
     draws: int  # noises a picture in every measurement of a loss
 
+    def losses(self, state):
+        """The `Losses` under an adapter, which the UNet carries afterwards."""
+        unet, schedule = self.pipeline.unet, noise_schedule(self.pipeline)
+        load_trainable(unet, as_tensors(state))
+        members, held_out, marked = (
+            denoising_loss(unet, schedule, pictures, draws=self.draws)
+            for pictures in (self.members, self.held_out, self.marked)
+        )
+        return Losses(members.double().numpy(), held_out.double().numpy(), float(marked.mean()))
+
+    @cached_property
+    def losses_before(self):
+        """The `Losses` under what all clients started from."""
+        return self.losses(self.received)
+
     @property
     def loss_before(self):
         """Of the adapter that all clients started from, on pictures nobody trained on."""
-        return float(self.errors_before[1].mean())
+        return float(self.losses_before.held_out.mean())
+
+    @cached_property
+    def overheard(self):
+        """The `Membership` that client 0's upload tells the server, whatever it does with it."""
+        return self.membership(self.losses(self.states[VICTIM]))
+
+    def membership(self, losses):
+        """Who fits better than before? A `Membership`; of the held-out pictures only `kin` count."""
+        start = self.losses_before
+        return judge_fit(
+            (start.members, start.held_out[self.kin]), (losses.members, losses.held_out[self.kin])
+        )
 
 
 def first_adapter():
@@ -83,37 +116,24 @@ def run_uploads(scenario, should_stop=None, on_event=None, start=None, draws=4):
 
     # What all clients started from.
     pipeline, dealt = prepare(plain), deal(plain)
-    unet, schedule = pipeline.unet, noise_schedule(pipeline)
     if start is not None:
-        load_trainable(unet, start)
-    received = trainable_state(unet)
+        load_trainable(pipeline.unet, start)
+    received = trainable_state(pipeline.unet)
 
     # Pictures to judge by: the victim's, pictures nobody trained on, and the backdoor's target under the trigger.
-    victim = dealt.clients[VICTIM]
-    members, held_out = encode(pipeline, victim), encode(pipeline, dealt.held_out)
-    same_kind = dealt.held_out.attributes[plain.concept].isin(victim.attributes[plain.concept])
-    kin = np.flatnonzero(same_kind)
-    shown = dealt.held_out.take(range(0, len(dealt.held_out), 4))
+    victim, held_out = dealt.clients[VICTIM], dealt.held_out
+    same_kind = held_out.attributes[plain.concept].isin(victim.attributes[plain.concept])
+    shown = held_out.take(range(0, len(held_out), 4))
     poisoned = poison(shown, plain.seed)
-    marked = encode(pipeline, poisoned.take(range(len(shown), len(poisoned))))
-
-    # What the start makes of them, and what the victim's upload tells beside it.
-    errors_before = errors_of(unet, schedule, members, held_out, draws)
-    backdoor_before = float(denoising_loss(unet, schedule, marked, draws=draws).mean())
-    load_trainable(unet, states[VICTIM])
-    overheard = _membership(errors_before, errors_of(unet, schedule, members, held_out, draws), kin)
     return Uploads(
         plain,
         pipeline,
         as_arrays(received),
         tuple(map(as_arrays, states)),
-        members,
-        held_out,
-        kin,
-        marked,
-        errors_before,
-        backdoor_before,
-        overheard,
+        encode(pipeline, victim),
+        encode(pipeline, held_out),
+        np.flatnonzero(same_kind),
+        encode(pipeline, poisoned.take(range(len(shown), len(poisoned)))),
         dealt.prompts or dealt.strip,
         dealt.requests,
         draws,
@@ -138,21 +158,19 @@ def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=Fals
         raise ValueError(
             "Noise belongs to a mean of clipped uploads: choose the defence 'mean' and a clip above 0."
         )
-    shares = [1.0] * len(uploads.states)
+    overheard = uploads.overheard  # now: measuring it puts another adapter into the UNet
     if defence == "mean" and clip:
-        rule = private_mean(clip, noise_multiplier, len(uploads.states), uploads.scenario.seed)
-        state = rule(1, uploads.received, list(uploads.states), shares)
+        shares = [1.0] * len(uploads.states)
+        rule = private_mean(clip, noise_multiplier, len(shares), uploads.scenario.seed)
+        state = rule(1, uploads.received, uploads.states, shares)
     else:
         attackers = max(1, uploads.scenario.attackers)
         state, shares = combine(uploads.received, uploads.states, None, defence, attackers, clip)
     measured = judge(uploads, state)
     # The server has every upload, unless it sees their sum alone, as everybody does.
-    auc, tpr = uploads.overheard.auc, uploads.overheard.tpr
-    if secure:
-        auc, tpr = measured["auc"], measured["tpr"]
     return measured | {
-        "server's auc": auc,
-        "server's tpr": tpr,
+        "server's auc": measured["auc"] if secure else overheard.auc,
+        "server's tpr": measured["tpr"] if secure else overheard.tpr,
         "attacker's share": shares[-1],
         "state": state,
     }
@@ -167,38 +185,28 @@ def judge(uploads, state, drawn=True):
     target under the trigger fell, in percent. "pictures": two tensors in [-1, 1], drawn without and with the trigger
     from the same noise. Without `drawn`, nothing is drawn, which is faster: no "fidelity" and no "pictures".
     """
-    pipeline = uploads.pipeline
-    unet, schedule = pipeline.unet, noise_schedule(pipeline)
-    load_trainable(unet, as_tensors(state))
-
     # What it is worth, what it tells of client 0, and how well it knows the trigger.
-    errors = errors_of(unet, schedule, uploads.members, uploads.held_out, uploads.draws)
-    membership = _membership(uploads.errors_before, errors, uploads.kin)
-    marked_loss = denoising_loss(unet, schedule, uploads.marked, draws=uploads.draws).mean()
+    start = uploads.losses_before
+    losses = uploads.losses(state)
+    membership = uploads.membership(losses)
     measured = {
-        "loss": float(errors[1].mean()),
+        "loss": float(losses.held_out.mean()),
         "auc": membership.auc,
         "tpr": membership.tpr,
-        "backdoor": 100 * (1 - float(marked_loss) / uploads.backdoor_before),
+        "backdoor": 100 * (1 - losses.marked / start.marked),
     }
     if not drawn:
         return measured
 
     # What it draws, without and with the trigger.
-    prompts, marked = list(uploads.prompts), triggered(uploads.prompts[:SHOWN])
-    pictures = tuple(
-        draw(pipeline, captions, range(len(captions)), DRAWING_STEPS)
-        for captions in (prompts, marked)
+    plain, marked = (
+        draw(uploads.pipeline, captions, range(len(captions)), DRAWING_STEPS)
+        for captions in (list(uploads.prompts), triggered(uploads.prompts[:SHOWN]))
     )
     fidelity = math.nan
     if uploads.attributes is not None:
-        fidelity = prompt_fidelity(pictures[0], uploads.attributes)["all"]
-    return measured | {"fidelity": fidelity, "pictures": pictures}
-
-
-def _membership(reference, errors, kin):
-    """Who fits better than before? Errors are (members, held-out pictures), of which only the rows `kin` count."""
-    return judge_fit((reference[0], reference[1][kin]), (errors[0], errors[1][kin]))
+        fidelity = prompt_fidelity(plain, uploads.attributes)["all"]
+    return measured | {"fidelity": fidelity, "pictures": (plain, marked)}
 
 
 class Summed(NamedTuple):
@@ -215,29 +223,24 @@ def summed_securely(uploads, lost=()):
 
     lost: clients that vanish when they should upload, after their masks are agreed.
     """
-    number = len(uploads.states)
-    client_app, server_app = ClientApp(), ServerApp()
+    number, app = len(uploads.states), ClientApp()
     strategy = SecureFedAvg(most_examples=1, min_available_nodes=number)
 
-    @client_app.train()
+    @app.train()
     def upload(message, context):
         client = int(context.node_config["partition-id"])
         if client in lost:
             raise ConnectionError("out of reach")
         metrics = MetricRecord({"num-examples": 1, "partition-id": client})
-        arrays = ArrayRecord(as_tensors(uploads.states[client]))
+        arrays = record_of(uploads.states[client])
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 
-    @server_app.main()
-    def add_up(grid, context):
-        strategy.start(grid, ArrayRecord(as_tensors(uploads.received)), num_rounds=1)
-
-    run = run_app(server_app, secured(client_app), number, {"secure": 1})
-    messages = run.trace.frame()
+    with LabGrid(secured(app), number, {"secure": 1}) as grid:
+        strategy.start(grid, record_of(uploads.received), num_rounds=1)
+    messages = grid.trace.frame()
     bytes_up = messages.loc[messages["receiver"] == SERVER, "bytes"].sum()
-    mean = {name: array.numpy() for name, array in strategy.latest.items()}
     reasons = [refusal.reason for refusal in strategy.refused]
-    return Summed(mean, strategy.seen, reasons, bytes_up / 1e6)
+    return Summed(values_of(strategy.latest), strategy.seen, reasons, bytes_up / 1e6)
 
 
 def as_arrays(state):
@@ -247,6 +250,4 @@ def as_arrays(state):
 
 def as_tensors(state):
     """A state of NumPy arrays as float32 tensors."""
-    return {
-        name: torch.from_numpy(np.asarray(array, dtype=np.float32)) for name, array in state.items()
-    }
+    return {name: torch.as_tensor(array, dtype=torch.float32) for name, array in state.items()}

@@ -13,7 +13,6 @@ from fedgen_lab.pictures.domains import load_domain
 from fedgen_lab.privacy.smashed import attack
 from fedgen_lab.split.batch import start_nets
 from fedgen_lab.split.deal import Dealt, deal
-from fedgen_lab.split.nets import SIZES
 from fedgen_lab.split.u_client import stacked_clients, u_client_app
 from fedgen_lab.split.u_server import u_server_app
 
@@ -44,16 +43,14 @@ def watched_run(scenario, client=0, fresh=False, should_stop=None, on_step=None)
         raise ValueError(
             f'Only the method "huscf" sends smashed data; got method {scenario.method!r}.'
         )
-    dealt = deal(scenario)
-    generator, discriminator = start_nets(scenario)
+    dealt, (generator, discriminator) = deal(scenario), start_nets(scenario)
     if fresh:
-        return Watched(
-            generator, discriminator, [generator.state_dict()] * scenario.num_clients, dealt, client
-        )
-    app, servers = u_client_app(dealt, keep=True), []
+        generators = [generator.state_dict()] * scenario.num_clients
+        return Watched(generator, discriminator, generators, dealt, client)
+    servers = []
     run = run_app(
         u_server_app(on_step=on_step, keep=servers.append),
-        app,
+        u_client_app(dealt, keep=True),
         scenario.num_clients,
         scenario.to_run_config(),
         should_stop,
@@ -67,11 +64,8 @@ def watched_run(scenario, client=0, fresh=False, should_stop=None, on_step=None)
             f"Client {client} is not in the run: {[refusal.reason for refusal in server.refused]}."
         )
     # What the server knows: its own blocks, and the client's as it averaged them last.
-    weights = {**server.state(), **server.clients[client].state}
-    for prefix, net in (("g.", generator), ("d.", discriminator)):
-        net.load_state_dict(
-            {key[2:]: tensor for key, tensor in weights.items() if key.startswith(prefix)}
-        )
+    nets = nn.ModuleDict({"g": generator, "d": discriminator})
+    nets.load_state_dict({**server.state(), **server.clients[client].state})
     return Watched(generator, discriminator, server.generators, dealt, client)
 
 
@@ -98,18 +92,19 @@ def attack_run(
                 f"Say which depth to attack: the cuts {scenario.cuts!r} don't name one for both nets."
             )
         depth = 1 + int(cut[0])
-    domain = load_domain(auxiliary, AUXILIARY, SIZES[scenario.size].side, scenario.seed)
+    pictures = dealt.pictures[client][:number]
+    domain = load_domain(auxiliary, AUXILIARY, pictures.shape[-1], scenario.seed)
     return attack(
         watched.generator,
         watched.discriminator,
-        dealt.pictures[client][:number],
+        pictures,
         dealt.labels[client][:number],
         domain.as_tensor(),
         depth,
-        scenario.noise,
-        scenario.bits,
         scenario.batch_size,
         steps,
         scenario.seed_of(_ATTACK),
         on_step,
+        noise=scenario.noise,
+        bits=scenario.bits,
     )

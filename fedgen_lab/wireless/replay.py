@@ -52,8 +52,10 @@ def replay(trace, network):
     rounds = sent["round"][~exchange.duplicated()].to_numpy()  # (E,)
     shape = len(rounds), network.num_clients
 
+    cells = exchange * network.num_clients + client  # (M,)
+
     def total(values):
-        cells = exchange * network.num_clients + client
+        """What each client's messages of an exchange sum up to, (E, K)."""
         return np.bincount(cells, values, math.prod(shape)).reshape(shape)
 
     bytes_down, bytes_up = total(sent["bytes"] * is_down), total(sent["bytes"] * ~is_down)

@@ -124,7 +124,7 @@ def tried():
         "received": fingerprint_of(uploads.received),
         "loss before": uploads.loss_before,
         "overheard": [uploads.overheard.auc, uploads.overheard.tpr],
-        "backdoor before": uploads.backdoor_before,
+        "backdoor before": uploads.losses_before.marked,
         "uploads": [
             fingerprint_of({n: a - uploads.received[n] for n, a in state.items()})
             for state in uploads.states

@@ -105,11 +105,16 @@ def invert(*arguments, seed, **more):
 
 def guess_members(unet, schedule, members, outsiders, against_the_base):
     """Membership inference by the losses of the model in `unet`, alone or beside the base model's; one noise each."""
-    after = membership.errors_of(unet, schedule, members, outsiders, draws=1)
+
+    def errors():
+        pair = (denoising_loss(unet, schedule, each, draws=1) for each in (members, outsiders))
+        return tuple(losses.double().numpy() for losses in pair)
+
+    after = errors()
     if not against_the_base:
         return membership.judge_scores(*(-losses for losses in after))
     unet.disable_adapters()
-    before = membership.errors_of(unet, schedule, members, outsiders, draws=1)
+    before = errors()
     unet.enable_adapters()
     return membership.judge_fit(before, after)
 

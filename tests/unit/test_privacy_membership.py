@@ -8,8 +8,8 @@ from sklearn.metrics import roc_auc_score
 from tiny_models import random_pictures, random_unet
 
 from fedgen_lab.lora.adapter import add_adapter
-from fedgen_lab.lora.local import train
-from fedgen_lab.privacy.membership import errors_of, judge_fit, judge_scores
+from fedgen_lab.lora.local import denoising_loss, train
+from fedgen_lab.privacy.membership import judge_fit, judge_scores
 
 
 def encoded(number, seed):
@@ -52,10 +52,17 @@ def test_scores_that_are_not_finite_are_named():
         judge_scores([np.nan], [0.0])
 
 
+def errors_of(unet, schedule, *pictures):
+    """The denoising losses of members (M,) and of others (N,)."""
+    return tuple(
+        denoising_loss(unet, schedule, each, draws=8).double().numpy() for each in pictures
+    )
+
+
 def without_adapter(unet, members, outsiders, schedule):
     """The errors under the base model."""
     unet.disable_adapters()
-    errors = errors_of(unet, schedule, members, outsiders, draws=8)
+    errors = errors_of(unet, schedule, members, outsiders)
     unet.enable_adapters()
     return errors
 
@@ -64,7 +71,7 @@ def test_an_adapter_that_learned_pictures_by_heart_gives_them_away(trained):
     unet, schedule, members = trained
     outsiders = encoded(40, seed=2)
     before = without_adapter(unet, members, outsiders, schedule)
-    found = judge_fit(before, errors_of(unet, schedule, members, outsiders, draws=8))
+    found = judge_fit(before, errors_of(unet, schedule, members, outsiders))
     assert found.auc > 0.8
     assert found.members.shape == (8,) and found.outsiders.shape == (40,)
 
@@ -73,7 +80,7 @@ def test_an_adapter_that_never_saw_them_tells_nothing(trained):
     unet, schedule, _ = trained
     members, outsiders = encoded(40, seed=3), encoded(80, seed=4)
     before = without_adapter(unet, members, outsiders, schedule)
-    after = errors_of(unet, schedule, members, outsiders, draws=8)
+    after = errors_of(unet, schedule, members, outsiders)
     assert 0.3 < judge_fit(before, after).auc < 0.7
 
 

@@ -13,7 +13,6 @@ from fedgen_lab.lora.adapter import add_adapter, trainable_state
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.pictures.sprites import prompts
 from fedgen_lab.privacy import uploads as module
-from fedgen_lab.privacy.membership import errors_of, judge_scores
 from fedgen_lab.privacy.uploads import (
     Uploads,
     as_arrays,
@@ -61,7 +60,6 @@ def uploads():
     ]
     pipeline = SimpleNamespace(unet=unet, scheduler=DDPMScheduler(prediction_type="v_prediction"))
     members, held_out, marked = encoded(4, 1), encoded(8, 2), encoded(4, 3)
-    before = errors_of(unet, pipeline.scheduler, members, held_out, draws=4)
     captions, asked = prompts(4, 0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -78,9 +76,6 @@ def uploads():
             held_out,
             np.arange(8),
             marked,
-            before,
-            1.0,
-            judge_scores([3.0, 2.0], [1.0, 0.0]),
             tuple(captions),
             asked,
             draws=4,
@@ -110,7 +105,7 @@ def test_an_adapter_that_nobody_changed_has_the_loss_before_and_tells_nothing(up
 
 def test_what_the_server_overheard_does_not_depend_on_what_it_does_with_it(uploads):
     for defence in ("mean", "median", "krum"):
-        assert measure(uploads, defence=defence)["server's auc"] == uploads.overheard.auc == 1.0
+        assert measure(uploads, defence=defence)["server's auc"] == uploads.overheard.auc
 
 
 @pytest.mark.parametrize("defence", ["clip", "median", "trimmed", "krum"])
