@@ -6,7 +6,7 @@ sets with labels in place of captions are a `domains.Domain`. Taught in lab 00 (
 
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +19,10 @@ NAMED = 5  # of what was left out, so many are named in a warning
 
 
 class PictureSet:
-    """What every set of pictures can do. `images`: (N, C, H, W) uint8, a quarter of the memory of float32."""
+    """What every set of pictures can do.
+
+    images: (N, C, H, W) uint8, a quarter of the memory of float32. `known` gives what else is known of some rows.
+    """
 
     def __len__(self):
         return len(self.images)
@@ -28,15 +31,18 @@ class PictureSet:
         """All pictures as (N, C, H, W) float32 in [-1, 1], as the nets take them."""
         return self.images.float() / 127.5 - 1
 
-    def rows_at(self, indices):
-        """These indices as an array of row numbers, once none of them lies outside the set."""
+    def take(self, indices):
+        """The set of the pictures at `indices` (any sequence, array or tensor of integers), in that order.
+
+        Raises ValueError when an index lies outside 0..N-1.
+        """
         rows = np.asarray(indices, int).ravel()
         if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
             raise ValueError(
                 f"indices must lie in 0..{len(self) - 1}; got values from {rows.min()} to {rows.max()}. "
                 "Count pictures from 0."
             )
-        return rows
+        return replace(self, images=self.images[rows], **self.known(rows))
 
 
 @dataclass(frozen=True)
@@ -53,15 +59,10 @@ class Pictures(PictureSet):
     captions: list[str]
     attributes: pd.DataFrame
 
-    def take(self, indices):
-        """The pictures at `indices` (any sequence, array or tensor of integers), in that order.
-
-        Raises ValueError when an index lies outside 0..N-1.
-        """
-        rows = self.rows_at(indices)
-        captions = [self.captions[row] for row in rows]
+    def known(self, rows):
+        """The captions and attributes of these rows."""
         attributes = self.attributes.iloc[rows].reset_index(drop=True)
-        return Pictures(self.images[rows], captions, attributes)
+        return {"captions": [self.captions[row] for row in rows], "attributes": attributes}
 
 
 # -- files of any kind become pictures ------------------------------------------------------------------------------

@@ -75,10 +75,9 @@ class Domain(PictureSet):
     labels: torch.Tensor
     label_names: tuple
 
-    def take(self, indices):
-        """The pictures at `indices`, any sequence of integers, in that order. Raises ValueError for one outside."""
-        rows = self.rows_at(indices)
-        return replace(self, images=self.images[rows], labels=self.labels[rows])
+    def known(self, rows):
+        """The labels of these rows."""
+        return {"labels": self.labels[rows]}
 
     def resized(self, side):
         """The same pictures, `side` pixels wide and high: averaged when made smaller, smooth when made larger."""
@@ -176,9 +175,9 @@ def _digits():
 
 def _idx(name, kind, folder, held_out):
     folder = Path(folder).expanduser()
-    parts = idx.parts(folder)
-    is_one_part = len(parts) == 1
-    images, labels = idx.read_part(folder, parts[0] if is_one_part else held_out)
+    present = idx.parts_in(folder)
+    is_one_part = len(present) == 1
+    images, labels = idx.read_part(folder, present[0] if is_one_part else held_out)
     if images.shape[-1] != images.shape[-2]:
         raise ValueError(f"The pictures of {name!r} are {tuple(images.shape[-2:])}, not square.")
     _check_ten(name, labels.unique())

@@ -176,7 +176,7 @@ def _in_tables(path, tables, names, read, file_column, text_column, skipped):
                 skipped.append(f"{name}: no caption")
             else:
                 file = files[0]
-                attributes = {str(key): row[key] for key in row if key != text_column}
+                attributes = {key: row[key] for key in row if key != text_column}
                 candidates.append(Candidate(file, caption, attributes, partial(read, file)))
     skipped += [f"{name}: no caption" for name in names if _is_picture(name) and name not in used]
     return candidates
@@ -223,7 +223,7 @@ def _read_table(path, table, content, columns, skipped):
                 rows.append((line, row))
             elif row is not None:
                 skipped.append(f"{table} line {line}: not a JSON object")
-        present = list(dict.fromkeys(key for _, row in rows for key in row))
+        present = dict.fromkeys(key for _, row in rows for key in row)
     else:
         header = text.lstrip().partition("\n")[0]
         delimiter = max(",;\t", key=header.count)  # spreadsheets of half the world write semicolons
@@ -231,7 +231,7 @@ def _read_table(path, table, content, columns, skipped):
             reader = csv.DictReader(
                 io.StringIO(text), delimiter=delimiter, skipinitialspace=True, restval=""
             )
-            present = reader.fieldnames = [(name or "").strip() for name in reader.fieldnames or []]
+            present = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
             for row in reader:
                 row.pop(None, None)  # more cells than columns
                 rows.append((reader.line_num, row))
@@ -245,7 +245,7 @@ def _read_table(path, table, content, columns, skipped):
             f"{table} in {path} has no column {' or '.join(map(repr, missing))}; its columns are "
             f"{', '.join(map(repr, present)) or 'none'}. Name them with file_column= and text_column=."
         )
-    yield from rows
+    return rows
 
 
 def _text(value):

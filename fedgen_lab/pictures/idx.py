@@ -17,7 +17,7 @@ _UNSIGNED_BYTE = 8  # third byte of the magic number; the fourth is the number o
 _LARGEST = 2**30  # bytes that one file may unpack to
 
 
-def parts(folder):
+def parts_in(folder):
     """Of which parts the folder holds pictures: False for the training part, True for the held-out one."""
     return [held_out for held_out in PARTS if _path(folder, held_out, "images")]
 

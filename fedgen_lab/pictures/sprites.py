@@ -245,7 +245,7 @@ def draw_sprite(object, colour, background, style, *, scale=1.0, degrees=0.0, sh
     # Lay one over the other.
     picture = ground
     for share, coat in ((behind, shade), (inside, paint), (inside * pattern, tone)):
-        picture = picture + (coat - picture) * _cover(share)  # (32, 32, 3)
+        picture = _mix(picture, coat, _cover(share))  # (32, 32, 3)
     return (picture + 0.5).clip(0, 255).astype(np.uint8)
 
 
@@ -254,9 +254,10 @@ def _moved(field, scale, degrees, shift):
     turn, middle = np.deg2rad(degrees), SIZE * FINE / 2
     # The inverse map, from canvas to shape.
     cos, sin = np.cos(turn) / scale, np.sin(turn) / scale
-    right, down = middle + FINE * shift[0], middle + FINE * shift[1]
-    along = (cos, -sin, middle - cos * right + sin * down)
-    inverse = (*along, sin, cos, middle - sin * right - cos * down)
+    right, down = middle + FINE * np.asarray(shift)
+    start_x = middle - cos * right + sin * down
+    start_y = middle - sin * right - cos * down
+    inverse = (cos, -sin, start_x, sin, cos, start_y)
     moved = field.transform(
         field.size, Image.Transform.AFFINE, inverse, Image.Resampling.BILINEAR, fillcolor=-9.0
     )
@@ -282,7 +283,7 @@ def draw_sprites(
     """
     # What each sprite shows, how it lies, and how its caption is worded: a draw of its own for each.
     table = _attributes(number, seed, objects, colours, backgrounds, styles)
-    jitter, words = (np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(3)[1:])
+    _, jitter, words = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(3))
     scale, degrees = jitter.uniform(0.93, 1, number), jitter.uniform(-5, 5, number)
     shift = jitter.uniform(-1, 1, (number, 2))
     template = words.choice(TEMPLATES, number, p=TEMPLATE_SHARES)
