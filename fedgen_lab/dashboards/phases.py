@@ -31,9 +31,7 @@ def traffic_lines(unet, picture_bytes, text_length, rounds=5, **how):
     for way, up, down, own in table[
         ["way", "up_bytes", "down_bytes", "device_parameters"]
     ].itertuples(index=False):
-        once = (
-            2 * rounds * own * how.get("bytes_per_number", 4)
-        )  # weights down and up; the rest grows with pictures
+        once = 2 * rounds * own * 4  # weights down and up; the rest grows with pictures
         each = up + down - once if way.startswith("split") else 0
         rows += [
             {

@@ -4,32 +4,28 @@
 round; the others go on, because nobody's copy depends on anybody else's. SplitFed: Thapa et al., arXiv 2004.12088.
 """
 
-import logging
 import math
 from dataclasses import replace
 
-import numpy as np
 import pandas as pd
 import torch
 from flwr.app import ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.averages import change_of, norm, weighted_mean
-from fedgen_lab.federation.clients import Refusal, ask, checked, content_of, gather
+from fedgen_lab.federation.clients import Clients, checked
 from fedgen_lab.federation.protocol import advance, packed
 from fedgen_lab.federation.run import run_app
 from fedgen_lab.lora.adapter import load_trainable, save_state, trainable_state
-from fedgen_lab.lora.federated import Outcome, RoundDone
-from fedgen_lab.lora.local import denoising_loss, new_adam
+from fedgen_lab.lora.federated import Outcome
+from fedgen_lab.lora.local import denoising_loss, new_adam, noised_batch
 from fedgen_lab.lora.split_client import lora_task, split_client_app
-from fedgen_lab.lora.split_step import edge_step
-from fedgen_lab.lora.split_unet import EdgeHalf, on_device, smashed_shapes
+from fedgen_lab.lora.split_step import edge_steps
+from fedgen_lab.lora.split_unet import EdgeHalf, on_device, smashed_on_meta
 from fedgen_lab.scenario import Scenario
 
-_log = logging.getLogger("flwr")
 TIMEOUT_SECONDS = 300.0  # that an exchange waits for a client
 JOIN_SECONDS = 60.0  # to wait until all clients are there
-TOO_LARGE = 100  # times the median of the clients' changes: left out
 NOT_HERE = (  # knobs of aggregation by uploads, which split training does not have
     "rule",
     "ranks",
@@ -46,11 +42,11 @@ NOT_HERE = (  # knobs of aggregation by uploads, which split training does not h
 )
 
 
-def split_server_app(on_round=None, keep=None):
+def split_server_app(keep=None):
     """The edge's half, with a copy of its blocks per client.
 
-    `on_round(RoundDone)` hears of every round; `keep(SplitServer)` gets the server before the run begins, so that its
-    state survives a stop. Run config "save-to": a safetensors file for the final parameters.
+    `keep(SplitServer)` gets the server before the run begins, so that its state survives a stop. Run config "save-to":
+    a safetensors file for the final parameters.
     """
     app = ServerApp()
 
@@ -58,15 +54,14 @@ def split_server_app(on_round=None, keep=None):
     def train_behind_the_cut(grid: Grid, context: Context) -> None:
         scenario = Scenario.from_run_config(context.run_config)
         check_knobs(scenario)
-        server = SplitServer(lora_task(scenario), scenario, grid)
+        server = SplitServer(scenario, grid)
         if keep is not None:
             keep(server)
-        server.try_out(on_round)
-        gather(grid, scenario.num_clients, JOIN_SECONDS)
         try:
+            server.try_out()
             for _ in range(scenario.rounds):
                 server.train_round()
-                server.try_out(on_round)
+                server.try_out()
         finally:  # also after a stop: what was averaged so far is kept
             save_state(server.state, context.run_config)
 
@@ -84,161 +79,122 @@ def check_knobs(scenario):
 
 
 class SplitServer:
-    """The edge server. `state`: the trainable parameters of the whole UNet as last averaged; `losses` and `refused` of
-    the run so far; `client_states`: partition id -> both halves as that client left them in the last round."""
+    """The edge server. `state`: the trainable parameters of the whole UNet as last averaged; `losses` of the run so
+    far; `client_states`: partition id -> both halves as that client left them in the last round."""
 
-    def __init__(self, task, scenario, grid):
-        unet, cut = task.unet, scenario.cut
-        self.task = task
+    def __init__(self, scenario, grid):
         self.scenario = scenario
         self.grid = grid
-        self.place = next(unet.parameters()).device
+        self.task = lora_task(scenario)
+        unet, cut = self.task.unet, scenario.cut
         self.half = EdgeHalf(unet, cut)
         self.is_device = on_device(unet, cut)  # a parameter's name -> whether it is the device's
         self.state = trainable_state(unet)
-        self.held_out = task.held_out()
+        self.held_out = self.task.held_out()
         self.round = 0
         self.losses = []
-        self.refused = []
         self.client_states = {}
-        # Node id -> partition id. A LabGrid knows them; on other engines clients say who they are.
-        self.names = dict(getattr(grid, "partitions", {}))
-        self.metrics = {}  # node id -> the numbers of its last answer
-        self.silent = set()  # nodes that did not answer in time
+        self.clients = Clients(scenario.num_clients)
+        self.edges = {}  # node id -> its copy's side of the steps
+        self.pictures = {}  # node id -> how many it trains on
         # What belongs into each kind of answer: {name: a tensor of that shape and type}.
-        latents = (scenario.batch_size, *self.held_out.latents.shape[1:])
-        text = (scenario.batch_size, *self.held_out.text.shape[1:])
-        smashed = {**smashed_shapes(unet, cut, latents, text), "text": text}
+        batch = noised_batch(
+            self.task.schedule, self.held_out, scenario.batch_size, torch.Generator()
+        )
+        noisy, _, text, _ = batch
         self.expected = {
-            "smashed": {name: torch.empty(shape, device="meta") for name, shape in smashed.items()},
-            "guess": {"guess": torch.empty(latents, device="meta")},
+            "smashed": {**smashed_on_meta(unet, cut, batch), "text": text},
+            "guess": {"guess": noisy},
             "weights": {name: p for name, p in self.state.items() if self.is_device(name)},
         }
 
     def train_round(self):
         """One round with every client that is connected; who fails in it is named and left out until the next."""
         self.round += 1
+        nodes = self.clients.connected(self.grid, self.round, JOIN_SECONDS)
 
-        # Each device gets the first blocks as last averaged; each copy at the edge begins with the last ones.
-        weights = {name: p for name, p in self.state.items() if self.is_device(name)}
-        nodes = [node for node in self.grid.get_node_ids() if node not in self.silent]
-        up = self._exchange("start", dict.fromkeys(nodes, weights), "smashed")
-        copies = {node: self._new_copy() for node in up}
+        # Each copy at the edge begins with the last blocks as last averaged.
+        copies = {}
+        for node in nodes:
+            copies[node] = {
+                name: value.to(self.task.unet.device, copy=True).requires_grad_()
+                for name, value in self.state.items()
+                if not self.is_device(name)
+            }
+            adam = new_adam(copies[node].values(), self.scenario.rate)
+            self.edges[node] = edge_steps(self.half, copies[node], adam)
+            advance(self.edges[node])
 
+        # Each device gets the first ones. Then guesses and gradients cross, step after step.
+        first_blocks = {name: self.state[name] for name in self.expected["weights"]}
+        down = self._exchange("start", dict.fromkeys(nodes, first_blocks), "smashed")
         for step in range(1, self.scenario.local_steps + 1):
-            is_last = step == self.scenario.local_steps
-            edges = {node: edge_step(self.half, *copies[node]) for node in up}
-            for edge in edges.values():
-                advance(edge)
-            up = self._exchange("loss", self._advance(edges, up), "guess")
-            down = self._advance(edges, up)
-            up = self._exchange("learn", down, "weights" if is_last else "smashed")
-            self._advance(edges, {node: {"norm": self.metrics[node]["norm"]} for node in up})
+            kind = "smashed" if step < self.scenario.local_steps else "weights"
+            down = self._exchange("loss", down, "guess")
+            down = self._exchange("learn", down, kind)
 
         # Both halves of every client that came so far.
-        whole = {node: {**first_blocks, **copies[node][0]} for node, first_blocks in up.items()}
-        self._average(whole)
+        self._average({node: {**weights, **copies[node]} for node, weights in down.items()})
 
-    def try_out(self, on_round):
-        """The held-out loss of the present state, and pictures for who listens."""
-        unet, scenario = self.task.unet, self.scenario
+    def try_out(self):
+        """The held-out loss of the present state."""
+        unet = self.task.unet
         load_trainable(unet, self.state)
-        losses = denoising_loss(unet, self.task.schedule, self.held_out, scenario.seed)
+        losses = denoising_loss(unet, self.task.schedule, self.held_out, self.scenario.seed)
         self.losses.append(float(losses.mean()))
-        if on_round is not None:
-            pictures, trace = self.task.strip(), getattr(self.grid, "trace", None)
-            on_round(
-                RoundDone(self.round, scenario.rounds, self.losses[-1], pictures, self.state, trace)
-            )
-
-    def _new_copy(self):
-        """The blocks behind the cut for one client: {name: parameter}, and their optimiser."""
-        weights = {
-            name: value.to(self.place, copy=True).requires_grad_()
-            for name, value in self.state.items()
-            if not self.is_device(name)
-        }
-        return weights, new_adam(weights.values(), self.scenario.rate)
-
-    def _advance(self, edges, up):
-        """Hand each copy at the edge what its device sent: {node: what it sends back}."""
-        down = {}
-        for node, message in up.items():
-            try:
-                down[node] = advance(edges[node], message)
-            except ValueError as why:
-                self._refuse(node, f"is left out of round {self.round}: {why}")
-        return down
 
     def _exchange(self, action, down, kind):
-        """One message to each node; {node: tensors} of the answers that can be right, each of this `kind`."""
+        """One message to each node: {node: what its copy at the edge makes of the answer}, or the answer if `weights`.
+
+        kind: of the answers, a key of `expected`. An answer that can't be right is refused.
+        """
         messages = {}
         for node, message in down.items():
             tensors, numbers = packed(message)
-            config = {
-                "server-round": self.round,
-                "go-on": kind != "weights",
-                "norm": 0.0,
-                **numbers,
-            }
-            record = "weights" if action == "start" else "tensors"
-            content = RecordDict({record: tensors, "config": ConfigRecord(config)})
+            config = {"server-round": self.round, "go-on": kind != "weights", **numbers}
+            content = RecordDict({"tensors": tensors, "config": ConfigRecord(config)})
             messages[node] = Message(content, node, f"train.{action}")
-        replies = ask(self.grid, messages, TIMEOUT_SECONDS)
-        self.silent |= messages.keys() - replies.keys()
 
-        up = {}
-        for node in messages:
-            try:
-                up[node] = self._checked(node, content_of(replies.get(node)), kind, action)
-            except Exception as why:  # from outside: anything can be wrong with it
-                self._refuse(node, f"is left out of round {self.round} (train.{action}): it {why}")
-        return dict(sorted(up.items(), key=lambda answer: self.names.get(answer[0], math.inf)))
+        def check(node, content):
+            metrics = content["metrics"]
+            numbers = {"num-examples": metrics["num-examples"]}
+            if action == "learn":
+                numbers["norm"] = metrics["norm"]
+            for name, number in numbers.items():
+                if not 0 <= number < math.inf:
+                    raise ValueError(f"gave {name!r} as {number!r}")
+            self.pictures[node] = numbers.pop("num-examples")
+            arrays = checked(content["tensors"], self.expected[kind])
+            tensors = {
+                name: torch.from_numpy(array).to(self.task.unet.device)
+                for name, array in arrays.items()
+            }
+            answer = advance(self.edges[node], {**tensors, **numbers})
+            return tensors if kind == "weights" else answer
 
-    def _checked(self, node, content, kind, action):
-        """The tensors of an answer. Raises an error when they, or the numbers beside them, can't be right."""
-        metrics = dict(content["metrics"])
-        self.names.setdefault(node, int(metrics["partition-id"]))
-        required = ["num-examples"]
-        if action == "learn":
-            required.append("norm")
-        for name in required:
-            if not 0 <= metrics[name] < math.inf:
-                raise ValueError(f"gave {name!r} as {metrics[name]!r}")
-        self.metrics[node] = metrics
-        record = "weights" if kind == "weights" else "tensors"
-        arrays = checked(content[record], self.expected[kind])
-        return {name: torch.from_numpy(array).to(self.place) for name, array in arrays.items()}
+        answers = self.clients.exchange(
+            self.grid, self.round, messages, TIMEOUT_SECONDS, check, action
+        )
+        return {node: answer for _, node, answer in answers}
 
     def _average(self, states):
         """Both halves averaged over clients, weighted by their pictures; a change out of all proportion is left out."""
         start = {name: value.numpy() for name, value in self.state.items()}
-        states = {
-            node: {name: state[name].detach().cpu().numpy() for name in start}
-            for node, state in states.items()
-        }
-        changes = {node: norm(change_of(state, start)) for node, state in states.items()}
-        usual = float(np.median(list(changes.values()))) if changes else 0.0
-        for node, change in changes.items():
-            if change > TOO_LARGE * usual:
-                del states[node]
-                self._refuse(
-                    node,
-                    f"is left out of round {self.round}: it changed by {change:.3g}, not about {usual:.3g}",
-                )
-        self.client_states = {self.names[node]: _tensors(state) for node, state in states.items()}
+        answers, changes = [], []
+        for node, state in states.items():
+            state = {name: state[name].detach().cpu().numpy() for name in start}
+            answers.append((self.clients.partitions.get(node, node), node, state))
+            changes.append(norm(change_of(state, start)))
+        answers = self.clients.without_giants(self.round, answers, changes)
+        self.client_states = {client: _tensors(state) for client, _, state in answers}
 
-        pictures = [self.metrics[node]["num-examples"] for node in states]
+        pictures = [self.pictures[node] for _, node, _ in answers]
         if not sum(pictures):
             reason = "No client sent a usable update; the model stays as it was."
-            self.refused.append(Refusal(self.round, "everyone", reason))
+            self.clients.refuse(self.round, "everyone", reason)
             return
-        self.state = _tensors(weighted_mean(self.round, start, list(states.values()), pictures))
-
-    def _refuse(self, node, reason):
-        client = f"client {self.names[node]}" if node in self.names else f"node {node}"
-        self.refused.append(Refusal(self.round, client, f"{client.capitalize()} {reason}"))
-        _log.warning("Round %d: %s", self.round, self.refused[-1].reason)
+        states = [state for *_, state in answers]
+        self.state = _tensors(weighted_mean(self.round, start, states, pictures))
 
 
 def run_split(scenario, cut):
@@ -246,10 +202,9 @@ def run_split(scenario, cut):
 
     cut: one of `split_unet.cuts`, for example "down_blocks.0". Raises ValueError for another.
     """
-    scenario = replace(scenario, cut=cut)
-    rounds, servers = [], []
+    scenario, servers = replace(scenario, cut=cut), []
     run = run_app(
-        split_server_app(rounds.append, servers.append),
+        split_server_app(servers.append),
         split_client_app(),
         scenario.num_clients,
         scenario.to_run_config(),
@@ -258,13 +213,11 @@ def run_split(scenario, cut):
     return Outcome(
         scenario=scenario,
         method=f"split after {cut}",
-        rounds=pd.DataFrame(
-            {"round": [done.round for done in rounds], "loss": [done.loss for done in rounds]}
-        ),
+        rounds=pd.DataFrame({"round": range(len(server.losses)), "loss": server.losses}),
         state=server.state,
         client_states=server.client_states,
         trace=run.trace,
-        refused=tuple(server.refused),
+        refused=tuple(server.clients.refused),
     )
 
 

@@ -43,31 +43,30 @@ def device_step(half, adam, batch):
     yield {"norm": norm}
 
 
-def edge_step(half, weights, adam):
-    """The edge's side: it sees what `device_step` sends and nothing else.
+def edge_steps(half, weights, adam):
+    """The edge's side, step after step: it sees what `device_step` sends and nothing else.
 
-    half: a `split_unet.EdgeHalf`; weights: {name: parameter} of this device's copy of it; adam: their optimiser.
-    Raises ValueError when the gradient is not finite.
+    The end of a step and the beginning of the next may come in one message. half: a `split_unet.EdgeHalf`; weights:
+    {name: parameter} of this device's copy of it; adam: their optimiser. Raises ValueError when the gradient is not
+    finite.
     """
     up = yield
+    while "text" in up:
+        # The guess, from the smashed data.
+        smashed = {n: up[n].requires_grad_() for n in up if n not in ("text", "norm")}
+        parameters = {f"unet.{name}": parameter for name, parameter in weights.items()}
+        guess = torch.func.functional_call(half, parameters, (smashed, up["text"]))
+        up = yield {"guess": guess}
 
-    # The guess, from the smashed data.
-    text = up["text"]
-    smashed = {name: tensor.requires_grad_() for name, tensor in up.items() if name != "text"}
-    parameters = {f"unet.{name}": parameter for name, parameter in weights.items()}
-    guess = torch.func.functional_call(half, parameters, (smashed, text))
-    up = yield {"guess": guess}
+        # Backward through the last blocks, to the smashed data.
+        guess.backward(up["guess"])
+        norm = gradient_norm(adam)
+        if not math.isfinite(norm):
+            raise ValueError("sent a gradient that overflowed at the edge")
+        up = yield {**{name: tensor.grad for name, tensor in smashed.items()}, "norm": norm}
 
-    # Backward through the last blocks, to the smashed data.
-    guess.backward(up["guess"])
-    norm = gradient_norm(adam)
-    if not math.isfinite(norm):
-        raise ValueError("its gradient overflowed at the edge")
-    gradients = {name: tensor.grad for name, tensor in smashed.items()}
-    up = yield {**gradients, "norm": norm}
-
-    # The step, once the device has told the norm of its half.
-    step_clipped(adam, norm, up["norm"])
+        # The step, once the device has told the norm of its half.
+        step_clipped(adam, norm, up["norm"])
 
 
 def gradient_norm(adam):

@@ -6,8 +6,6 @@ learning: Vepakomma et al., arXiv 1812.00564; as one of three ways to federate a
 against sending an adapter, the whole model, or the pictures themselves. Labs 04 and 05.
 """
 
-import math
-
 import pandas as pd
 import torch
 from torch import nn
@@ -15,7 +13,7 @@ from torch import nn
 from fedgen_lab.flops import flop_counter
 from fedgen_lab.lora.adapter import TARGETS
 
-FIRST = ("conv_in", "time_embedding", "add_embedding")  # with the device at every cut
+TIME = ("time_embedding", "add_embedding")  # with the device at every cut
 
 
 def cuts(unet):
@@ -24,14 +22,8 @@ def cuts(unet):
     "conv_in", "down_blocks.0", ..., "mid_block". Raises ValueError for a UNet with inputs that Stable Diffusion 1.x and
     2.x do not have (class labels, projected text, SDXL's added conditions).
     """
-    config = unet.config
-    plain = config.addition_embed_type in (None, "text") and config.time_embedding_act_fn is None
-    if (
-        not plain
-        or config.class_embed_type
-        or config.encoder_hid_dim_type
-        or unet.class_embedding is not None
-    ):
+    inputs = (unet.class_embedding, unet.encoder_hid_proj, unet.time_embed_act)
+    if inputs != (None,) * 3 or unet.config.addition_embed_type not in (None, "text"):
         raise ValueError(
             "This UNet takes more than latents, timestep and text; only the UNets of SD 1.x/2.x are cut."
         )
@@ -40,7 +32,7 @@ def cuts(unet):
 
 def on_device(unet, cut):
     """Whose parameter is it? A function from a parameter's name to True (device) or False (edge)."""
-    kept = (*FIRST, *cuts(unet)[1 : _depth(unet, cut) + 1])
+    kept = (*TIME, *cuts(unet)[: _depth(unet, cut) + 1])
     return lambda name: name.startswith(tuple(f"{block}." for block in kept))
 
 
@@ -82,12 +74,11 @@ class EdgeHalf(nn.Module):
         unet, time = self.unet, smashed["time"]
         number_of_skips = sum(name.startswith("skip.") for name in smashed)
         skips = [smashed[f"skip.{i}"] for i in range(number_of_skips)]
-        x = smashed.get("mid", skips[-1])
+        x = skips[-1]
         for block in unet.down_blocks[self.depth :]:
             x, block_skips = _run(block, x, time, text=text)
             skips += block_skips
-        if self.depth <= len(unet.down_blocks):
-            x = _run(unet.mid_block, x, time, text=text)
+        x = smashed["mid"] if "mid" in smashed else _run(unet.mid_block, x, time, text=text)
         for block in unet.up_blocks:
             number = len(block.resnets)
             block_skips, skips = tuple(skips[-number:]), skips[:-number]
@@ -96,19 +87,24 @@ class EdgeHalf(nn.Module):
         return unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))  # (B, 4, h, w)
 
 
-def smashed_shapes(unet, cut, latents, text):
-    """{name: shape} of the smashed data for latents and text states of these shapes, found without computing."""
-    smashed = _forward_without_numbers(unet, cut, latents, text)
-    return {name: tuple(tensor.shape) for name, tensor in smashed.items()}
+def smashed_on_meta(unet, cut, batch):
+    """The smashed data for a batch as `local.noised_batch` draws it, on torch's "meta" device: shapes, no numbers."""
+    half = DeviceHalf(unet, cut)
+    ghosts = {
+        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
+        for name, tensor in [*half.named_parameters(), *half.named_buffers()]
+    }
+    inputs = tuple(tensor.to("meta") for tensor in batch[:3])
+    return torch.func.functional_call(half, ghosts, inputs)
 
 
-def device_flops(unet, cut, latents, text):
+def device_flops(unet, cut, batch):
     """Operations of a forward pass of the device's blocks, and of the backward pass to all that trains in them: a pair.
 
-    latents and text: shapes. Counted by torch without computing anything.
+    batch: as `local.noised_batch` draws it. Counted by torch without computing anything.
     """
     with flop_counter() as forward:
-        smashed = _forward_without_numbers(unet, cut, latents, text)
+        smashed = smashed_on_meta(unet, cut, batch)
     with flop_counter() as backward:
         sum(tensor.sum() for tensor in smashed.values()).backward()
     return forward.get_total_flops(), backward.get_total_flops()
@@ -124,88 +120,57 @@ def traffic(
     batch=16,
     rank=8,
     targets=TARGETS["attention+feed-forward"],
-    bytes_per_number=4,
 ):
     """What one client sends and gets in a whole run, for every way to train: one row each, bytes without headers.
 
-    unet: only its configuration is read, so it may be on torch's "meta" device and as big as it likes.
-    picture_bytes: of one picture as it would be uploaded; text_length: tokens of a prompt.
+    unet: only its configuration is read, so it may be on torch's "meta" device and as big as it likes. Numbers are
+    float32. picture_bytes: of one picture as it would be uploaded; text_length: tokens of a prompt.
     Columns: way, up_bytes, down_bytes, device_parameters (what the device computes with), and for splits the number of
     pictures a round (steps x batch) up to which they send less than LoRA and than the whole model: 0 means never.
     """
-    unet = _without_weights(unet)
+    with torch.device("meta"):
+        unet = type(unet).from_config(unet.config)
     config, side = unet.config, unet.config.sample_size
-    latent, text = (config.in_channels, side, side), (text_length, config.cross_attention_dim)
+    latent = torch.empty(1, config.in_channels, side, side)
+    text = torch.empty(1, text_length, config.cross_attention_dim)
     sizes = {name: p.numel() for name, p in unet.named_parameters()}
     whole = sum(sizes.values())
-    linears = [
-        layer
-        for name, layer in unet.named_modules()
-        if isinstance(layer, nn.Linear) and name.endswith(tuple(targets))
-    ]
+    linears = [layer for name, layer in unet.named_modules() if name.endswith(targets)]
     adapter = rank * sum(layer.in_features + layer.out_features for layer in linears)
 
     # Pictures go up once, and an adapter comes down at the end; weights cross both ways in every round.
-    adapter_bytes, picture_total = adapter * bytes_per_number, pictures * picture_bytes
-    rows = [("pictures to the centre", picture_total, adapter_bytes, 0, None, None)]
-    for way, numbers, held in (("LoRA", adapter, whole + adapter), ("whole model", whole, whole)):
-        sent = rounds * numbers * bytes_per_number
-        rows.append((way, sent, sent, held, None, None))
-
+    table = {
+        "pictures to the centre": (pictures * picture_bytes, 4 * adapter, 0),
+        "LoRA": (4 * rounds * adapter, 4 * rounds * adapter, whole + adapter),
+        "whole model": (4 * rounds * whole, 4 * rounds * whole, whole),
+    }
     for cut in cuts(unet):
         is_device = on_device(unet, cut)
         kept = sum(size for name, size in sizes.items() if is_device(name))
-        shapes = smashed_shapes(unet, cut, (1, *latent), (1, *text))
-        smashed = sum(math.prod(shape) for shape in shapes.values())
-        # Of one picture in one step. Up: smashed data, text, and the gradient at the guess.
-        up = smashed + math.prod(text) + math.prod(latent)
-        # Down: the guess, and gradients at the smashed data.
-        down = smashed + math.prod(latent)
-        up_bytes, down_bytes = (
-            rounds * (kept + steps * batch * numbers) * bytes_per_number for numbers in (up, down)
-        )
+        smashed = smashed_on_meta(unet, cut, (latent, torch.zeros(1), text))
+        # Of one picture in one step. Down: the guess, and gradients at the smashed data.
+        down = sum(tensor.numel() for tensor in (*smashed.values(), latent))
+        # Up: smashed data and the gradient at the guess, and the text.
+        up = down + text.numel()
+        sent = [4 * rounds * (kept + steps * batch * numbers) for numbers in (up, down)]
         # So many pictures a round outweigh what the weights of the rival weigh more than the device's.
-        turning_points = [
-            max(0, (2 * rival - 2 * kept) // (up + down)) for rival in (adapter, whole)
-        ]
-        rows.append((f"split after {cut}", up_bytes, down_bytes, kept, *turning_points))
-    names = [
-        "way",
+        crossovers = [max(0, 2 * (rival - kept) // (up + down)) for rival in (adapter, whole)]
+        table[f"split after {cut}"] = (*sent, kept, *crossovers)
+    columns = [
         "up_bytes",
         "down_bytes",
         "device_parameters",
         "below_lora_up_to",
         "below_whole_up_to",
     ]
-    return pd.DataFrame(rows, columns=names).astype({name: "Int64" for name in names[1:]})
+    table = pd.DataFrame.from_dict(table, "index", "Int64", columns)
+    return table.rename_axis("way").reset_index()
 
 
 def _depth(unet, cut):
     if cut not in cuts(unet):
         raise ValueError(f"cut must be one of {', '.join(cuts(unet))}; got {cut!r}.")
     return cuts(unet).index(cut)
-
-
-def _forward_without_numbers(unet, cut, latents, text):
-    """The smashed data for inputs of these shapes, on torch's "meta" device."""
-    half = DeviceHalf(unet, cut)
-    dtype = unet.conv_in.weight.dtype
-    ghosts = {
-        name: torch.empty_like(tensor, device="meta").requires_grad_(tensor.requires_grad)
-        for name, tensor in [*half.named_parameters(), *half.named_buffers()]
-    }
-    inputs = [
-        torch.empty(shape, device="meta", dtype=dtype) for shape in (latents, latents[:1], text)
-    ]
-    return torch.func.functional_call(half, ghosts, tuple(inputs))
-
-
-def _without_weights(unet):
-    """A UNet of the same configuration on torch's "meta" device: shapes, no numbers."""
-    if next(unet.parameters()).is_meta:
-        return unet
-    with torch.device("meta"):
-        return type(unet).from_config(dict(unet.config))
 
 
 def _run(block, *inputs, text, **options):

@@ -211,9 +211,8 @@ def run_whole(kind, knobs, *arguments, **more):
 
 
 def run_cut(knobs, cut):
-    """A split run without drawing pictures: an outcome as `run_federated` gives it."""
-    quick = patch("fedgen_lab.lora.split_client.draw_strip", lambda pipeline, dealt: None)
-    with _quick_loading(), quick:
+    """A split run: an outcome as `run_federated` gives it."""
+    with _quick_loading():
         return run_split(Scenario(**knobs), cut)
 
 

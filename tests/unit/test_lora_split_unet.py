@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from flwr.app import ArrayRecord, Message, RecordDict
+from safetensors.torch import load_file
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -14,7 +15,7 @@ from fedgen_lab.federation.protocol import crossings
 from fedgen_lab.federation.run import run_app
 from fedgen_lab.lora import split_client, split_server
 from fedgen_lab.lora.adapter import (
-    TARGETS,
+    ATTENTION,
     adapter_bytes,
     add_adapter,
     load_trainable,
@@ -25,14 +26,14 @@ from fedgen_lab.lora.local import new_adam, noised_batch, target_of, train
 from fedgen_lab.lora.pipeline import Encoded
 from fedgen_lab.lora.split_client import Task, split_client_app
 from fedgen_lab.lora.split_server import run_split, split_server_app
-from fedgen_lab.lora.split_step import device_step, edge_step
+from fedgen_lab.lora.split_step import device_step, edge_steps
 from fedgen_lab.lora.split_unet import (
     DeviceHalf,
     EdgeHalf,
     cuts,
     device_flops,
     on_device,
-    smashed_shapes,
+    smashed_on_meta,
     traffic,
 )
 from fedgen_lab.scenario import Scenario
@@ -79,7 +80,6 @@ def tiny_task(scenario):
         schedule,
         lambda client: random_pictures(client, 5 + client),
         lambda: random_pictures(99, 3),
-        lambda: None,
     )
 
 
@@ -138,6 +138,11 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
+def batch_of(latents, text):
+    """A batch of these shapes, as `noised_batch` gives it."""
+    return torch.zeros(latents), torch.zeros(latents[:1]), torch.zeros(text), torch.zeros(latents)
+
+
 def furthest(one, other):
     assert one.keys() == other.keys()
     return max((one[name] - other[name]).abs().max().item() for name in one)
@@ -183,9 +188,9 @@ def test_each_half_computes_with_its_own_parameters_and_no_others(cut):
 def test_the_shapes_of_smashed_data_are_known_beforehand(cut):
     unet, noisy, text = tiny_unet(), torch.randn(3, 4, 8, 8), torch.randn(3, 5, 8)
     smashed = DeviceHalf(unet, cut)(noisy, torch.tensor([1, 2, 3]), text)
-    assert smashed_shapes(unet, cut, noisy.shape, text.shape) == {
-        n: tuple(t.shape) for n, t in smashed.items()
-    }
+    ghosts = smashed_on_meta(unet, cut, batch_of(noisy.shape, text.shape))
+    assert all(ghost.is_meta for ghost in ghosts.values())
+    assert {n: t.shape for n, t in ghosts.items()} == {n: t.shape for n, t in smashed.items()}
 
 
 def test_another_cut_is_named_with_those_there_are():
@@ -208,7 +213,7 @@ def test_split_training_equals_training_the_whole_unet(cut, double):
     outcome = run_split(scenario, cut)
     assert not outcome.refused
     assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
-    assert furthest(outcome.state, trainable_state(tiny_task(scenario).unet)) > 1e-3  # it did learn
+    assert furthest(outcome.state, trainable_state(tiny_task(scenario).unet)) > 1e-4  # it did learn
 
 
 def test_split_training_of_an_adapter_equals_training_it_whole(double):
@@ -323,7 +328,11 @@ TROUBLE = {
         changed("tensors", lambda t: t * 0 + 3e38),
         "overflowed at the edge",
     ),
-    "too_large": ("train.learn", changed("weights", lambda t: t * 1000), "changed by"),
+    "too_large": (
+        "train.learn",
+        changed("tensors", lambda t: t * 1000),
+        "as much as the median client",
+    ),
 }
 
 
@@ -335,7 +344,7 @@ def test_a_client_in_trouble_is_named_and_the_round_goes_on_without_it(kind):
     run_app(
         server_app, spoil(1, action, how), 3, {**scenario.to_run_config(), "cut": "down_blocks.0"}
     )
-    ((server_round, client, reason),) = servers[0].refused
+    ((server_round, client, reason),) = servers[0].clients.refused
     assert (server_round, client) == (1, "client 1") and words in reason
     assert set(servers[0].client_states) == {0, 1, 2}  # in the second round it is back
     assert (
@@ -344,19 +353,22 @@ def test_a_client_in_trouble_is_named_and_the_round_goes_on_without_it(kind):
     )
 
 
-def test_after_a_stop_the_last_average_is_kept():
+def test_after_a_stop_the_last_average_is_kept(tmp_path):
     answers = iter([False] * 12 + [True] * 100)
-    rounds, servers = [], []
+    servers, path = [], tmp_path / "state.safetensors"
+    knobs = tiny_scenario(rounds=50, local_steps=1).to_run_config()
     run = run_app(
-        split_server_app(rounds.append, servers.append),
+        split_server_app(servers.append),
         split_client_app(),
         1,
-        {**tiny_scenario(rounds=50, local_steps=1).to_run_config(), "cut": "conv_in"},
+        {**knobs, "cut": "conv_in", "save-to": str(path)},
         should_stop=lambda: next(answers),
     )
-    assert run.stopped and 1 < len(rounds) < 50
-    assert [done.round for done in rounds] == list(range(len(rounds)))
-    assert rounds[-1].state is servers[0].state and rounds[-1].loss == servers[0].losses[-1]
+    (server,) = servers
+    assert run.stopped and 2 < len(server.losses) < 50
+    assert len(server.losses) == server.round
+    assert furthest(load_file(path), server.state) == 0
+    assert furthest(server.state, server.client_states[0]) == 0  # of the last whole round
 
 
 def test_a_fresh_process_for_every_message_computes_the_same():
@@ -386,7 +398,7 @@ def test_both_sides_of_a_step_played_together_are_a_step_of_the_whole_unet(cut, 
     first = {name: p for name, p in halves.named_parameters() if is_device(name)}
     last = {name: p for name, p in halves.named_parameters() if not is_device(name)}
     device = device_step(DeviceHalf(halves, cut), new_adam(first.values(), 2e-3), batch)
-    edge = edge_step(EdgeHalf(halves, cut), last, new_adam(last.values(), 2e-3))
+    edge = edge_steps(EdgeHalf(halves, cut), last, new_adam(last.values(), 2e-3))
     ways, messages = zip(*crossings(device, edge), strict=True)
     assert ways == ("up", "down", "up", "down", "up")
     assert messages[2]["loss"] == pytest.approx(loss)
@@ -415,7 +427,7 @@ def test_the_bytes_foretold_are_the_bytes_that_flower_sends(cut):
     )
     weights = sum(map(on_device(unet, cut), dict(unet.named_parameters())))
     arrays = weights + 2 * (
-        2 * len(smashed_shapes(unet, cut, (4, 4, 8, 8), (4, 5, 8))) + 3
+        2 * len(smashed_on_meta(unet, cut, batch_of((4, 4, 8, 8), (4, 5, 8)))) + 3
     )  # sent and got, two steps
     for told, real in (
         (table.up_bytes, sent[sent.sender == 0]),
@@ -437,7 +449,7 @@ def test_the_operations_foretold_are_those_that_torch_counts(method):
         smashed = DeviceHalf(unet, "down_blocks.1")(noisy, torch.tensor([1, 2, 3]), text)
     with FlopCounterMode(display=False) as backward:
         sum(tensor.sum() for tensor in smashed.values()).backward()
-    told = device_flops(unet, "down_blocks.1", noisy.shape, text.shape)
+    told = device_flops(unet, "down_blocks.1", batch_of(noisy.shape, text.shape))
     assert told == (forward.get_total_flops(), backward.get_total_flops()) and min(told) > 0
 
 
@@ -445,7 +457,7 @@ def test_a_device_tells_the_work_behind_each_answer_so_that_a_run_can_be_put_on_
     scenario = tiny_scenario(num_clients=2, rounds=2, local_steps=1)
     trace = run_split(scenario, "down_blocks.0").trace
     unet = tiny_task(scenario).unet
-    step = sum(device_flops(unet, "down_blocks.0", (4, 4, 8, 8), (4, 5, 8)))
+    step = sum(device_flops(unet, "down_blocks.0", batch_of((4, 4, 8, 8), (4, 5, 8))))
     spent = trace.frame().groupby("sender")["flops"].sum()
     assert spent[0] == spent[1] == scenario.rounds * scenario.local_steps * step
     rounds = replay(trace, Network(2, flops_per_second=1e9)).rounds
@@ -485,28 +497,23 @@ def test_at_the_crossover_the_split_turns_from_less_to_more(against):
 
 
 def test_stable_diffusion_15_has_the_sizes_that_were_measured_on_it():
-    table = traffic(
-        sd15(), 0, 77, rounds=1, steps=1, batch=1, rank=4, targets=TARGETS[:4], bytes_per_number=2
-    )
+    table = traffic(sd15(), 0, 77, rounds=1, steps=1, batch=1, rank=4, targets=ATTENTION)
     table = table.set_index("way")
     assert table.loc["whole model", "device_parameters"] == 859_520_964
-    assert table.loc["LoRA", "up_bytes"] == 2 * 797_184
+    assert table.loc["LoRA", "up_bytes"] == 4 * 797_184
     kept = table.device_parameters[
         ["split after conv_in", "split after down_blocks.0", "split after down_blocks.1"]
     ]
     np.testing.assert_allclose(kept.astype(float), [2.06e6, 12.6e6, 49.4e6], rtol=2e-3)
-    shapes = {
-        cut: smashed_shapes(sd15(), cut, (1, 4, 64, 64), (1, 77, 768))
-        for cut in ("conv_in", "mid_block")
-    }
-    smashed = {
-        cut: sum(torch.Size(shape).numel() for shape in of.values()) for cut, of in shapes.items()
-    }
+    smashed = {}
+    for cut in ("conv_in", "mid_block"):
+        ghosts = smashed_on_meta(sd15(), cut, batch_of((1, 4, 64, 64), (1, 77, 768)))
+        smashed[cut] = sum(ghost.numel() for ghost in ghosts.values())
     assert 2 * smashed["conv_in"] == pytest.approx(2.62e6, rel=5e-3)
     assert 2 * smashed["mid_block"] == pytest.approx(13.4e6, rel=5e-3)
 
 
 def test_at_full_size_no_cut_sends_less_than_an_adapter_but_all_send_less_than_the_model_for_a_while():
-    table = traffic(sd15(), 0, 77, rank=4, targets=TARGETS[:4], bytes_per_number=2)
+    table = traffic(sd15(), 0, 77, rank=4, targets=ATTENTION)
     splits = table[table.way.str.startswith("split")]
     assert (splits.below_lora_up_to == 0).all() and (splits.below_whole_up_to > 50).all()
