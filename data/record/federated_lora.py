@@ -6,12 +6,18 @@ Lab 03's dashboard reads it (`fedgen_lab.dashboards.lora_recorded`).
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 
 from fedgen_lab.federation.trace import SERVER, Trace
-from fedgen_lab.lora.baselines import run_centralised, run_local_only, score
+from fedgen_lab.lora.adapter import load_model, trainable_state
+from fedgen_lab.lora.baselines import run_centralised, run_local_only
 from fedgen_lab.lora.data import deal
+from fedgen_lab.lora.device import prepare
 from fedgen_lab.lora.federated import RoundDone, run_federated
+from fedgen_lab.lora.local import denoising_loss, noise_schedule
+from fedgen_lab.lora.pipeline import draw, encode
 from fedgen_lab.scenario import Scenario
+from fedgen_lab.scores import kid, load_judge, prompt_fidelity
 from fedgen_lab.wireless.channel import Network
 from fedgen_lab.wireless.replay import replay
 
@@ -68,6 +74,40 @@ def measure(point, seed):
     for client, pictures in enumerate(deal(scenario).clients):
         trace.add(1, 0, client, SERVER, "pictures", pictures.images.numel())
     return _result(scenario, outcome.rounds["loss"], {ROUNDS: scores}, trace)
+
+
+def score(scenario, states):
+    """Measure models on one scenario: a list of parameter states in, one row each out. An empty state is the base.
+
+    Columns: loss (held-out denoising loss); for sprites also object and all (prompt fidelity on the clients' concepts),
+    old_all (on prompts the base already knew: what is left of it), and kid (against held-out pictures, in the judge's
+    features).
+    """
+    pipeline, dealt = prepare(scenario), deal(scenario)
+    unet, schedule = pipeline.unet, noise_schedule(pipeline)
+    held_out, start = encode(pipeline, dealt.held_out), trainable_state(unet)
+    rows = []
+    for state in states:
+        load_model(unet, state or start)
+        row = {"loss": float(denoising_loss(unet, schedule, held_out, scenario.seed).mean())}
+        rows.append(row)
+        if not dealt.prompts:
+            continue
+
+        # What it draws for prompts of both kinds, before the judge.
+        judge, seeds = load_judge(), range(len(dealt.prompts))
+        drawn = draw(pipeline, dealt.prompts, seeds)
+        fidelity = prompt_fidelity(drawn, dealt.requests, judge)
+        old = draw(pipeline, dealt.old_prompts, seeds)
+        row["object"] = fidelity["object"]
+        row["all"] = fidelity["all"]
+        row["old_all"] = prompt_fidelity(old, dealt.old_requests, judge)["all"]
+
+        # How far they are from held-out pictures.
+        size = min(50, len(seeds), len(dealt.held_out))
+        real = dealt.held_out.images
+        row["kid"] = kid(real, drawn, judge, subset_size=size, seed=scenario.seed)
+    return pd.DataFrame(rows)
 
 
 def _federated(scenario):

@@ -9,11 +9,12 @@ import pytest
 import torch
 from flwr.app import Context, RecordDict
 from PIL import Image
+from recorders import recorder
 
 from fedgen_lab.federation.run import run_app
 from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.lora.adapter import adapter_bytes
-from fedgen_lab.lora.baselines import run_centralised, run_local_only, score
+from fedgen_lab.lora.baselines import run_centralised, run_local_only
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.device import LoraDevice
 from fedgen_lab.lora.federated import (
@@ -30,6 +31,7 @@ from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.shipped import shipped
 
+score = recorder("federated_lora").score  # lab 03's sweep
 pytestmark = pytest.mark.usefixtures("small_base")
 SMALL = Scenario(
     num_clients=2,
