@@ -7,11 +7,11 @@ Taught in lab 05; after FFA-LoRA (arXiv 2403.12313) on sums, and Amiri and Günd
 """
 
 from functools import partial
-from typing import NamedTuple
 
 import pandas as pd
 import torch
 from flwr.app import RecordDict
+from torch.nn.utils import get_total_norm
 
 from fedgen_lab.lora import rules
 from fedgen_lab.lora.upload import pack, unpack
@@ -20,7 +20,7 @@ from fedgen_lab.scenario import Scenario
 LAYERS = {"first": (14, 10), "second": (9, 16)}  # (out, in) of two small layers
 CLIENTS = 4
 RANK = 3
-MIXED = (2, 4, 8)  # ranks
+MIXED = (2, 4, 8, 2)  # ranks
 AIR_NOISE = 0.1  # standard deviation over the sum's own root mean square: 20 dB
 
 
@@ -38,13 +38,11 @@ def compatibility(seed=0):
     clients = [_adapter(draw, RANK) for _ in range(CLIENTS)]
     weights = torch.rand(CLIENTS, generator=draw) + 0.5
     weights = (weights / weights.sum()).tolist()
-    table = pd.DataFrame(
-        index=pd.Index(rules.RULES, name="rule"), columns=list(COLUMNS), dtype=float
-    )
-    for name, rule in rules.RULES.items():
-        for column, error_of in COLUMNS.items():
-            table.loc[name, column] = error_of(rule, clients, weights, seed)
-    return table
+    rows = [
+        {column: error_of(rule, clients, weights, seed) for column, error_of in COLUMNS.items()}
+        for rule in rules.RULES.values()
+    ]
+    return pd.DataFrame(rows, pd.Index(rules.RULES, name="rule"), dtype=float)
 
 
 def verdict(error):
@@ -64,46 +62,49 @@ def _exact(rule, clients, weights, seed):
     if rule.is_personal:
         return None
     uploads = _uploads(rule, clients, 1)
-    changes = []
-    for client, upload in zip(clients, uploads, strict=True):
-        model = _after(_start(rule, client), rules.Merged(upload, {}))
-        changes.append(_change(model))
-    return _error(_outcome(rule, clients, uploads, weights), rules.mean(changes, weights))
+    changes = [
+        _change(rule, client, rules.Merged(upload, {}))
+        for client, upload in zip(clients, uploads, strict=True)
+    ]
+    changed = _change(rule, clients[0], rule(uploads, weights))
+    return _error(changed, rules.mean(changes, weights))
 
 
-def _from_sum(rule, clients, weights, seed, noise):
-    uploads, draw = _uploads(rule, clients, 1), torch.Generator().manual_seed(seed)
+def _through(link, rule, clients, weights, seed):
+    """The error of a rule that gets only what `link` makes of uploads and weights."""
+    uploads = _uploads(rule, clients, 1)
+    changed = _change(rule, clients[0], rule(*link(uploads, weights, seed)))
+    return _error(changed, _change(rule, clients[0], rule(uploads, weights)))
+
+
+def _sum(uploads, weights, seed, noise=0.0):
+    draw = torch.Generator().manual_seed(seed)
     total = rules.mean(uploads, weights)
     for name, tensor in total.items():
         scale = noise * tensor.square().mean().sqrt()
         total[name] = tensor + scale * torch.randn(tensor.shape, generator=draw)
-    expected = _outcome(rule, clients, uploads, weights)
-    return _error(_outcome(rule, clients, [total], [1.0]), expected)
+    return [total], [1.0]
 
 
-def _from_int8(rule, clients, weights, seed):
-    uploads, rounded, knobs = _uploads(rule, clients, 1), [], Scenario(upload="int8")
+def _rounded(uploads, weights, seed):
+    rounded, knobs = [], Scenario(upload="int8")
     for number, upload in enumerate(uploads):
         start = {name: torch.zeros_like(tensor) for name, tensor in upload.items()}
         packed = pack(upload, start, knobs, RecordDict(), seed + number)
         rounded.append(unpack(packed, start, knobs))
-    expected = _outcome(rule, clients, uploads, weights)
-    return _error(_outcome(rule, clients, rounded, weights), expected)
+    return rounded, weights
 
 
 def _memory(rule, clients, weights, seed):
     upload = _uploads(rule, clients, 1)[0]
-    answer = rule([upload] * len(clients), weights).adapter
+    answer = rule([upload] * CLIENTS, weights).adapter
     return _error(answer, upload) if set(answer) == set(upload) else None
 
 
 def _with_mixed_ranks(rule, clients, weights, seed):
     draw = torch.Generator().manual_seed(seed)
-    mixed = [_adapter(draw, MIXED[number % len(MIXED)]) for number in range(len(clients))]
     try:
-        if rule.is_personal:
-            return _from_sum(rule, mixed, weights, seed, noise=0.0)
-        return _exact(rule, mixed, weights, seed)
+        return _exact(rule, [_adapter(draw, rank) for rank in MIXED], weights, seed)
     except RuntimeError:  # torch can't add factors of different shapes, and neither can a server
         return None
 
@@ -111,18 +112,17 @@ def _with_mixed_ranks(rule, clients, weights, seed):
 def _missed(rule, clients, weights, seed):
     draw = torch.Generator().manual_seed(seed + 1)
     later = [_adapter(draw, RANK) for _ in clients]
-    start = _start(rule, clients[0])
     first = rule(_uploads(rule, clients, 1), weights)
     second = rule(_uploads(rule, later, 2), weights)
-    after_both = _after(_after(start, first), second)
-    return _error(_change(_after(start, second)), _change(after_both))
+    heard_both = _change(rule, clients[0], first, second)
+    return _error(_change(rule, clients[0], second), heard_both)
 
 
 COLUMNS = {
     "exact": _exact,
-    "secure aggregation": partial(_from_sum, noise=0.0),
-    "sum over the air": partial(_from_sum, noise=AIR_NOISE),
-    "int8": _from_int8,
+    "secure aggregation": partial(_through, _sum),
+    "sum over the air": partial(_through, partial(_sum, noise=AIR_NOISE)),
+    "int8": partial(_through, _rounded),
     "memory of top-k": _memory,
     "mixed ranks": _with_mixed_ranks,
     "missed round": _missed,
@@ -131,21 +131,19 @@ COLUMNS = {
 # --- what they share
 
 
-class Model(NamedTuple):
-    """What a client has."""
-
-    tensors: dict  # its adapter by name; with Fed-SB the R of a layer by the layer's name, too
-    added: list  # adapters that went into its W0
-
-
 def _adapter(draw, rank):
     """A client's folded adapter: a part that all clients have in common, and as much of its own."""
-    shared, pairs = torch.Generator().manual_seed(1), {}
-    for layer, (outputs, inputs) in LAYERS.items():
-        a = [torch.randn(rank, inputs, generator=generator) for generator in (shared, draw)]
-        b = [torch.randn(outputs, rank, generator=generator) for generator in (shared, draw)]
-        pairs[layer] = (sum(a), sum(b))
-    return rules.adapter_of(pairs)
+    shared = torch.Generator().manual_seed(1)
+
+    def drawn(*shape):
+        return torch.randn(shape, generator=shared) + torch.randn(shape, generator=draw)
+
+    return rules.adapter_of(
+        {
+            layer: (drawn(rank, inputs), drawn(outputs, rank))
+            for layer, (outputs, inputs) in LAYERS.items()
+        }
+    )
 
 
 def _uploads(rule, clients, server_round):
@@ -153,44 +151,34 @@ def _uploads(rule, clients, server_round):
     if not rule.has_setup:
         return [rules.part(client, rule.sends(server_round)) for client in clients]
     return [
-        {layer: a[:, : len(a)].contiguous() for layer, (a, _) in rules.factors(client).items()}
+        {layer: a[:, : len(a)] for layer, (a, _) in rules.factors(client).items()}
         for client in clients
     ]
 
 
-def _start(rule, like):
-    """A model before the first round, of the rank of `like`: A from a shared seed, B zero unless it is never sent."""
+def _change(rule, like, *answers):
+    """{layer: (out, in)}: how far a client's weights are from W0 after these `Merged`, at the rank of `like`.
+
+    It began with an A from a shared seed, and B zero unless B is never sent.
+    """
     rank = len(next(iter(like.values())))
-    shared = _adapter(torch.Generator().manual_seed(2), rank)
-    if rule.is_personal or rule.has_setup:
-        return Model(shared, [])
-    return Model({name: tensor * (".lora_A." in name) for name, tensor in shared.items()}, [])
-
-
-def _after(model, merged):
-    """The model of a client that got this answer."""
-    return Model({**model.tensors, **merged.adapter}, [*model.added, merged.into_base])
-
-
-def _change(model):
-    """{layer: (out, in)}: by how much the weights of a model differ from W0."""
-    cores = {name: tensor for name, tensor in model.tensors.items() if name in LAYERS}
-    adapter = {name: tensor for name, tensor in model.tensors.items() if name not in LAYERS}
-    change = {
-        layer: b @ (cores[layer] @ a if layer in cores else a)
-        for layer, (a, b) in rules.factors(adapter).items()
-    }
-    for added in model.added:
-        for layer, (a, b) in rules.factors(added).items():
+    adapter = _adapter(torch.Generator().manual_seed(2), rank)
+    if not (rule.is_personal or rule.has_setup):
+        adapter |= {name: 0 * tensor for name, tensor in rules.part(adapter, "B").items()}
+    for answer in answers:
+        adapter |= answer.adapter
+    # Fed-SB's R of a layer goes by the layer's name.
+    cores = {layer: adapter.pop(layer) for layer in LAYERS if layer in adapter}
+    change = {}
+    for layer, (a, b) in rules.factors(adapter).items():
+        change[layer] = b @ (cores[layer] @ a if cores else a)
+    for answer in answers:
+        for layer, (a, b) in rules.factors(answer.into_base).items():
             change[layer] = change[layer] + b @ a
     return change
 
 
-def _outcome(rule, clients, uploads, weights):
-    return _change(_after(_start(rule, clients[0]), rule(uploads, weights)))
-
-
 def _error(tensors, expected):
     """|tensors - expected| / |expected| over all names together."""
-    missed = sum(float((tensors[name] - value).square().sum()) for name, value in expected.items())
-    return (missed / sum(float(value.square().sum()) for value in expected.values())) ** 0.5
+    missed = [tensors[name] - value for name, value in expected.items()]
+    return float(get_total_norm(missed) / get_total_norm(expected.values()))
