@@ -6,24 +6,27 @@ as the third phase of arXiv 2307.07146. As a Flower app (`hand_off_apps`) a prom
 pictures are never sent. Lab 05.
 """
 
-import logging
-from copy import copy, deepcopy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen_lab.federation.arrays import tensors_of
+from fedgen_lab.federation.clients import Clients
 from fedgen_lab.federation.run import run_app
-from fedgen_lab.lora.pipeline import prompt_states, text_states
+from fedgen_lab.lora.pipeline import GUIDANCE, prompt_states, text_states, with_own_sampler
 
-_log = logging.getLogger("flwr")
-# Samplers whose step needs the latent alone.
+# Samplers whose step needs the latent alone, and those that need their last guesses besides.
 WITHOUT_MEMORY = ("DDIMScheduler", "EulerDiscreteScheduler")
-GUIDANCE = 3.0  # as `pipeline.draw` has it
+MULTISTEP = (
+    "DPMSolverMultistepScheduler",
+    "EDMDPMSolverMultistepScheduler",
+    "DEISMultistepScheduler",
+)
 SIMILARITY = 0.5  # for the tiny model about "the same object on the same background"
+TIMEOUT_SECONDS = 300.0  # that an exchange waits for a device
 FINISHED_AT_ONCE = 16  # pictures in one pass of `finish`
 
 
@@ -39,9 +42,7 @@ class HandOff:
     @property
     def bytes(self):
         """What it takes to send, without headers."""
-        return sum(
-            tensor.numel() * tensor.element_size() for tensor in (self.latents, *self.memory)
-        )
+        return sum(tensor.nbytes for tensor in (self.latents, *self.memory))
 
     def take(self, rows, dtype=None):
         """Only these rows, also one several times; in another dtype if wanted (float16 halves the bytes)."""
@@ -53,7 +54,8 @@ class HandOff:
 
 def begin(pipeline, seeds, steps):
     """Pure noise, one seed a picture: the hand-off before the first step. The same noise that `pipeline.draw` takes."""
-    pipeline = _with_a_fresh_sampler(pipeline, steps)
+    pipeline = with_own_sampler(pipeline)
+    pipeline.scheduler.set_timesteps(steps, device=pipeline.device)
     unet, noises = pipeline.unet, [torch.Generator().manual_seed(int(seed)) for seed in seeds]
     side = unet.config.sample_size * pipeline.vae_scale_factor
     latents = pipeline.prepare_latents(
@@ -71,8 +73,9 @@ def denoise(pipeline, prompts, start, until):
     """
     if not start.step <= until <= start.steps:
         raise ValueError(f"until must lie in [{start.step}, {start.steps}]; got {until}.")
-    pipeline = _with_a_fresh_sampler(pipeline, start.steps)
+    pipeline = with_own_sampler(pipeline)
     scheduler = pipeline.scheduler
+    scheduler.set_timesteps(start.steps, device=pipeline.device)
     _remember(scheduler, start)
 
     # Every latent is looked at twice, without its prompt and with it.
@@ -92,13 +95,11 @@ def finish(pipeline, prompts, start):
     """Draw `start` to its end with these prompts: (N, 3, H, W) in [-1, 1] on the CPU, as `pipeline.draw` gives them."""
     pictures = []
     for first in range(0, len(prompts), FINISHED_AT_ONCE):
-        rows = range(first, min(first + FINISHED_AT_ONCE, len(prompts)))
+        rows = range(len(prompts))[first : first + FINISHED_AT_ONCE]
         end = denoise(pipeline, [prompts[i] for i in rows], start.take(rows), start.steps)
         latents = end.latents / pipeline.vae.config.scaling_factor
         image = pipeline.vae.decode(latents, return_dict=False)[0]
-        image = pipeline.image_processor.postprocess(
-            image, output_type="pt", do_denormalize=[True] * len(rows)
-        )
+        image = pipeline.image_processor.postprocess(image, output_type="pt")
         pictures.append(image.float().cpu() * 2 - 1)
     return torch.cat(pictures)
 
@@ -109,44 +110,48 @@ def group_prompts(pipeline, prompts, similarity=SIMILARITY):
     Similar means: in a group any two prompts' text states have a cosine of at least `similarity` (complete linkage).
     Other text encoders have other scales.
     """
-    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.cluster.hierarchy import fclusterdata
 
     if len(prompts) < 2:
-        return _alone(prompts)
+        return [[i] for i in range(len(prompts))]
     states = text_states(pipeline, prompts).flatten(1).cpu().double()
-    states = torch.nn.functional.normalize(states)
-    cosines = states @ states.T  # (N, N)
 
     # Merge the closest groups, as long as their two least similar prompts are similar enough.
-    pairs = np.triu_indices(len(prompts), 1)
-    tree = linkage(np.clip(1 - cosines.numpy()[pairs], 0, None), "complete")
-    labels = fcluster(tree, 1 - similarity + 1e-9, "distance")
-    groups = [np.flatnonzero(labels == label) for label in dict.fromkeys(labels)]
+    furthest = 1 - similarity + 1e-9
+    labels = fclusterdata(states, furthest, "distance", "cosine", method="complete")
+    groups = [(labels == label).nonzero()[0].tolist() for label in dict.fromkeys(labels)]
 
     # The most typical prompt of a group is the one most similar to all of it; of two alike, the first (the two of a
     # pair always are, but for the last bits).
+    states = torch.nn.functional.normalize(states)
+    cosines = states @ states.T  # (N, N)
     return [
-        sorted(group.tolist(), key=lambda i: (-round(cosines[i, group].sum().item(), 6), i))
-        for group in groups
+        sorted(group, key=lambda i: -round(cosines[i, group].sum().item(), 6)) for group in groups
     ]
+
+
+def draw_shared(pipeline, prompts, seeds, hand_off, steps, similarity=SIMILARITY):
+    """The edge's steps, one picture a group: the groups, and the `HandOff` for `prompts`.
+
+    The first `hand_off` steps of a group are drawn with its most typical prompt and that one's seed.
+    """
+    groups = [[i] for i in range(len(prompts))]
+    if hand_off:
+        groups = group_prompts(pipeline, prompts, similarity)
+    typical = [group[0] for group in groups]
+    start = begin(pipeline, [seeds[i] for i in typical], steps)
+    shared = denoise(pipeline, [prompts[i] for i in typical], start, hand_off)
+    row_of = {i: row for row, group in enumerate(groups) for i in group}
+    return groups, shared.take([row_of[i] for i in range(len(prompts))])
 
 
 def split_draw(pipeline, prompts, seeds, hand_off, steps=20, similarity=SIMILARITY):
     """Pictures for `prompts` as split denoising draws them: (N, 3, H, W), the groups, and the steps the edge computed.
 
-    The first `hand_off` steps of a group are drawn with its most typical prompt and that one's seed, the rest with
-    everybody's own. `hand_off` 0 is `pipeline.draw`, bit for bit.
+    After the edge's steps (`draw_shared`) everyone goes on with a prompt of one's own. `hand_off` 0 is `pipeline.draw`,
+    bit for bit.
     """
-    groups = group_prompts(pipeline, prompts, similarity) if hand_off else _alone(prompts)
-
-    # The edge's steps: one picture a group.
-    typical = [group[0] for group in groups]
-    start = begin(pipeline, [seeds[i] for i in typical], steps)
-    shared = denoise(pipeline, [prompts[i] for i in typical], start, hand_off)
-
-    # The devices' steps: everyone goes on from the group's latent with a prompt of one's own.
-    row_of = {i: row for row, group in enumerate(groups) for i in group}
-    handed_over = shared.take([row_of[i] for i in range(len(prompts))])
+    groups, handed_over = draw_shared(pipeline, prompts, seeds, hand_off, steps, similarity)
     return finish(pipeline, prompts, handed_over), groups, hand_off * len(groups)
 
 
@@ -154,59 +159,54 @@ def hand_off_apps(pipeline, prompts, seeds, hand_off, steps, dtype, on_picture):
     """The edge's `ServerApp` and the devices' `ClientApp`; device i wants `prompts[i]`. Two exchanges of queries:
 
     "query.prompt"  up: the prompt and its seed. "query.finish"  down: step, latent and memory; up: nothing but "done".
-    A finished picture stays in the device's `Context.state["picture"]`; `on_picture(device, picture)` hears of it.
+    `on_picture(device, picture)` hears of a finished picture, on its device.
     dtype: of the latents on the wire. A device that errs or asks for nonsense is named in the log and left out.
     """
     server_app, client_app = ServerApp(), ClientApp()
 
     @client_app.query("prompt")
     def ask(message: Message, context: Context) -> Message:
-        device = int(context.node_config["partition-id"])
-        wish = ConfigRecord(
-            {"prompt": prompts[device], "seed": int(seeds[device]), "partition-id": device}
-        )
-        return Message(RecordDict({"wish": wish}), reply_to=message)
+        device = context.node_config["partition-id"]
+        wish = ConfigRecord({"prompt": prompts[device], "seed": int(seeds[device])})
+        metrics = MetricRecord({"partition-id": device})
+        return Message(RecordDict({"wish": wish, "metrics": metrics}), reply_to=message)
 
     @client_app.query("finish")
     def draw_the_rest(message: Message, context: Context) -> Message:
-        device = int(context.node_config["partition-id"])
-        tensors = message.content["latents"].to_torch_state_dict()
-        memory = tuple(tensors[f"memory.{i}"].float() for i in range(len(tensors) - 1))
-        step = int(message.content["config"]["step"])
-        start = HandOff(step, steps, tensors["latents"].float(), memory)
-        picture = finish(pipeline, [prompts[device]], start)[0]
-        context.state["picture"] = ArrayRecord({"picture": picture})
-        on_picture(device, picture)
+        device = context.node_config["partition-id"]
+        step = message.content["config"]["step"]
+        tensors = tensors_of(message.content["latents"]).values()
+        latents, *memory = (tensor.float() for tensor in tensors)
+        start = HandOff(step, steps, latents, tuple(memory))
+        on_picture(device, finish(pipeline, [prompts[device]], start)[0])
         return Message(RecordDict({"metrics": MetricRecord({"done": 1})}), reply_to=message)
 
     @server_app.main()
     def draw_what_is_shared(grid: Grid, context: Context) -> None:
         # What everyone wants to see.
-        questions = [Message(RecordDict(), node, "query.prompt") for node in grid.get_node_ids()]
-        wishes = {}  # node -> (partition id, prompt, seed)
-        for reply in grid.send_and_receive(questions):
-            node = reply.metadata.src_node_id
-            try:
-                wish = reply.content["wish"]
-                wishes[node] = int(wish["partition-id"]), str(wish["prompt"]), int(wish["seed"])
-            except Exception as why:  # from outside: anything can be wrong with it
-                _log.warning("Node %d is left out: it sent no prompt with a seed (%s).", node, why)
+        clients = Clients()
+        nodes = clients.connected(grid, 1)
+        questions = {node: Message(RecordDict(), node, "query.prompt") for node in nodes}
 
-        # Who can share steps.
-        nodes = sorted(wishes, key=wishes.get)
-        wording = [wishes[node][1] for node in nodes]
-        groups = group_prompts(pipeline, wording) if hand_off else _alone(nodes)
+        def check(node, content):
+            return str(content["wish"]["prompt"]), int(content["wish"]["seed"])
 
-        # Draw them once a group, and hand them over to each of it.
+        wishes = clients.exchange(grid, 1, questions, TIMEOUT_SECONDS, check, "prompt")
+        if not wishes:
+            return
+
+        # The steps that they can share; to each the latent of its group to go on from.
+        wording, noises = zip(*(wish for *_, wish in wishes), strict=True)
+        _, half_way = draw_shared(pipeline, wording, noises, hand_off, steps)
         messages = []
-        for group in groups:
-            _, prompt, seed = wishes[nodes[group[0]]]
-            start = begin(pipeline, [seed], steps)
-            half_way = denoise(pipeline, [prompt], start, hand_off).take([0], dtype)
-            tensors = {f"memory.{i}": tensor for i, tensor in enumerate(half_way.memory)}
-            arrays = ArrayRecord({"latents": half_way.latents, **tensors})
-            content = {"latents": arrays, "config": ConfigRecord({"step": half_way.step})}
-            messages += [Message(RecordDict(content), nodes[i], "query.finish") for i in group]
+        for row, (_, node, _) in enumerate(wishes):
+            sent = half_way.take([row], dtype)
+            memory = {f"memory.{i}": guess for i, guess in enumerate(sent.memory)}
+            content = {
+                "latents": ArrayRecord({"latents": sent.latents, **memory}),
+                "config": ConfigRecord({"step": sent.step}),
+            }
+            messages.append(Message(RecordDict(content), node, "query.finish"))
         grid.send_and_receive(messages)
 
     return server_app, client_app
@@ -221,30 +221,17 @@ def run_hand_off(pipeline, prompts, seeds, hand_off, steps, dtype):
     return pictures, run.trace
 
 
-def _alone(prompts):
-    """Groups of one prompt each."""
-    return [[i] for i in range(len(prompts))]
-
-
-def _with_a_fresh_sampler(pipeline, steps):
-    """The pipeline with a sampler of its own, set to `steps`: another thread may be drawing with the same weights."""
-    pipeline = copy(pipeline)
-    pipeline.scheduler = deepcopy(pipeline.scheduler)
-    pipeline.scheduler.set_timesteps(steps, device=pipeline.device)
-    return pipeline
-
-
 def _memory(scheduler):
     """What the sampler needs of earlier steps besides the latent."""
-    # The DPM-Solver family.
-    if hasattr(scheduler, "model_outputs") and hasattr(scheduler, "lower_order_nums"):
-        return tuple(guess for guess in scheduler.model_outputs[1:] if guess is not None)
-    if type(scheduler).__name__ not in WITHOUT_MEMORY:
+    name = type(scheduler).__name__
+    if name in WITHOUT_MEMORY:
+        return ()
+    if name not in MULTISTEP:
         raise ValueError(
-            f"What {type(scheduler).__name__} remembers between steps is not known here, so it can't be handed over; "
-            "set pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)."
+            f"What {name} remembers between steps is not known here, so it can't be handed over; set "
+            "pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)."
         )
-    return ()
+    return tuple(guess for guess in scheduler.model_outputs[1:] if guess is not None)
 
 
 def _remember(scheduler, start):
@@ -254,6 +241,6 @@ def _remember(scheduler, start):
         scheduler.set_begin_index(start.step)
     if start.memory:
         place = scheduler.timesteps.device
-        outputs = [guess.to(place) for guess in start.memory]
-        scheduler.model_outputs = [None] * (scheduler.config.solver_order - len(outputs)) + outputs
+        guesses = [guess.to(place) for guess in start.memory]
+        scheduler.model_outputs[-len(guesses) :] = guesses
         scheduler.lower_order_nums = min(start.step, scheduler.config.solver_order)

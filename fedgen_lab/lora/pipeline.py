@@ -18,6 +18,7 @@ from fedgen_lab.shipped import shipped
 
 # One thread at a time reads words: two at once end in "Already borrowed" before transformers 5.17.
 TOKENIZING = Lock()
+GUIDANCE = 3.0  # how much more a prompt counts than no prompt, where nothing else is said
 DRAWN_AT_ONCE = 8  # pictures in one pass of `draw`: the batch is what memory grows with
 ENCODED_AT_ONCE = (
     32 * 32**2
@@ -58,15 +59,14 @@ def load_pipeline(source=None, device=None, dtype=torch.float32):
 def _folder_or_id(source):
     """A pipeline's folder, or its id on the Hub. Raises FileNotFoundError for a folder without a pipeline."""
     source = str(source or shipped("tiny-sd"))
-    looks_local = (
-        source.startswith((".", "/", "~")) or Path(source).is_dir() or source.count("/") != 1
-    )
-    if looks_local and not (Path(source).expanduser() / "model_index.json").is_file():
+    folder = Path(source).expanduser()
+    is_hub_id = source.count("/") == 1 and source[0] not in "./~" and not folder.is_dir()
+    if not is_hub_id and not (folder / "model_index.json").is_file():
         raise FileNotFoundError(
             f"No Stable Diffusion in {source!r}: a pipeline folder has a model_index.json. "
             "Give such a folder, a Hub id like 'owner/name', or nothing for the tiny model."
         )
-    return str(Path(source).expanduser()) if looks_local else source
+    return folder.as_posix()
 
 
 @lru_cache(maxsize=8)
@@ -81,7 +81,7 @@ def base_side(source=None):
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
-def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, on_step=None):
+def draw(pipeline, prompts, seeds, steps=20, guidance=GUIDANCE, on_step=None):
     """Pictures for `prompts`, one seed each: (N, 3, H, W) in [-1, 1] on the CPU.
 
     A picture depends on its own prompt and seed alone, not on what is drawn beside it. `on_step()` is called before
@@ -92,9 +92,7 @@ def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, on_step=None):
         raise ValueError(
             f"Every prompt needs its own seed; got {len(prompts)} prompts and {len(seeds)} seeds."
         )
-    # The weights are shared, the sampler is not: another thread may be drawing too.
-    pipeline = copy(pipeline)
-    pipeline.scheduler = deepcopy(pipeline.scheduler)
+    pipeline = with_own_sampler(pipeline)
 
     def before_step(pipe, step, timestep, tensors):
         if on_step is not None:
@@ -116,6 +114,13 @@ def draw(pipeline, prompts, seeds, steps=20, guidance=3.0, on_step=None):
         )
         pictures.append(output.images.float().cpu() * 2 - 1)
     return torch.cat(pictures)
+
+
+def with_own_sampler(pipeline):
+    """The pipeline with the same weights and a sampler of its own: another thread may be drawing too."""
+    pipeline = copy(pipeline)
+    pipeline.scheduler = deepcopy(pipeline.scheduler)
+    return pipeline
 
 
 @dataclass(frozen=True)

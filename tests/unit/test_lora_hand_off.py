@@ -2,7 +2,13 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from diffusers import (
+    DDIMScheduler,
+    DEISMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+)
 from flwr.app import ConfigRecord, Message, RecordDict
 
 from fedgen_lab.federation.run import run_app
@@ -58,10 +64,20 @@ def test_that_holds_for_samplers_without_memory(pipeline, sampler, monkeypatch):
     )
 
 
-def test_a_sampler_whose_memory_is_not_known_is_named(pipeline, monkeypatch):
-    sampler = EulerAncestralDiscreteScheduler.from_config(pipeline.scheduler.config)
+def test_another_multistep_sampler_hands_its_last_guesses_over(pipeline, monkeypatch):
+    sampler = DEISMultistepScheduler.from_config(pipeline.scheduler.config)
     monkeypatch.setattr(pipeline, "scheduler", sampler)
-    with pytest.raises(ValueError, match="EulerAncestralDiscreteScheduler"):
+    half_way = denoise(pipeline, PROMPTS[:1], begin(pipeline, [3], STEPS), 3)
+    assert torch.equal(
+        finish(pipeline, PROMPTS[:1], half_way), draw(pipeline, PROMPTS[:1], [3], steps=STEPS)
+    )
+
+
+@pytest.mark.parametrize("kind", [EulerAncestralDiscreteScheduler, UniPCMultistepScheduler])
+def test_a_sampler_whose_memory_is_not_known_is_named(pipeline, kind, monkeypatch):
+    sampler = kind.from_config(pipeline.scheduler.config)
+    monkeypatch.setattr(pipeline, "scheduler", sampler)
+    with pytest.raises(ValueError, match=f"What {kind.__name__} remembers"):
         denoise(pipeline, PROMPTS[:1], begin(pipeline, [3], STEPS), 2)
 
 
