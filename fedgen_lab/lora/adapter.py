@@ -10,6 +10,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from fedgen_lab.lora.factors import factors
+
 # Which layers carry an adapter. Attention alone at rank 4 was too weak to learn four new objects in 200 steps.
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 TARGETS = {
@@ -53,7 +55,6 @@ def trainable_state(unet):
     }
 
 
-@torch.no_grad()
 def load_trainable(unet, state):
     """Write `state` (see `trainable_state`) back. Raises ValueError when names or shapes are not this UNet's."""
     parameters = {name: p for name, p in unet.named_parameters() if p.requires_grad}
@@ -68,8 +69,7 @@ def load_trainable(unet, state):
                 f"{name} has shape {tuple(state[name].shape)}, expected {tuple(parameter.shape)}."
             )
     # Only now: a state that does not fit leaves the UNet as it was.
-    for name, parameter in parameters.items():
-        parameter.copy_(state[name])
+    unet.load_state_dict(state, strict=False)
 
 
 @torch.no_grad()
@@ -79,28 +79,24 @@ def load_adapter(unet, state, alpha=0.0, train="AB"):
     The scale becomes alpha / rank, or one where `alpha` is 0. `train`: the factors that train from now on, "AB", "A"
     or "B". Raises ValueError when the layers or their sizes are not this UNet's.
     """
-    layers = dict(lora_layers(unet))
-    if odd := sorted({name.partition(".lora_")[0] for name in state} ^ set(layers)):
+    layers, pairs = dict(lora_layers(unet)), factors(state)
+    if odd := sorted(pairs.keys() ^ layers.keys()):
         raise ValueError(
             f"This adapter does not fit: {odd[0]!r} is only on one side. Use the same targets and model."
         )
     for name, layer in layers.items():
-        a, b = (state[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
-        rank = len(a)
-        if a.shape != (rank, layer.in_features) or b.shape != (layer.out_features, rank):
+        a, b = pairs[name]
+        if a.shape[1] != layer.in_features or len(b) != layer.out_features:
             raise ValueError(
                 f"{name} got A {tuple(a.shape)} and B {tuple(b.shape)} "
                 f"where (r, {layer.in_features}) and ({layer.out_features}, r) belong."
             )
-        for factor, value in (("A", a), ("B", b)):
-            module = getattr(layer, f"lora_{factor}")["default"]
-            if module.weight.shape == value.shape:
-                module.weight.copy_(value)
-            else:
-                module.weight = torch.nn.Parameter(value.clone().to(module.weight))
-            module.weight.requires_grad_(factor in train)
-        layer.r["default"] = rank
-        layer.scaling["default"] = alpha / rank if alpha else 1.0
+        for factor, value, modules in (("A", a, layer.lora_A), ("B", b, layer.lora_B)):
+            module = modules["default"]
+            value = value.clone().to(module.weight)
+            module.weight = torch.nn.Parameter(value, requires_grad=factor in train)
+        layer.r["default"] = len(a)
+        layer.scaling["default"] = alpha / len(a) if alpha else 1.0
 
 
 def lora_layers(unet):
@@ -155,4 +151,4 @@ def save_state(state, run_config):
 
 def adapter_bytes(state):
     """The bytes of the numbers in `state`, without any header."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())
+    return sum(tensor.nbytes for tensor in state.values())

@@ -10,15 +10,14 @@ from collections import Counter
 from pathlib import Path
 
 import torch
-from torch.nn.functional import pad
 
-from fedgen_lab.lora.factors import factors, fold
+from fedgen_lab.lora.factors import factors, fold, resized
 
 FILE_NAME = "pytorch_lora_weights.safetensors"  # what diffusers looks for in a folder
-SPELLINGS = {  # kind -> (name of A, name of B) of the layer that takes the place of {}
-    "diffusers": ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight"),
-    "diffusers-old": ("unet.{}.lora.down.weight", "unet.{}.lora.up.weight"),
-    "kohya": ("lora_unet_{}.lora_down.weight", "lora_unet_{}.lora_up.weight"),
+SPELLINGS = {  # kind -> names of A and B of the layer that takes the place of {}, and what its name has for dots
+    "diffusers": ("unet.{}.lora_A.weight", "unet.{}.lora_B.weight", "."),
+    "diffusers-old": ("unet.{}.lora.down.weight", "unet.{}.lora.up.weight", "."),
+    "kohya": ("lora_unet_{}.lora_down.weight", "lora_unet_{}.lora_up.weight", "_"),
 }
 PREFIX = "fedgen_"  # of our own entries in the header
 
@@ -48,31 +47,33 @@ def save_adapter(state, target, kind, provenance, alpha):
         raise ValueError(f"{odd[0]} holds NaN or infinity.")
 
     # A scale of one, for readers that find no alpha.
-    pairs = factors(fold(state, alpha))
-    # diffusers (0.42) mixes up the `.alpha` of layers that differ in rank: give all the largest.
-    if kind == "kohya":
-        largest = max(len(a) for a, _ in pairs.values())
-        pairs = {
-            layer: (pad(a, (0, 0, 0, largest - len(a))), pad(b, (0, largest - len(a))))
-            for layer, (a, b) in pairs.items()
-        }
-
-    # The names that this kind of file has.
-    tensors = {}
-    for layer, (a, b) in pairs.items():
-        layer = layer.replace(".", "_") if kind == "kohya" else layer
-        for name, factor in zip(SPELLINGS[kind], (a, b), strict=True):
-            tensors[name.format(layer)] = factor.detach().float().cpu().contiguous()
-        if kind == "kohya":
-            tensors[f"lora_unet_{layer}.alpha"] = torch.tensor(float(len(a)))
+    state = fold(state, alpha)
+    ranks = {layer: len(a) for layer, (a, _) in factors(state).items()}
+    largest = max(ranks.values())
 
     # Where it comes from, and what other programs look for.
-    header = {"format": "pt"}
+    tensors, header = {}, {"format": "pt"}
     header |= {f"{PREFIX}{key}": str(value) for key, value in provenance.items()}
+    *names, separator = SPELLINGS[kind]
     if kind == "kohya":
-        header |= _kohya_header(pairs)
+        # diffusers (0.42) mixes up the `.alpha` of layers that differ in rank: give all the largest.
+        state = resized(state, largest)
+        for layer in ranks:
+            tensors[f"lora_unet_{layer.replace('.', '_')}.alpha"] = torch.tensor(float(largest))
+        header |= {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(largest),
+            "ss_network_alpha": str(largest),
+            "ss_base_model_version": "sd_v1",
+        }
     else:
-        header["lora_adapter_metadata"] = json.dumps(_peft_config(pairs))
+        header["lora_adapter_metadata"] = json.dumps(_peft_config(ranks))
+
+    # The names that this kind of file has.
+    for layer, pair in factors(state).items():
+        for name, factor in zip(names, pair, strict=True):
+            name = name.format(layer.replace(".", separator))
+            tensors[name] = factor.detach().float().cpu().contiguous()
     path = Path(target)
     if path.suffix != ".safetensors":
         path = path / FILE_NAME
@@ -92,19 +93,8 @@ def read_provenance(path):
     }
 
 
-def _kohya_header(pairs):
-    rank = str(max(len(a) for a, _ in pairs.values()))
-    return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": rank,
-        "ss_network_alpha": rank,
-        "ss_base_model_version": "sd_v1",
-    }
-
-
-def _peft_config(pairs):
-    """peft's own description of the adapter: a scale of one in every layer, whatever its rank."""
-    ranks = {layer: len(a) for layer, (a, _) in pairs.items()}
+def _peft_config(ranks):
+    """peft's own description of an adapter with these ranks by layer: a scale of one in each."""
     usual = Counter(ranks.values()).most_common(1)[0][0]
     exceptions = {layer: rank for layer, rank in ranks.items() if rank != usual}
     return {
@@ -112,5 +102,5 @@ def _peft_config(pairs):
         "unet.lora_alpha": usual,
         "unet.rank_pattern": exceptions,
         "unet.alpha_pattern": exceptions,
-        "unet.target_modules": sorted(pairs),
+        "unet.target_modules": sorted(ranks),
     }

@@ -11,7 +11,6 @@ import pandas as pd
 
 from fedgen_lab.federation.run import run_app
 from fedgen_lab.lora.federated import lora_client_app, lora_server_app
-from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless.replay import Timeline, replay
 
 
@@ -24,7 +23,6 @@ class OnAir:
     staleness (the mean age of what was merged, in merges; 0 in synchronous rounds).
     """
 
-    scenario: Scenario
     progress: pd.DataFrame
     timeline: Timeline
     state: dict  # the last global parameters, by name
@@ -61,11 +59,17 @@ def run_on_air(scenario, network, should_stop=None, on_round=None, on_step=None)
         )
     losses, strategies = {}, []
 
+    def so_far(trace):
+        """The timeline by the strategy's own clock, or, if nothing depended on time, by the record; the progress."""
+        (strategy,) = strategies
+        has_clock = hasattr(strategy, "clock")
+        timeline = strategy.clock.timeline() if has_clock else replay(trace, network)
+        return timeline, _progress(losses, strategy, timeline)
+
     def report(done):
         losses[done.round] = done.loss
         if on_round is not None:
-            timeline = _timeline(strategies[0], done.trace, network)
-            on_round(done, _progress(losses, strategies[0], timeline))
+            on_round(done, so_far(done.trace)[1])
 
     run = run_app(
         lora_server_app(on_round=report, keep=strategies.append, network=network),
@@ -74,42 +78,31 @@ def run_on_air(scenario, network, should_stop=None, on_round=None, on_step=None)
         scenario.to_run_config(),
         should_stop,
     )
-    (strategy,) = strategies
-    timeline = _timeline(strategy, run.trace, network)
+    timeline, progress = so_far(run.trace)
     return OnAir(
-        scenario=scenario,
-        progress=_progress(losses, strategy, timeline),
+        progress=progress,
         timeline=timeline,
-        state=strategy.latest.to_torch_state_dict(),
-        refused=tuple(strategy.refused),
+        state=strategies[0].latest.to_torch_state_dict(),
+        refused=tuple(strategies[0].refused),
         stopped=run.stopped,
     )
 
 
-def _timeline(strategy, trace, network):
-    """By the strategy's own clock, or, if nothing depended on time, by the recorded run."""
-    return strategy.clock.timeline() if hasattr(strategy, "clock") else replay(trace, network)
-
-
 def _progress(losses, strategy, timeline):
     """`OnAir.progress`, so far."""
-    progress = pd.DataFrame({"round": list(losses), "loss": list(losses.values())})
+    progress = pd.DataFrame({"loss": losses}).rename_axis("round")
 
     # What the run has taken until the end of each round.
-    columns = ["seconds", "bytes_up", "bytes_down"]
-    rounds = timeline.rounds.set_index("round")[columns]
-    rounds = rounds.reindex(progress["round"], fill_value=0).cumsum()
-    progress["seconds"] = rounds["seconds"].to_numpy()
-    for direction in ("up", "down"):
-        progress[f"megabytes_{direction}"] = rounds[f"bytes_{direction}"].to_numpy() / 1e6
+    rounds = timeline.rounds.set_index("round").reindex(progress.index, fill_value=0)
+    taken = rounds[["seconds", "bytes_up", "bytes_down"]].cumsum()
+    progress["seconds"] = taken["seconds"]
+    progress["megabytes_up"] = taken["bytes_up"] / 1e6
+    progress["megabytes_down"] = taken["bytes_down"] / 1e6
 
-    # Who was left out of each round.
+    # Who was left out of each round, and how old was what an asynchronous server merged.
     refusals = [refusal.round for refusal in strategy.refused if refusal.client != "everyone"]
-    left_out = pd.Series(refusals, dtype=int).value_counts()
-    progress["left_out"] = left_out.reindex(progress["round"], fill_value=0).to_numpy()
-
-    # How old was what an asynchronous server merged.
+    progress["left_out"] = pd.Series(refusals, dtype=int).value_counts()
     merged = pd.DataFrame(getattr(strategy, "merged", []), columns=["round", "client", "staleness"])
-    ages = merged.astype({"round": int}).groupby("round")["staleness"].mean()
-    progress["staleness"] = ages.reindex(progress["round"], fill_value=0.0).to_numpy(float)
-    return progress
+    progress["staleness"] = merged.astype(float).groupby("round")["staleness"].mean()
+    none = {"left_out": 0, "staleness": 0.0}
+    return progress.fillna(none).astype({"left_out": int}).reset_index()

@@ -33,15 +33,14 @@ SD15 = {
         "projection_dim": 768,
     },
 }
-# diffusers' usual targets: 128 linear layers in SD 1.5
 
 
 def new_unet(config=None, seed=0, device="cpu", dtype=torch.bfloat16):
     """A UNet of this configuration (SD 1.5's unless given) with random weights, frozen, made where it will stay."""
     from diffusers import UNet2DConditionModel
 
-    usual_dtype, device = torch.get_default_dtype(), torch.device(device)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
+    usual_dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         torch.set_default_dtype(dtype)  # never a copy in float32: SD 1.5's UNet would take 3.4 GB
         try:
@@ -56,26 +55,23 @@ def write_random_pipeline(folder, configs, seed, dtype):
 
     `Scenario(base_model=folder)` then runs the app on it. The tokenizer and the sampler are the tiny model's.
     """
-    from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+    from diffusers import AutoencoderKL, StableDiffusionPipeline
+    from transformers import CLIPTextConfig, CLIPTextModel
 
-    tokenizer = CLIPTokenizer.from_pretrained(shipped("tiny-sd") / "tokenizer")
-    words = {"vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        words[name] = getattr(tokenizer, name)
-    with torch.random.fork_rng([]):
+    tiny = shipped("tiny-sd")
+    # The tokenizer's words, and CLIP's own activation.
+    text_config = CLIPTextConfig.from_pretrained(
+        tiny / "text_encoder", hidden_act="quick_gelu", **configs["text"]
+    )
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         vae = AutoencoderKL(**configs["vae"])
-        text_encoder = CLIPTextModel(CLIPTextConfig(**words, **configs["text"]))
-    pipeline = StableDiffusionPipeline(
+        text_encoder = CLIPTextModel(text_config)
+    pipeline = StableDiffusionPipeline.from_pretrained(
+        tiny,
         vae=vae.to(dtype),
         text_encoder=text_encoder.to(dtype),
-        tokenizer=tokenizer,
         unet=new_unet(configs["unet"], seed, dtype=dtype),
-        scheduler=DPMSolverMultistepScheduler.from_pretrained(shipped("tiny-sd") / "scheduler"),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder)
     return Path(folder)
@@ -102,13 +98,9 @@ def make_light(unet):
         parameter.data = parameter.data.to(dtype)
     unet.enable_gradient_checkpointing()
     unet.forward = torch.autocast(unet.device.type, dtype=torch.bfloat16)(unet.forward)
-    unet.register_forward_hook(lambda unet, inputs, guess: _as_float32(guess))
+    # The last layer's output is the UNet's.
+    unet.conv_out.register_forward_hook(lambda layer, inputs, guess: guess.float())
     return unet
-
-
-def _as_float32(guess):
-    """What a UNet returns, as a tuple or as an object with a `sample`."""
-    return (guess[0].float(),) if isinstance(guess, tuple) else type(guess)(guess.sample.float())
 
 
 def train_in_turn(unet, schedule, clients, states, steps, batch_size, learning_rate, seeds):
@@ -126,4 +118,4 @@ def train_in_turn(unet, schedule, clients, states, steps, batch_size, learning_r
 
 def base_bytes(unet):
     """The bytes of the frozen weights."""
-    return sum(p.numel() * p.element_size() for p in unet.parameters() if not p.requires_grad)
+    return sum(p.nbytes for p in unet.parameters() if not p.requires_grad)
