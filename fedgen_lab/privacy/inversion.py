@@ -8,7 +8,7 @@ arXiv 2003.14053. A diffusion model hides two things more, the timestep and the 
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +21,7 @@ from fedgen_lab.lora.pipeline import Encoded
 GUESS_SEED = 0  # of the attacker's first guess of the noise
 
 
-@dataclass(frozen=True)
-class Inversion:
+class Inversion(NamedTuple):
     """What one attack rebuilt. Errors are mean squared errors of latents."""
 
     latents: torch.Tensor  # (B, 4, h, w) rebuilt

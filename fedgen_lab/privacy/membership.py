@@ -7,15 +7,14 @@ reference model: Watson et al., arXiv 2111.08440. Report the true-positive rate 
 arXiv 2112.03570.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 FALSE_POSITIVE_RATE = 0.01  # at which the true-positive rate is reported
 
 
-@dataclass(frozen=True)
-class Membership:
+class Membership(NamedTuple):
     """What one attack found. Scores are higher where the attacker believes "member"."""
 
     auc: float  # chance that a member scores above a non-member: 0.5 is guessing

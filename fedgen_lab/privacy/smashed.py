@@ -14,7 +14,7 @@ server's, it holds all but the tail, whose weights it knows too. Related: SDAR, 
 """
 
 import copy
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,8 +27,7 @@ SHADOWS = 64  # examples in a batch of the attacker
 READER_RATE = 5e-3  # Adam's learning rate for the attacker's nets, falling to 0 along half a cosine
 
 
-@dataclass(frozen=True)
-class Leak:
+class Leak(NamedTuple):
     """What one attack learned. N secret pictures; `pictures` and `rebuilt` are in [-1, 1]."""
 
     depth: int  # blocks of each net on the client before the cut: 1 or 2 in HuSCF-GAN

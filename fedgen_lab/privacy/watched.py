@@ -4,7 +4,7 @@ Lab 06. The server of HuSCF-GAN (arXiv 2507.12979) averages the clients' heads a
 of every round it knows every client's blocks. `attack_run` hands these to the attacks of `fedgen_lab.privacy.smashed`.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import nn
 
@@ -20,8 +20,7 @@ AUXILIARY = 1000  # pictures of another domain that the attacker has
 _ATTACK = 1101  # purpose of a seed spawned from the scenario's
 
 
-@dataclass(frozen=True)
-class Watched:
+class Watched(NamedTuple):
     """A run that has ended. client: which one `generator` and `discriminator` (five blocks) belong to,
     as the server knows them. generators: every client's, as state dicts."""
 

@@ -39,17 +39,16 @@ class FedBuff(CheckedFedAvg):
         super().__init__(**checked)
         check_whole("buffer", buffer)
         self.buffer, self.clock, self.merged = int(buffer), Clock(network), []
-        self._simulated = False  # whether uploads arrive by the clock
         self._jobs = Counter()  # node id -> pieces of work that it got
         self._under_way = {}  # message id -> `_Work`
         self._collected = []  # what is merged next: (work, partition id, content, size of the change)
 
     def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
         """As `CheckedFedAvg`'s, where a merge is a round."""
-        self._simulated, self.timeout = isinstance(grid, LabGrid), timeout or self.timeout
+        self.timeout = timeout or self.timeout
         result = super().start(grid, initial_arrays, num_rounds, **configs)
-        if self._simulated:  # nobody waits any more for what is under way
-            for work in self._under_way.values():
+        for work in self._under_way.values():  # nobody waits any more for what is under way
+            if work.book:
                 work.book(num_rounds, until=self.clock.now)
         return result
 
@@ -70,7 +69,7 @@ class FedBuff(CheckedFedAvg):
         while self._under_way and len(self._collected) < self.buffer:
             work = self._next(grid)
             self._asked = [work.message]
-            if self._simulated:
+            if work.book:
                 moment, client = work.arrival, work.client
                 work.book(server_round)
             answers = {work.node_id: work.reply} if work.reply else {}
@@ -120,7 +119,7 @@ class FedBuff(CheckedFedAvg):
             for reply in grid.pull_messages(waiting):
                 work = self._under_way[reply.metadata.reply_to_message_id]
                 work.reply, work.arrival = reply, time.monotonic()
-                if self._simulated:
+                if isinstance(grid, LabGrid):
                     self._put_on_the_clock(work)
             key = min(self._under_way, key=lambda key: self._under_way[key].arrival)
             first = self._under_way[key]

@@ -4,7 +4,7 @@ The tiny model of the lab runs live; the real one is counted. Here are the sizes
 off its architecture, so that a round of it can be put on the clock without a GPU. Taught in lab 05.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from fedgen_lab.federation.trace import SERVER, Trace
 
@@ -19,8 +19,7 @@ UNET_STEP_FLOPS = 2.407e12
 LORA_STEP_FLOPS = 1.714e12
 
 
-@dataclass(frozen=True)
-class Payload:
+class Payload(NamedTuple):
     """What trains: how many `numbers`, in how many `rows`, and how many operations a step costs for one picture."""
 
     numbers: int

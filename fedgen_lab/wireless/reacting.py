@@ -54,7 +54,7 @@ class ReactingFedAvg(CheckedFedAvg):
     With `deadline_seconds` > 0 a round ends then at the latest: uploads that arrive later are dropped and named, and
     the others are averaged. Time is simulated on every engine, so all of them drop the same uploads.
 
-    Attributes: those of `CheckedFedAvg`; `clock`, a `Clock`; `late`, a list of (round, client, seconds it would take).
+    Attributes: those of `CheckedFedAvg`; `clock`, a `Clock`.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ReactingFedAvg(CheckedFedAvg):
         self.select, self.fraction, self.deadline = select, fraction, deadline_seconds or math.inf
         if select == "deadline":
             self.unasked = f"No client can make the deadline of {self.deadline:.3g} s"
-        self.clock, self.late = Clock(network), []
+        self.clock = Clock(network)
         self._too_late = {}  # node id -> seconds, of the present exchange
         # Bytes down, operations and bytes up: of each client's last answer (3, K), and of whoever gave none (3, 1).
         self._sizes = np.full((3, network.num_clients), np.nan)
@@ -134,9 +134,11 @@ class ReactingFedAvg(CheckedFedAvg):
         is_training = start_of is not None and server_round > 0
         deadline = self.deadline if is_training else math.inf
         finish = self.clock.exchange(server_round, nodes, sizes, deadline)
-        late = {client: float(finish[client]) for client in nodes if finish[client] > deadline}
-        self.late += [(server_round, client, seconds) for client, seconds in late.items()]
-        self._too_late = {nodes[client]: seconds for client, seconds in late.items()}
+        self._too_late = {
+            node_id: finish[client]
+            for client, node_id in nodes.items()
+            if finish[client] > deadline
+        }
         # What the answers tell about the next round; whoever never answered is taken for their mean.
         if is_training and answered:
             self._sizes[:, answered] = sizes[:, answered]

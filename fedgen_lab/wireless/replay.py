@@ -6,7 +6,7 @@ uploads, and the server waits for the last one, the straggler. Taught in labs 03
 """
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,8 +17,7 @@ from fedgen_lab.wireless.channel import phase_joules, phase_seconds, place_clien
 PHASES = ("download", "compute", "upload")
 
 
-@dataclass(frozen=True)
-class Timeline:
+class Timeline(NamedTuple):
     """A run on the clock.
 
     `events`: round, client, phase ("download", "compute" or "upload"), start_seconds, end_seconds, bytes, joules

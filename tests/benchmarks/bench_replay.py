@@ -7,7 +7,8 @@ import statistics
 import time
 
 from fedgen_lab.federation import SERVER, Trace
-from fedgen_lab.wireless import Network, replay
+from fedgen_lab.wireless.channel import Network
+from fedgen_lab.wireless.replay import replay
 
 
 def trace_of(clients, rounds, size=600_000, flops=1.3e11):

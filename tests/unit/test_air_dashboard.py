@@ -10,7 +10,7 @@ from fedgen_lab.lora import device, federated
 from fedgen_lab.lora.on_air import ways
 from fedgen_lab.lora.pipeline import encode
 from fedgen_lab.scenario import Scenario
-from fedgen_lab.wireless import Network
+from fedgen_lab.wireless.channel import Network
 
 pytestmark = pytest.mark.usefixtures("small_base")
 SMALL = Scenario(

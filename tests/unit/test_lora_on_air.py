@@ -11,7 +11,8 @@ from fedgen_lab.lora import device, federated
 from fedgen_lab.lora.on_air import run_on_air, ways
 from fedgen_lab.lora.pipeline import encode
 from fedgen_lab.scenario import Scenario
-from fedgen_lab.wireless import Network, replay
+from fedgen_lab.wireless.channel import Network
+from fedgen_lab.wireless.replay import replay
 
 SMALL = Scenario(
     num_clients=3,

@@ -37,7 +37,8 @@ from fedgen_lab.lora.split_unet import (
     traffic,
 )
 from fedgen_lab.scenario import Scenario
-from fedgen_lab.wireless import Network, replay
+from fedgen_lab.wireless.channel import Network
+from fedgen_lab.wireless.replay import replay
 
 CUTS = ("conv_in", "down_blocks.0", "down_blocks.1", "mid_block")
 KINDS = {

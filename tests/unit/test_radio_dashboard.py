@@ -13,8 +13,9 @@ from fedgen_lab.dashboards.radio import (
     sweep,
     sweep_chart,
 )
-from fedgen_lab.wireless import Network, replay
+from fedgen_lab.wireless.channel import Network
 from fedgen_lab.wireless.payload import adapter, trace_of, whole_unet
+from fedgen_lab.wireless.replay import replay
 
 CELL = Network(10, flops_per_second=1.5e12, downlink="broadcast")
 

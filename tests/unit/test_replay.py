@@ -4,9 +4,15 @@ import numpy as np
 import pytest
 
 from fedgen_lab.federation import SERVER, Trace
-from fedgen_lab.wireless import Network, path_loss_db, rate_bps, replay
-from fedgen_lab.wireless.channel import fading_gains, phase_seconds, place_clients
-from fedgen_lab.wireless.replay import meet_deadline
+from fedgen_lab.wireless.channel import (
+    Network,
+    fading_gains,
+    path_loss_db,
+    phase_seconds,
+    place_clients,
+    rate_bps,
+)
+from fedgen_lab.wireless.replay import meet_deadline, replay
 
 SIZE, FLOPS = 560_000, 1.3e11
 

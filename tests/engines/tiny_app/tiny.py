@@ -14,7 +14,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation import CheckedFedAvg
-from fedgen_lab.wireless import Network
+from fedgen_lab.wireless.channel import Network
 from fedgen_lab.wireless.fedbuff import FedBuff
 
 client_app = ClientApp()
