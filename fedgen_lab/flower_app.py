@@ -113,9 +113,10 @@ def _client_app(experiment):
 
 def _lead_rival(experiment, grid, context):
     """A rival's server, and at its end or at its stop a file with the last generators, as the U's server writes one."""
+    from fedgen_lab.federation.saving import keep_result, tried_path
     from fedgen_lab.split.u_server import save_generators
 
-    generators = []
+    path, generators = tried_path(context.run_config), []
 
     def keep(event):
         generators[:] = event.generators
@@ -123,5 +124,4 @@ def _lead_rival(experiment, grid, context):
     try:
         _app_maker(experiment, "server")(on_round=keep)(grid, context)
     finally:
-        if context.run_config["save-to"]:
-            save_generators(generators, str(context.run_config["save-to"]))
+        keep_result(lambda file: save_generators(generators, file), path)

@@ -5,8 +5,6 @@ arXiv 2106.09685). What a client sends is nothing but the parameters that train:
 fine-tuning.
 """
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 
@@ -138,15 +136,6 @@ def load_model(unet, state):
         load_adapter(unet, state)
     else:
         load_trainable(unet, state)
-
-
-def save_state(state, run_config):
-    """Write a state to the safetensors file that run config "save-to" names, if it names one."""
-    from safetensors.torch import save_file
-
-    if path := str(run_config.get("save-to", "")):
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        save_file(state, path)
 
 
 def adapter_bytes(state):

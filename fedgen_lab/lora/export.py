@@ -22,6 +22,36 @@ SPELLINGS = {  # kind -> names of A and B of the layer that takes the place of {
 PREFIX = "fedgen_"  # of our own entries in the header
 
 
+def provenance_of(scenario, rounds, spent=None):
+    """Where the result of `rounds` rounds of a scenario comes from, for the header of its file.
+
+    spent: (epsilon, delta) of differential privacy; None where there is no noise.
+    """
+    base = scenario.base_model or "tiny-sd"
+    is_adapter, (epsilon, delta) = scenario.method == "lora", spent or (None, None)
+    return {
+        "method": scenario.method + (f", split after {scenario.cut}" if scenario.cut else ""),
+        "rule": scenario.rule if is_adapter else "mean of all weights",
+        "rounds": rounds,
+        "clients": scenario.num_clients,
+        "base": Path(base).name if Path(base).is_dir() else base,  # no path of this machine
+        "seed": scenario.seed,
+        "epsilon": epsilon,
+        "delta": delta,
+    }
+
+
+def save_result(state, path, provenance, alpha=0.0):
+    """Write what a run leaves behind: an adapter for plain diffusers, see `save_adapter`, or the UNet's own weights."""
+    from safetensors.torch import save_file
+
+    if any(".lora_" in name for name in state):
+        save_adapter(state, path, "diffusers", provenance, alpha)
+    else:
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        save_file(tensors, path, metadata=_header(provenance))
+
+
 def save_adapter(state, target, kind, provenance, alpha):
     """Write an adapter as safetensors and return the file's path; `pipeline.load_lora_weights(path)` loads every kind.
 
@@ -31,7 +61,8 @@ def save_adapter(state, target, kind, provenance, alpha):
     provenance: what the header shall say, such as {"rule": "fedit", "rounds": 10, "clients": 4, "epsilon": None,
     "base": "tiny-sd"}. alpha: the adapter was trained with a scale of alpha / r; 0 means alpha = r.
 
-    Raises ValueError for an unknown kind, a state that is not an adapter, or numbers that are not finite.
+    Raises ValueError for an unknown kind, a state that is not an adapter, an alpha that is no scale, or numbers that
+    would not be finite in the file.
     """
     from safetensors.torch import save_file
 
@@ -43,17 +74,18 @@ def save_adapter(state, target, kind, provenance, alpha):
         )
     if not state:
         raise ValueError("There is no adapter: the state is empty.")
-    if odd := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
-        raise ValueError(f"{odd[0]} holds NaN or infinity.")
+    if not 0 <= alpha <= torch.finfo(torch.float32).max:
+        raise ValueError(f"alpha must be a finite number of at least 0; got {alpha!r}.")
 
-    # A scale of one, for readers that find no alpha.
-    state = fold(state, alpha)
+    # A scale of one, for readers that find no alpha, in the numbers that are written.
+    state = {name: t.detach().float().cpu() for name, t in fold(state, alpha).items()}
+    if odd := [name for name, tensor in state.items() if not torch.isfinite(tensor).all()]:
+        raise ValueError(f"{odd[0]} holds NaN or infinity, or does as float32 times alpha / rank.")
     ranks = {layer: len(a) for layer, (a, _) in factors(state).items()}
     largest = max(ranks.values())
 
     # Where it comes from, and what other programs look for.
-    tensors, header = {}, {"format": "pt"}
-    header |= {f"{PREFIX}{key}": str(value) for key, value in provenance.items()}
+    tensors, header = {}, _header(provenance)
     *names, separator = SPELLINGS[kind]
     if kind == "kohya":
         # diffusers (0.42) mixes up the `.alpha` of layers that differ in rank: give all the largest.
@@ -64,8 +96,9 @@ def save_adapter(state, target, kind, provenance, alpha):
             "ss_network_module": "networks.lora",
             "ss_network_dim": str(largest),
             "ss_network_alpha": str(largest),
-            "ss_base_model_version": "sd_v1",
         }
+        if "base" in provenance:  # its name; its version isn't known here
+            header["ss_sd_model_name"] = str(provenance["base"])
     else:
         header["lora_adapter_metadata"] = json.dumps(_peft_config(ranks))
 
@@ -73,7 +106,7 @@ def save_adapter(state, target, kind, provenance, alpha):
     for layer, pair in factors(state).items():
         for name, factor in zip(names, pair, strict=True):
             name = name.format(layer.replace(".", separator))
-            tensors[name] = factor.detach().float().cpu().contiguous()
+            tensors[name] = factor.contiguous()
     path = Path(target)
     if path.suffix != ".safetensors":
         path = path / FILE_NAME
@@ -91,6 +124,10 @@ def read_provenance(path):
     return {
         key.removeprefix(PREFIX): text for key, text in header.items() if key.startswith(PREFIX)
     }
+
+
+def _header(provenance):
+    return {"format": "pt"} | {f"{PREFIX}{key}": str(value) for key, value in provenance.items()}
 
 
 def _peft_config(ranks):

@@ -15,11 +15,13 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.federation.run import listener, run_app
+from fedgen_lab.federation.saving import keep_result, tried_path
 from fedgen_lab.federation.secure_device import secured
 from fedgen_lab.federation.trace import Trace
-from fedgen_lab.lora.adapter import load_model, load_trainable, save_state, trainable_state
+from fedgen_lab.lora.adapter import load_model, load_trainable, trainable_state
 from fedgen_lab.lora.data import deal
 from fedgen_lab.lora.device import LoraDevice, local_seed, prepare  # noqa: F401 (others take them from here)
+from fedgen_lab.lora.export import provenance_of, save_result
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, train
 from fedgen_lab.lora.pipeline import draw, encode
 from fedgen_lab.lora.rules import RULES
@@ -118,12 +120,14 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
     `on_round(RoundDone)` hears of every round. `keep(strategy)` gets the strategy before the run begins, so that its
     `latest` arrays survive a stop. `network`: the cell whose clock a strategy with a deadline or a choice of clients
     looks at, the scenario's own unless given. `start`: the parameters to begin with, fresh ones unless given. Run
-    config "save-to" names a safetensors file for the final parameters.
+    config "save-to" names a safetensors file for the final parameters: an adapter that plain diffusers loads, or with
+    method "full" the UNet's weights.
     """
     app = ServerApp()
 
     @app.main()
     def average_adapters(grid: Grid, context: Context) -> None:
+        path = tried_path(context.run_config)
         scenario = Scenario.from_run_config(context.run_config)
         pipeline, dealt = prepare(scenario), deal(scenario)
         schedule, held_out = noise_schedule(pipeline), encode(pipeline, dealt.held_out)
@@ -158,7 +162,9 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
             if losses:
                 context.state["rounds"] = MetricRecord({"loss": losses})
             if strategy.latest is not None:
-                save_state(strategy.latest.to_torch_state_dict(), context.run_config)
+                state = strategy.latest.to_torch_state_dict()  # alpha / rank is in B already
+                origin = provenance_of(scenario, max(len(losses) - 1, 0))
+                keep_result(lambda file: save_result(state, file, origin), path)
 
     return app
 

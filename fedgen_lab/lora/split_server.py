@@ -16,7 +16,9 @@ from fedgen_lab.federation.averages import change_of, norm, weighted_mean
 from fedgen_lab.federation.clients import Clients, checked
 from fedgen_lab.federation.protocol import advance, packed
 from fedgen_lab.federation.run import run_app
-from fedgen_lab.lora.adapter import load_trainable, save_state, trainable_state
+from fedgen_lab.federation.saving import keep_result, tried_path
+from fedgen_lab.lora.adapter import load_trainable, trainable_state
+from fedgen_lab.lora.export import provenance_of, save_result
 from fedgen_lab.lora.federated import Outcome
 from fedgen_lab.lora.local import denoising_loss, new_adam, noised_batch
 from fedgen_lab.lora.split_client import lora_task, split_client_app
@@ -46,13 +48,14 @@ def split_server_app(keep=None):
     """The edge's half, with a copy of its blocks per client.
 
     `keep(SplitServer)` gets the server before the run begins, so that its state survives a stop. Run config "save-to":
-    a safetensors file for the final parameters.
+    a safetensors file, as in `lora_server_app`.
     """
     app = ServerApp()
 
     @app.main()
     def train_behind_the_cut(grid: Grid, context: Context) -> None:
         scenario = Scenario.from_run_config(context.run_config)
+        path = tried_path(context.run_config)
         check_knobs(scenario)
         server = SplitServer(scenario, grid)
         if keep is not None:
@@ -63,7 +66,9 @@ def split_server_app(keep=None):
                 server.train_round()
                 server.try_out()
         finally:  # also after a stop: what was averaged so far is kept
-            save_state(server.state, context.run_config)
+            origin = provenance_of(scenario, max(len(server.losses) - 1, 0))
+            alpha = scenario.lora_alpha  # which no half has folded into its B
+            keep_result(lambda file: save_result(server.state, file, origin, alpha), path)
 
     return app
 

@@ -8,7 +8,6 @@ HuSCF-GAN, arXiv 2507.12979.
 
 import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,6 +15,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.serverapp import Grid, ServerApp
 
 from fedgen_lab.federation.clients import Refusal, ask, content_of, gather
+from fedgen_lab.federation.saving import keep_result, tried_path
 from fedgen_lab.split.batch import start_nets
 from fedgen_lab.split.clusters import aggregate_layers, cluster, kld_scores, scale_free, weights
 from fedgen_lab.split.cuts import parse_cuts
@@ -41,6 +41,7 @@ def u_server_app(on_round=None, on_step=None, keep=None, timeout=300.0, join_tim
     @app.main()
     def train_through_the_u(grid: Grid, context: Context) -> None:
         scenario = GanScenario.from_run_config(context.run_config)
+        path = tried_path(context.run_config)
         server = UServer(scenario, grid, timeout)
         if keep is not None:
             keep(server)
@@ -55,8 +56,7 @@ def u_server_app(on_round=None, on_step=None, keep=None, timeout=300.0, join_tim
         except NobodyLeft as why:
             server.refuse("everyone", str(why))
         finally:
-            if context.run_config.get("save-to"):
-                save_generators(server.generators, str(context.run_config["save-to"]))
+            keep_result(lambda file: save_generators(server.generators, file), path)
 
     return app
 
@@ -382,7 +382,6 @@ def save_generators(generators, path):
     """Write whole generators into one safetensors file, as "client-0.0.embedding.weight" and so on, but for None."""
     from safetensors.torch import save_file
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
     save_file(
         {
             f"client-{c}.{name}": tensor.clone()

@@ -2,6 +2,9 @@
 
 import importlib
 import io
+import logging
+import re
+import tempfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -123,7 +126,7 @@ def test_with_a_cut_in_the_run_config_the_app_trains_the_unet_in_two_and_saves_i
     assert set(run.trace.frame()["kind"]) == {"train.start", "train.loss", "train.learn"}
     saved = load_file(tmp_path / "adapter")
     trained = {
-        name.split(".")[0]
+        name.split(".")[1]  # after "unet."
         for name, value in saved.items()
         if ".lora_B." in name and value.abs().max() > 0
     }
@@ -131,3 +134,57 @@ def test_with_a_cut_in_the_run_config_the_app_trains_the_unet_in_two_and_saves_i
         "down_blocks",
         "mid_block",
     }  # B is zero at the start; both sides of the cut learn
+
+
+GAN = {"experiment": "gan", "gan.num-clients": 2, "gan.rounds": 1, "gan.iterations": 1}
+GAN |= {"gan.batch-size": 4, "gan.pictures-per-client": 8, "gan.domains": "digits"}
+RUNS = {  # knobs of a run that writes a file at its end
+    "lora": {"experiment": "lora"},
+    "split": {"experiment": "lora", "cut": "down_blocks.1"},
+    "huscf": GAN,
+    "fedgan": {**GAN, "gan.method": "fedgan"},
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_path_that_can_not_be_written_is_refused_before_anything_is_sent(run, tmp_path):
+    from fedgen_lab.flower_app import server_app
+
+    def client(message, context):
+        pytest.fail("a client was asked")
+
+    (tmp_path / "file").touch()
+    for path, reason in (
+        (tmp_path, "a folder or a device is there"),
+        (tmp_path / "file" / "x", "(Not a directory|exists)"),
+        ("/proc/nope/x", ""),
+        ("/dev/full", "a folder or a device is there"),
+        (f"{tmp_path}/{'x' * 300}", "too long"),
+        ("nul\0", "null"),
+    ):
+        words = f'save-to="{re.escape(str(path))}" can\'t be written: .*{reason}.*Name a file'
+        with pytest.raises(ValueError, match=words):
+            run_app(server_app, client, 2, {**RUNS[run], "save-to": str(path)})
+    assert [one.name for one in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_can_not_be_written_at_the_end_is_still_returned_and_the_log_says_so(
+    tmp_path, monkeypatch, caplog
+):
+    from fedgen_lab.federation.saving import keep_result
+
+    monkeypatch.setattr(logging.getLogger("flwr"), "propagate", True)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    path = tmp_path / "gone" / "x.safetensors"
+    keep_result(lambda file: file.write_bytes(b"12"), path)
+    (instead,) = tmp_path.glob("fedgen-*/*")
+    assert instead.read_bytes() == b"12" and instead.name == path.name
+    assert f'could not be written to "{path}"' in caplog.text and str(instead) in caplog.text
+
+    def full(file):
+        file.write_bytes(b"1")
+        raise OSError(28, "No space left on device")
+
+    keep_result(full, tmp_path / "x.safetensors")
+    assert "No space left on device" in caplog.text and "still returns it" in caplog.text
+    assert not list(tmp_path.glob("*.safetensors"))
