@@ -82,8 +82,8 @@ def error(painter, book, objects=OBJECTS):
 
     Raises ValueError when the book has no picture of them.
     """
-    rows = book.attributes.index[book.attributes["object"].isin(objects)].tolist()
-    if not rows:
+    rows = book.attributes["object"].isin(objects).to_numpy()
+    if not rows.any():
         raise ValueError(
             f"The book has no picture of {list(objects)}; choose among {', '.join(OBJECTS)}."
         )

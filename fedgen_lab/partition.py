@@ -119,7 +119,7 @@ def pathological(attributes, by, num_clients, concepts_per_client, seed):
     concepts_of = [{client % len(names)} for client in range(num_clients)]
     for drawn in concepts_of:
         while len(drawn) < concepts_per_client:
-            drawn.add(int(rng.choice(len(names))))
+            drawn.add(rng.choice(len(names)))
     # Share each concept's pictures out among its holders.
     holdings = [[] for _ in range(num_clients)]
     piles = np.random.default_rng(seed)
@@ -157,8 +157,7 @@ def concept_counts(attributes, by, holdings):
     counts = [
         np.bincount(concepts[np.asarray(rows, int)], minlength=len(names)) for rows in holdings
     ]
-    clients = pd.RangeIndex(len(holdings), name="client")
-    return pd.DataFrame(counts, index=clients, columns=pd.Index(names, name=by))
+    return pd.DataFrame(counts, columns=pd.Index(names, name=by)).rename_axis("client")
 
 
 def mean_js_distance(counts):
