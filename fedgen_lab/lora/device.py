@@ -73,7 +73,7 @@ def local_seed(scenario, client, job):
     return int(np.random.SeedSequence(scenario.seed, spawn_key=(client, job)).generate_state(1)[0])
 
 
-class _Base:
+class Base:
     """What simulated clients in one process share: the frozen model, and the pictures encoded once. `own`: where this
     device's own pictures are, all of which are its; empty where the scenario deals them."""
 
@@ -106,7 +106,7 @@ class LoraDevice:
     """
 
     def __init__(self, on_trained=None):
-        self._base = lru_cache(maxsize=1)(_Base)  # a SuperNode has one for itself
+        self._base = lru_cache(maxsize=1)(Base)  # a SuperNode has one for itself
         self._on_trained = on_trained
 
     def begin(self, message, context):

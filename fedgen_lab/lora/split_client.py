@@ -6,9 +6,7 @@ of the edge's half per client that is the same arithmetic as federated averaging
 split in the same way. arXiv 2307.07146; labs 04 and 05.
 """
 
-from collections.abc import Callable
 from functools import cache, lru_cache, partial
-from typing import NamedTuple
 
 import torch
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
@@ -16,33 +14,11 @@ from flwr.clientapp import ClientApp
 
 from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.federation.protocol import next_message, packed
-from fedgen_lab.lora.data import deal
-from fedgen_lab.lora.device import local_seed, prepare
-from fedgen_lab.lora.local import new_adam, noise_schedule, noised_batch
-from fedgen_lab.lora.pipeline import encode
+from fedgen_lab.lora.device import Base, local_seed
+from fedgen_lab.lora.local import new_adam, noised_batch
 from fedgen_lab.lora.split_step import device_step
 from fedgen_lab.lora.split_unet import DeviceHalf, device_flops, on_device
 from fedgen_lab.scenario import Scenario
-
-
-class Task(NamedTuple):
-    """What is trained on what: a UNet, and pictures by client."""
-
-    unet: torch.nn.Module
-    schedule: object
-    pictures_of: Callable  # client -> its `Encoded`
-    held_out: Callable  # () -> `Encoded`
-
-
-def lora_task(scenario):
-    """The `Task` of a scenario: the pipeline and the pictures that `run_federated` uses, too."""
-    pipeline, dealt = prepare(scenario), deal(scenario)
-    return Task(
-        pipeline.unet,
-        noise_schedule(pipeline),
-        cache(lambda client: encode(pipeline, dealt.clients[client])),
-        lambda: encode(pipeline, dealt.held_out),
-    )
 
 
 def split_client_app():
@@ -57,15 +33,16 @@ def split_client_app():
     pass for smashed data, a backward pass for "learn"; what is replayed is not counted.
     """
     app = ClientApp()
-    task_of = lru_cache(maxsize=1)(lora_task)
+    base_of = lru_cache(maxsize=1)(Base)
 
     @cache
-    def flops_of(scenario, client):
+    def flops_of(scenario, own, client):
         """Operations of a forward pass, and of a backward pass, on one batch."""
-        task = task_of(scenario)
-        encoded = task.pictures_of(client)
-        batch = noised_batch(task.schedule, encoded, scenario.batch_size, torch.Generator())
-        return device_flops(task.unet, scenario.cut, batch)
+        base = base_of(scenario, own)
+        batch = noised_batch(
+            base.schedule, base.encoded(client), scenario.batch_size, torch.Generator()
+        )
+        return device_flops(base.unet, scenario.cut, batch)
 
     def answer(message: Message, context: Context) -> Message:
         scenario = Scenario.from_run_config(context.run_config)
@@ -74,7 +51,8 @@ def split_client_app():
             raise ValueError(
                 f"This node is client {client}, but the run has num-clients={scenario.num_clients}."
             )
-        task, content, state = task_of(scenario), message.content, context.state
+        own = str(context.node_config.get("pictures", ""))
+        base, content, state = base_of(scenario, own), message.content, context.state
 
         # A round begins: the averaged weights, a fresh optimiser, this round's random numbers.
         is_start = message.metadata.message_type == "train.start"
@@ -83,8 +61,8 @@ def split_client_app():
             state["weights"] = content["tensors"]
             state["adam"] = ArrayRecord()
             state["draw"] = ArrayRecord({"state": torch.Generator().manual_seed(seed).get_state()})
-        device = _Device(task, scenario, client, state)
-        forward, backward = flops_of(scenario, client)
+        device = _Device(base, scenario, client, state)
+        forward, backward = flops_of(scenario, own, client)
         up = device.send(None if is_start else content)
         flops = forward if is_start else 0
 
@@ -99,7 +77,7 @@ def split_client_app():
                 up |= device.parameters
 
         tensors, numbers = packed(up)
-        numbers |= {"partition-id": client, "num-examples": len(task.pictures_of(client))}
+        numbers |= {"partition-id": client, "num-examples": len(base.encoded(client))}
         if flops:
             numbers["flops"] = float(flops)
         records = {"tensors": tensors, "metrics": MetricRecord(numbers)}
@@ -113,13 +91,13 @@ def split_client_app():
 class _Device:
     """A device between two messages: its half of the UNet, as `state` has it."""
 
-    def __init__(self, task, scenario, client, state):
+    def __init__(self, base, scenario, client, state):
         self.state = state
-        self.half = DeviceHalf(task.unet, scenario.cut)
-        is_device = on_device(task.unet, scenario.cut)
+        self.half = DeviceHalf(base.unet, scenario.cut)
+        is_device = on_device(base.unet, scenario.cut)
         self.parameters = {
             name: parameter
-            for name, parameter in task.unet.named_parameters()
+            for name, parameter in base.unet.named_parameters()
             if parameter.requires_grad and is_device(name)
         }
         if not self.parameters:
@@ -129,7 +107,7 @@ class _Device:
         self.adam = new_adam(self.parameters.values(), scenario.rate)
         self.draw = torch.Generator()
         self.new_batch = partial(
-            noised_batch, task.schedule, task.pictures_of(client), scenario.batch_size, self.draw
+            noised_batch, base.schedule, base.encoded(client), scenario.batch_size, self.draw
         )
 
         # Weights, moments and random numbers as `remember` left them.

@@ -18,10 +18,11 @@ from fedgen_lab.federation.protocol import advance, packed
 from fedgen_lab.federation.run import run_app
 from fedgen_lab.federation.saving import keep_result, tried_path
 from fedgen_lab.lora.adapter import load_trainable, trainable_state
+from fedgen_lab.lora.device import Base
 from fedgen_lab.lora.export import provenance_of, save_result
 from fedgen_lab.lora.federated import Outcome
 from fedgen_lab.lora.local import denoising_loss, new_adam, noised_batch
-from fedgen_lab.lora.split_client import lora_task, split_client_app
+from fedgen_lab.lora.split_client import split_client_app
 from fedgen_lab.lora.split_step import edge_steps
 from fedgen_lab.lora.split_unet import EdgeHalf, on_device, smashed_on_meta
 from fedgen_lab.scenario import Scenario
@@ -90,12 +91,11 @@ class SplitServer:
     def __init__(self, scenario, grid):
         self.scenario = scenario
         self.grid = grid
-        self.task = lora_task(scenario)
-        unet, cut = self.task.unet, scenario.cut
+        self.base = Base(scenario)
+        unet, cut = self.base.unet, scenario.cut
         self.half = EdgeHalf(unet, cut)
         self.is_device = on_device(unet, cut)  # a parameter's name -> whether it is the device's
         self.state = trainable_state(unet)
-        self.held_out = self.task.held_out()
         self.round = 0
         self.losses = []
         self.client_states = {}
@@ -104,7 +104,7 @@ class SplitServer:
         self.pictures = {}  # node id -> how many it trains on
         # What belongs into each kind of answer: {name: a tensor of that shape and type}.
         batch = noised_batch(
-            self.task.schedule, self.held_out, scenario.batch_size, torch.Generator()
+            self.base.schedule, self.base.held_out(), scenario.batch_size, torch.Generator()
         )
         noisy, _, text, _ = batch
         self.expected = {
@@ -122,7 +122,7 @@ class SplitServer:
         copies = {}
         for node in nodes:
             copies[node] = {
-                name: value.to(self.task.unet.device, copy=True).requires_grad_()
+                name: value.to(self.base.unet.device, copy=True).requires_grad_()
                 for name, value in self.state.items()
                 if not self.is_device(name)
             }
@@ -143,9 +143,9 @@ class SplitServer:
 
     def try_out(self):
         """The held-out loss of the present state."""
-        unet = self.task.unet
+        unet = self.base.unet
         load_trainable(unet, self.state)
-        losses = denoising_loss(unet, self.task.schedule, self.held_out, self.scenario.seed)
+        losses = denoising_loss(unet, self.base.schedule, self.base.held_out(), self.scenario.seed)
         self.losses.append(float(losses.mean()))
 
     def _exchange(self, action, down, kind):
@@ -171,7 +171,7 @@ class SplitServer:
             self.pictures[node] = numbers.pop("num-examples")
             arrays = checked(content["tensors"], self.expected[kind])
             tensors = {
-                name: torch.from_numpy(array).to(self.task.unet.device)
+                name: torch.from_numpy(array).to(self.base.unet.device)
                 for name, array in arrays.items()
             }
             answer = advance(self.edges[node], {**tensors, **numbers})

@@ -1,6 +1,7 @@
 """Claims about the UNet in two halves and about training it over Flower messages: fedgen_lab/lora/split_*.py."""
 
 from functools import lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ from fedgen_lab.lora.adapter import (
 from fedgen_lab.lora.federated import local_seed
 from fedgen_lab.lora.local import new_adam, noised_batch, target_of, train
 from fedgen_lab.lora.pipeline import Encoded
-from fedgen_lab.lora.split_client import Task, split_client_app
+from fedgen_lab.lora.split_client import split_client_app
 from fedgen_lab.lora.split_server import run_split, split_server_app
 from fedgen_lab.lora.split_step import device_step, edge_steps
 from fedgen_lab.lora.split_unet import (
@@ -71,24 +72,23 @@ def random_pictures(seed, number=5):
     )
 
 
-def tiny_task(scenario):
-    """A task on random latents: what they show doesn't matter to the arithmetic. Client i holds 5 + i pictures."""
+def tiny_base(scenario, own=""):
+    """A base on random latents: what they show doesn't matter to the arithmetic. Client i holds 5 + i pictures."""
     unet = tiny_unet(addition_embed_type="text", addition_embed_type_num_heads=2)
     add_adapter(unet, scenario.rank) if scenario.method == "lora" else unet.requires_grad_(True)
-    schedule = DDPMScheduler(prediction_type="v_prediction")
-    return Task(
-        unet,
-        schedule,
-        lambda client: random_pictures(client, 5 + client),
-        lambda: random_pictures(99, 3),
+    return SimpleNamespace(
+        unet=unet,
+        schedule=DDPMScheduler(prediction_type="v_prediction"),
+        encoded=lru_cache(lambda client: random_pictures(client, 5 + client)),
+        held_out=lru_cache(lambda: random_pictures(99, 3)),
     )
 
 
 @pytest.fixture(autouse=True)
 def random_latents(monkeypatch):
-    """Devices and edge train on `tiny_task` instead of the pipeline that ships."""
+    """Devices and edge train on `tiny_base` instead of the pipeline that ships."""
     for module in (split_client, split_server):
-        monkeypatch.setattr(module, "lora_task", tiny_task)
+        monkeypatch.setattr(module, "Base", tiny_base)
 
 
 def tiny_scenario(**changes):
@@ -105,23 +105,23 @@ def tiny_scenario(**changes):
 
 def federated_by_hand(scenario):
     """Federated averaging of whole UNets in ten lines: `local.train` for each client, then the weighted mean."""
-    task = tiny_task(scenario)
-    state = trainable_state(task.unet)
+    base = tiny_base(scenario)
+    state = trainable_state(base.unet)
     for server_round in range(1, scenario.rounds + 1):
         states, sizes = [], []
         for client in range(scenario.num_clients):
-            load_trainable(task.unet, state)
-            own, seed = task.pictures_of(client), local_seed(scenario, client, server_round)
+            load_trainable(base.unet, state)
+            own, seed = base.encoded(client), local_seed(scenario, client, server_round)
             train(
-                task.unet,
-                task.schedule,
+                base.unet,
+                base.schedule,
                 own,
                 scenario.local_steps,
                 scenario.batch_size,
                 scenario.rate,
                 seed,
             )
-            states.append(trainable_state(task.unet))
+            states.append(trainable_state(base.unet))
             sizes.append(len(own))
         state = {
             n: sum(s[n] * (k / sum(sizes)) for s, k in zip(states, sizes, strict=True))
@@ -214,13 +214,13 @@ def test_split_training_equals_training_the_whole_unet(cut, double):
     outcome = run_split(scenario, cut)
     assert not outcome.refused
     assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
-    assert furthest(outcome.state, trainable_state(tiny_task(scenario).unet)) > 1e-4  # it did learn
+    assert furthest(outcome.state, trainable_state(tiny_base(scenario).unet)) > 1e-4  # it did learn
 
 
 def test_split_training_of_an_adapter_equals_training_it_whole(double):
     scenario = tiny_scenario(method="lora")
     outcome = run_split(scenario, "down_blocks.1")
-    assert outcome.state.keys() == trainable_state(tiny_task(scenario).unet).keys()
+    assert outcome.state.keys() == trainable_state(tiny_base(scenario).unet).keys()
     assert furthest(outcome.state, federated_by_hand(scenario)) < 1e-9
 
 
@@ -261,15 +261,15 @@ def test_pictures_noise_and_targets_stay_on_the_device():
         {**scenario.to_run_config(), "cut": "conv_in"},
         stacked=overhear,
     )
-    task = tiny_task(scenario)
+    base = tiny_base(scenario)
     draw, latents = (
         torch.Generator().manual_seed(local_seed(scenario, 0, 1)),
-        task.pictures_of(0).latents,
+        base.encoded(0).latents,
     )
     pick = torch.randint(len(latents), (4,), generator=draw)
     noise = torch.randn((4, 4, 8, 8), generator=draw)
-    timesteps = torch.randint(task.schedule.config.num_train_timesteps, (4,), generator=draw)
-    target = target_of(task.schedule, latents[pick], noise, timesteps)
+    timesteps = torch.randint(base.schedule.config.num_train_timesteps, (4,), generator=draw)
+    target = target_of(base.schedule, latents[pick], noise, timesteps)
     sent = torch.cat([tensor.flatten() for tensor in sent])
     assert len(sent) > 1000
     for secret in (
@@ -391,7 +391,7 @@ def test_a_fresh_process_for_every_message_computes_the_same():
 
 @pytest.mark.parametrize("cut", CUTS)
 def test_both_sides_of_a_step_played_together_are_a_step_of_the_whole_unet(cut, double):
-    whole, halves = (tiny_task(tiny_scenario()).unet for _ in range(2))
+    whole, halves = (tiny_base(tiny_scenario()).unet for _ in range(2))
     schedule, encoded = DDPMScheduler(prediction_type="v_prediction"), random_pictures(0)
     (loss,) = train(whole, schedule, encoded, 1, 4, 2e-3, seed=5)
     batch = noised_batch(schedule, encoded, 4, torch.Generator().manual_seed(5))
@@ -441,7 +441,7 @@ def test_the_bytes_foretold_are_the_bytes_that_flower_sends(cut):
 
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_operations_foretold_are_those_that_torch_counts(method):
-    unet, draw = tiny_task(tiny_scenario(method=method)).unet, torch.Generator().manual_seed(0)
+    unet, draw = tiny_base(tiny_scenario(method=method)).unet, torch.Generator().manual_seed(0)
     noisy, text = torch.randn(3, 4, 8, 8, generator=draw), torch.randn(3, 5, 8, generator=draw)
     with (
         FlopCounterMode(display=False) as forward,
@@ -457,7 +457,7 @@ def test_the_operations_foretold_are_those_that_torch_counts(method):
 def test_a_device_tells_the_work_behind_each_answer_so_that_a_run_can_be_put_on_a_clock():
     scenario = tiny_scenario(num_clients=2, rounds=2, local_steps=1)
     trace = run_split(scenario, "down_blocks.0").trace
-    unet = tiny_task(scenario).unet
+    unet = tiny_base(scenario).unet
     step = sum(device_flops(unet, "down_blocks.0", batch_of((4, 4, 8, 8), (4, 5, 8))))
     spent = trace.frame().groupby("sender")["flops"].sum()
     assert spent[0] == spent[1] == scenario.rounds * scenario.local_steps * step
