@@ -215,10 +215,8 @@ def hand_off_apps(pipeline, prompts, seeds, hand_off, steps, dtype, on_picture):
 def run_hand_off(pipeline, prompts, seeds, hand_off, steps, dtype):
     """Split denoising in this process, on a `LabGrid`: {device: picture}, and the `Trace`; see `hand_off_apps`."""
     pictures = {}
-    on_picture = pictures.__setitem__
-    apps = hand_off_apps(pipeline, prompts, seeds, hand_off, steps, dtype, on_picture)
-    run = run_app(*apps, len(prompts))
-    return pictures, run.trace
+    apps = hand_off_apps(pipeline, prompts, seeds, hand_off, steps, dtype, pictures.__setitem__)
+    return pictures, run_app(*apps, len(prompts)).trace
 
 
 def _memory(scheduler):

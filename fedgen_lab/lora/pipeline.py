@@ -20,9 +20,8 @@ from fedgen_lab.shipped import shipped
 TOKENIZING = Lock()
 GUIDANCE = 3.0  # how much more a prompt counts than no prompt, where nothing else is said
 DRAWN_AT_ONCE = 8  # pictures in one pass of `draw`: the batch is what memory grows with
-ENCODED_AT_ONCE = (
-    32 * 32**2
-)  # pixels in one pass of `encode`: 32 pictures of the tiny model, one of 512 x 512
+# Pixels in one pass of `encode`: 32 pictures of the tiny model, one of 512 x 512.
+ENCODED_AT_ONCE = 32 * 32**2
 
 
 def load_pipeline(source=None, device=None, dtype=torch.float32):

@@ -94,7 +94,6 @@ class SplitServer:
         self.base = Base(scenario)
         unet, cut = self.base.unet, scenario.cut
         self.half = EdgeHalf(unet, cut)
-        self.is_device = on_device(unet, cut)  # a parameter's name -> whether it is the device's
         self.state = trainable_state(unet)
         self.round = 0
         self.losses = []
@@ -107,10 +106,11 @@ class SplitServer:
             self.base.schedule, self.base.held_out(), scenario.batch_size, torch.Generator()
         )
         noisy, _, text, _ = batch
+        is_device = on_device(unet, cut)
         self.expected = {
             "smashed": {**smashed_on_meta(unet, cut, batch), "text": text},
             "guess": {"guess": noisy},
-            "weights": {name: p for name, p in self.state.items() if self.is_device(name)},
+            "weights": {name: p for name, p in self.state.items() if is_device(name)},
         }
 
     def train_round(self):
@@ -124,7 +124,7 @@ class SplitServer:
             copies[node] = {
                 name: value.to(self.base.unet.device, copy=True).requires_grad_()
                 for name, value in self.state.items()
-                if not self.is_device(name)
+                if name not in self.expected["weights"]
             }
             adam = new_adam(copies[node].values(), self.scenario.rate)
             self.edges[node] = edge_steps(self.half, copies[node], adam)
