@@ -13,6 +13,8 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen_lab.federation.saving import keep_result, tried_path
+
 # Which function of fedgen_lab makes which half of an experiment. A node loads the modules of its own experiment only.
 HALVES = {
     "lora": {
@@ -113,7 +115,6 @@ def _client_app(experiment):
 
 def _lead_rival(experiment, grid, context):
     """A rival's server, and at its end or at its stop a file with the last generators, as the U's server writes one."""
-    from fedgen_lab.federation.saving import keep_result, tried_path
     from fedgen_lab.split.u_server import save_generators
 
     path, generators = tried_path(context.run_config), []
