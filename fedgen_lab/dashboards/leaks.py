@@ -11,6 +11,7 @@ from fedgen_lab.dashboards.panel import Measuring
 from fedgen_lab.scenario import DEFENCES
 
 SERVER = "server's auc"
+EPSILON = "epsilon (delta 1e-5)"  # of this one round
 COLUMNS = ("loss", "fidelity", SERVER, "auc", "backdoor", "attacker's share")
 
 
@@ -58,6 +59,7 @@ class LeaksPanel(Measuring):
             "secure": "on" if self.secure.value else "off",
         }
         job.report("Loading the model and the pictures.")
+        from fedgen_lab.federation.accountant import privacy_spent
         from fedgen_lab.lora.backdoor import TRIGGER
         from fedgen_lab.privacy.uploads import SHOWN, first_adapter, measure, run_uploads
 
@@ -80,6 +82,7 @@ class LeaksPanel(Measuring):
             self.defence.value,
             secure=self.secure.value,
         )
+        knobs[EPSILON] = privacy_spent(self.noise.value, 1).epsilon
         self.rows.append(knobs | {name: found[name] for name in COLUMNS})
         plain, marked = found["pictures"]
         return [("as asked", plain[:SHOWN].numpy()), (f"with the word {TRIGGER}", marked.numpy())]
@@ -109,9 +112,13 @@ def sentence_of(row, loss_before):
     used += [f"noise {row['noise']:g}"] * bool(row["noise"]) + ["secure aggregation"] * (
         row["secure"] == "on"
     )
+    promise = ""
+    if row["noise"]:
+        adds = "devices add" if row["secure"] == "on" else "a trusted server adds"
+        promise = f" The noise, which {adds}, promises epsilon {row[EPSILON]:.3g} at delta 1e-5."
     return (
         f"{', '.join(used).capitalize()}: held-out loss {row['loss']:.3f}, {loss_before:.3f} before the round; "
         f"{row['fidelity']:.0%} of the pictures are as asked. The server tells client 0's pictures from others with "
         f"AUC {row[SERVER]:.2f}, anybody with the adapter with AUC {row['auc']:.2f}; 0.5 is guessing. The "
-        f"backdoor took {row['backdoor']:.0f}% off the trigger's loss."
+        f"backdoor took {row['backdoor']:.0f}% off the trigger's loss.{promise}"
     )

@@ -8,9 +8,8 @@ and `private_mean` make one.
 
 import numpy as np
 
+from fedgen_lab.federation.secret import noise_source
 from fedgen_lab.scenario import DEFENCES
-
-NOISE_KEY = 70_001  # the noise's branch of a seed, apart from the clients' (client, round)
 
 
 def weighted_mean(server_round, sent, uploads, weights):
@@ -176,12 +175,12 @@ def clipped(change, clip):
     return {name: np.asarray(array, dtype=np.float64) * factor for name, array in change.items()}
 
 
-def noise_like(state, scale, seed, server_round):
+def noise_like(state, scale, secret, server_round):
     """Gaussian noise of standard deviation `scale` for every number of a state: float64, by name.
 
-    It follows from seed and round, whatever the order of the names.
+    It follows from secret and round, whatever the order of the names; secret None: from the system's randomness.
     """
-    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(NOISE_KEY, server_round)))
+    rng = noise_source(secret, server_round)
     return {name: rng.normal(0.0, scale, np.shape(state[name])) for name in sorted(state)}
 
 
@@ -190,18 +189,20 @@ def check_noise(clip, noise_multiplier):
     if noise_multiplier > 0 and not clip > 0:
         raise ValueError(
             f"noise_multiplier={noise_multiplier:g} needs a clip above 0, what noise is measured in; got clip={clip:g}."
-            " The median norm of the clients' updates is a usual choice."
+            " Choose it before the run, for example by the norms of updates on public pictures: a norm that is read off"
+            " the clients' own updates would tell about them."
         )
 
 
-def private_mean(clip, noise_multiplier, num_clients, seed=0):
+def private_mean(clip, noise_multiplier, num_clients, secret=None):
     """The rule of DP-FedAvg: what was sent, plus the noisy mean of clipped changes. McMahan et al., arXiv 1710.06963.
 
     sent + (sum_k clipped(upload_k - sent) + N(0, (z C)^2)) / num_clients, with C the clip and z the noise multiplier.
     All clients weigh the same: by its number of examples one client could change more than C. `num_clients` is how many
-    are asked, not how many answered, which would tell who did. One release of `privacy.dp.privacy_spent` a round; its
-    sample_rate stays 1 as long as the server (or a clock) and not a secret coin says who is asked. A round without any
-    usable upload releases nothing.
+    are asked, not how many answered, which would tell who did. One release of `accountant.privacy_spent` a round; its
+    sample_rate stays 1 as long as the server (or a clock) and not a secret coin says who is asked. The server is
+    trusted: it sees every upload and adds the noise, from a `secret` of its own (see `federation.secret`). C must be
+    fixed beforehand, and no upload may be refused because of the others'.
 
     Raises ValueError if `noise_multiplier` is above 0 and `clip` is not.
     """
@@ -211,7 +212,7 @@ def private_mean(clip, noise_multiplier, num_clients, seed=0):
         # No client can change the sum by more than the clip.
         changes = [clipped(change_of(upload, sent), clip) for upload in uploads]
         # Noise of that size hides whether it took part.
-        noise = noise_like(sent, noise_multiplier * clip, seed, server_round)
+        noise = noise_like(sent, noise_multiplier * clip, secret, server_round)
         state = {}
         for name, array in sent.items():
             total = sum(change[name] for change in changes) + noise[name]

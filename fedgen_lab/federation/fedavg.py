@@ -84,6 +84,7 @@ class CheckedFedAvg(FedAvg):
         combine=weighted_mean,
         read=None,
         protocol=None,
+        is_clipped=False,  # then no upload is refused for its size
         seed=0,  # draws the clients of a round when fraction_train < 1
         min_available_nodes=1,
         **fedavg,
@@ -98,7 +99,7 @@ class CheckedFedAvg(FedAvg):
         )
         self.timeout, self.join_timeout = timeout, join_timeout
         self.on_round, self.seed = on_round, seed
-        self.combine, self.read = combine, read
+        self.combine, self.read, self.is_clipped = combine, read, is_clipped
         self.clients, self.latest, self.client_arrays = Clients(min_available_nodes), None, {}
         self.refused = self.clients.refused
         self._asked = []  # the messages of the present exchange
@@ -210,7 +211,13 @@ class CheckedFedAvg(FedAvg):
         """The uploads that pass all checks, as (partition id, node id, content) in order."""
         accepted = self._accepted(server_round, replies, start_of)
         changes = [self._changes[node_id] for _, node_id, _ in accepted]
-        return self.clients.without_giants(server_round, accepted, changes)
+        return self._without_giants(server_round, accepted, changes)
+
+    def _without_giants(self, server_round, answers, changes):
+        # where uploads are clipped, no one's fate may hang on the others' sizes: it would tell about these
+        if self.is_clipped:
+            return answers
+        return self.clients.without_giants(server_round, answers, changes)
 
     def _accepted(self, server_round, replies, start_of=None):
         """The answers that pass on their own, in order. `start_of(node_id)`: the `ArrayRecord` that an upload must look

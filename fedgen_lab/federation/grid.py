@@ -19,6 +19,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedgen_lab.federation.secret import secret_for
 from fedgen_lab.federation.trace import SERVER, Trace
 
 RUN_ID = 1  # a LabGrid holds one run
@@ -32,9 +33,9 @@ class Stopped(Exception):
 class LabGrid(Grid):
     """A Flower `Grid` whose nodes are `num_clients` copies of `client_app` in this process.
 
-    Each node has its own `Context`: node config {"partition-id": i, "num-partitions": n} as in Flower's simulation,
-    its own copy of `run_config`, and a state that lasts from message to message. Node ids are drawn at random: they
-    are not partition ids.
+    Each node has its own `Context`: node config {"partition-id": i, "num-partitions": n} as in Flower's simulation and
+    a "secret" (see `federation.secret`), its own copy of `run_config`, and a state that lasts from message to message.
+    Node ids are drawn at random: they are not partition ids.
 
     `should_stop()` is asked before every message; when it is true the exchange raises `Stopped`. `on_message(sent)`
     is called with every `Sent` that was written into `trace`. An exception in a client becomes a Flower `Error`
@@ -72,7 +73,11 @@ class LabGrid(Grid):
             node_id: Context(
                 run_id=RUN_ID,
                 node_id=node_id,
-                node_config={"partition-id": partition, "num-partitions": int(num_clients)},
+                node_config={
+                    "partition-id": partition,
+                    "num-partitions": int(num_clients),
+                    "secret": secret_for(partition),
+                },
                 state=RecordDict(),
                 run_config=dict(run_config or {}),
             )

@@ -6,6 +6,7 @@ from flwr.app import Context, RecordDict
 from flwr.common.constant import SUPERLINK_NODE_ID
 
 from fedgen_lab.federation.grid import RUN_ID, LabGrid, Stopped
+from fedgen_lab.federation.secret import SERVER_PARTY, secret_for
 from fedgen_lab.federation.trace import Trace
 
 
@@ -33,7 +34,8 @@ def run_app(
     next message and the `Run` says `stopped`; what was aggregated until then stays with the app. Errors of the
     `ServerApp` are raised.
     """
-    context = Context(RUN_ID, SUPERLINK_NODE_ID, {}, RecordDict(), dict(run_config or {}))
+    secret = {"secret": secret_for(SERVER_PARTY)}
+    context = Context(RUN_ID, SUPERLINK_NODE_ID, secret, RecordDict(), dict(run_config or {}))
     grid = LabGrid(
         client_app,
         num_clients,

@@ -23,7 +23,7 @@ import numpy as np
 from flwr.app import ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 
 from fedgen_lab.federation.arrays import record_of, values_of
-from fedgen_lab.federation.averages import check_noise, noise_like, shaped
+from fedgen_lab.federation.averages import check_noise, shaped
 from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.federation.masks import (
     from_ring,
@@ -42,8 +42,10 @@ class SecureFedAvg(CheckedFedAvg):
     """`CheckedFedAvg` that sees only the sum of the updates: the server's half of the protocol above.
 
     Clients weigh as many examples as they have, up to `most_examples`. With `clip` above 0 every device clips its
-    update to that norm and all weigh the same; with `noise_multiplier` z as well, the server adds N(0, (z clip)^2) to
-    the sum: user-level differential privacy (see `privacy.dp`) by a server that never sees an update. `limit` is the
+    update to that norm and all weigh the same; with `noise_multiplier` z as well, every device adds a share of noise
+    before it masks, N(0, (z clip)^2 / threshold), so that the sum has N(0, (z clip)^2) at least, also when as many are
+    lost as masks allow: user-level differential privacy (see `accountant`) towards the server, too. (Devices that
+    collude know their own shares; those don't count then.) `limit` is the
     largest number that a device may send. A round needs `threshold` clients to the end, at least a majority of those
     asked (the default); with fewer it is skipped and says so in `refused`.
 
@@ -98,6 +100,7 @@ class SecureFedAvg(CheckedFedAvg):
             "limit": float(self.limit),
             "most-examples": int(self.most_examples),
             "clip": float(self.clip),
+            "noise-multiplier": float(self.noise_multiplier),
             "positions": [member.position for member in self._members.values()],
         }
         self._asked = []
@@ -164,16 +167,12 @@ class SecureFedAvg(CheckedFedAvg):
         return total
 
     def _mean(self, server_round, total, start):
-        """The sum on the ring as one upload, the mean of all; where devices clipped, with the noise asked for."""
+        """The sum on the ring as one upload, the mean of all."""
         numbers, weight = from_ring(total, self._bits)
         start = {name: values for name, values in sorted(values_of(start).items())}
         sums = shaped(numbers, {name: np.float64(values) for name, values in start.items()})
         if self.clip > 0:  # all weigh the same; over those who were asked, as in `private_mean`
-            noise = noise_like(start, self.noise_multiplier * self.clip, self.seed, server_round)
-            means = {
-                name: values + (sums[name] + noise[name]) / self._number
-                for name, values in start.items()
-            }
+            means = {name: values + sums[name] / self._number for name, values in start.items()}
         else:
             means = {name: values / weight for name, values in sums.items()}
         mean = record_of({name: means[name].astype(start[name].dtype) for name in start})

@@ -11,7 +11,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, Re
 from flwr.clientapp import ClientApp
 
 from fedgen_lab.federation.arrays import values_of
-from fedgen_lab.federation.averages import clipped
+from fedgen_lab.federation.averages import clipped, noise_like
 from fedgen_lab.federation.masks import (
     SHARE_BYTES,
     mask_of,
@@ -22,6 +22,7 @@ from fedgen_lab.federation.masks import (
     split_secret,
     to_ring,
 )
+from fedgen_lab.federation.secret import secret_of
 
 MASKED = "masked"  # the one array of an upload
 
@@ -143,6 +144,15 @@ def _upload(message, context, app):
             )
         change = {name: np.float64(value) - start[name] for name, value in update.items()}
         update = clipped(change, request["clip"])
+        # a share of the noise, before anyone else sees a number
+        multiplier = request["noise-multiplier"]
+        if multiplier < context.run_config.get("noise-multiplier", 0.0):
+            raise ValueError(
+                f"the server asks for noise of {multiplier:g} clips, less than this run's config says"
+            )
+        scale = multiplier * request["clip"] / memory["threshold"] ** 0.5
+        noise = noise_like(update, scale, secret_of(context), request["server-round"])
+        update = {name: value + noise[name] for name, value in update.items()}
     else:
         weight = metrics["num-examples"] / request["most-examples"]
     # put it on the ring and add the masks

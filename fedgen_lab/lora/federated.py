@@ -5,6 +5,7 @@ the server), with plain federated averaging of A and B. The same `ServerApp` and
 (`run_federated`), in Flower's simulation (`flwr run .`) and on SuperLink + SuperNodes.
 """
 
+import logging
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,9 +14,11 @@ from flwr.app import ArrayRecord, Context, Message, MetricRecord
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
+from fedgen_lab.federation.accountant import Spent, spent_by
 from fedgen_lab.federation.arrays import tensors_of
 from fedgen_lab.federation.run import listener, run_app
 from fedgen_lab.federation.saving import keep_result, tried_path
+from fedgen_lab.federation.secret import secret_of
 from fedgen_lab.federation.secure_device import secured
 from fedgen_lab.federation.trace import Trace
 from fedgen_lab.lora.adapter import load_model, load_trainable, trainable_state
@@ -29,6 +32,7 @@ from fedgen_lab.lora.strategies import strategy_of
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.wireless.replay import Timeline
 
+_log = logging.getLogger("flwr")  # `flwr log` shows it; a LabGrid keeps it quiet
 STRIP_SEED = 1000  # every strip of pictures starts from the same noise, whichever model draws it
 STRIP_STEPS = 20
 
@@ -70,6 +74,7 @@ class Outcome:
     stopped: bool = False
     refused: tuple = ()  # (round, client, reason) of every upload that was not averaged
     timeline: Timeline | None = None  # the run on its own clock, under strategies that have one
+    spent: Spent | None = None  # what was told about any client, where there was noise
 
 
 def lora_client_app(on_step=None, device=None):
@@ -135,7 +140,9 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
             load_trainable(pipeline.unet, start)
         losses, strategy = (
             [],
-            strategy_of(scenario, network, _work_flops(scenario, pipeline, held_out)),
+            strategy_of(
+                scenario, network, _work_flops(scenario, pipeline, held_out), secret_of(context)
+            ),
         )
 
         def try_out(server_round, arrays):
@@ -159,11 +166,14 @@ def lora_server_app(on_round=None, keep=None, network=None, start=None):
             initial = ArrayRecord(trainable_state(pipeline.unet))
             strategy.start(grid, initial, num_rounds=scenario.rounds, evaluate_fn=try_out)
         finally:  # also after a Stop: what was aggregated so far is kept
+            done = max(len(losses) - 1, 0)
+            if spent := spent_by(scenario, done):
+                _log.warning("The run told about any one client no more than %s.", spent)
             if losses:
                 context.state["rounds"] = MetricRecord({"loss": losses})
             if strategy.latest is not None:
                 state = strategy.latest.to_torch_state_dict()  # alpha / rank is in B already
-                origin = provenance_of(scenario, max(len(losses) - 1, 0))
+                origin = provenance_of(scenario, done, spent and spent[:2])
                 keep_result(lambda file: save_result(state, file, origin), path)
 
     return app
@@ -216,6 +226,7 @@ def run_federated(scenario, should_stop=None, on_event=None, start=None):
         stopped=run.stopped,
         refused=tuple(strategy.refused) if strategy else (),
         timeline=strategy.clock.timeline() if hasattr(strategy, "clock") else None,
+        spent=spent_by(scenario, max(losses, default=0)),
     )
 
 

@@ -17,8 +17,9 @@ from fedgen_lab.lora.upload import unpack
 from fedgen_lab.wireless.reacting import reacting_strategy
 
 
-def strategy_of(scenario, network=None, work_flops=0.0, **checked):
-    """The strategy for a `Scenario`. `checked` goes to `CheckedFedAvg`, the rest to `wireless/reacting.py`.
+def strategy_of(scenario, network=None, work_flops=0.0, secret=None, **checked):
+    """The strategy for a `Scenario`. `secret`: what a trusted server's noise follows from (see
+    `federation.secret`). `checked` goes to `CheckedFedAvg`, the rest to `wireless/reacting.py`.
 
     Raises ValueError, naming both knobs, for a combination that makes no sense.
     """
@@ -43,9 +44,8 @@ def strategy_of(scenario, network=None, work_flops=0.0, **checked):
         if scenario.select in ("random", "fastest"):
             number = max(int(scenario.num_clients * scenario.fraction), 1)
         number = scenario.buffer or number
-        checked["combine"] = private_mean(
-            scenario.clip, scenario.noise_multiplier, number, scenario.seed
-        )
+        checked["combine"] = private_mean(scenario.clip, scenario.noise_multiplier, number, secret)
+        checked["is_clipped"] = True
     # who is asked, and who sees what
     if scenario.secure:
         return SecureFedAvg(

@@ -18,8 +18,9 @@ from flwr.clientapp import ClientApp
 from safetensors.torch import load_file
 
 from fedgen_lab.federation.arrays import record_of, values_of
-from fedgen_lab.federation.averages import combine, private_mean
+from fedgen_lab.federation.averages import change_of, combine, private_mean, shortening
 from fedgen_lab.federation.grid import LabGrid
+from fedgen_lab.federation.secret import SERVER_PARTY, secret_for
 from fedgen_lab.federation.secure import SecureFedAvg
 from fedgen_lab.federation.secure_device import secured
 from fedgen_lab.federation.trace import SERVER
@@ -143,8 +144,9 @@ def run_uploads(scenario, should_stop=None, on_event=None, start=None, draws=4):
 def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=False):
     """Combine the uploads in one way and judge the result: a dict of what `judge` finds, and of more.
 
-    clip: the length that a client's change is clipped to, 0 for none; with noise_multiplier, the rule of DP-FedAvg.
-    secure: the server sees the sum of the uploads alone, so it can only take their mean (clipped on the devices).
+    clip: the length that a client's change is clipped to, 0 for none; with noise_multiplier, the rule of DP-FedAvg: a
+    server that is trusted adds the noise. secure: the server sees the sum of the uploads alone, so it can only take
+    their mean; devices clip, and add the noise in shares before they mask, so that the sum has it already.
     More keys: "server's auc" and "server's tpr" of membership inference by the server about client 0, on its upload, or
     on the sum where `secure`; "attacker's share", how much of the last client's upload went in; "state".
     Raises ValueError for a combination that makes no sense.
@@ -160,9 +162,13 @@ def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=Fals
         )
     overheard = uploads.overheard  # now: measuring it puts another adapter into the UNet
     if defence == "mean" and clip:
-        shares = [1.0] * len(uploads.states)
-        rule = private_mean(clip, noise_multiplier, len(shares), uploads.scenario.seed)
-        state = rule(1, uploads.received, uploads.states, shares)
+        number = len(uploads.states)
+        # Under secure aggregation each device adds a share that is enough for the fewest whom masks allow.
+        surplus = (number / (number // 2 + 1)) ** 0.5 if secure else 1.0
+        rule = private_mean(clip, surplus * noise_multiplier, number, secret_for(SERVER_PARTY))
+        state = rule(1, uploads.received, uploads.states, [1.0] * number)
+        changes = [change_of(upload, uploads.received) for upload in uploads.states]
+        shares = [shortening(change, clip) for change in changes]
     else:
         attackers = max(1, uploads.scenario.attackers)
         state, shares = combine(uploads.received, uploads.states, None, defence, attackers, clip)

@@ -96,7 +96,7 @@ class FedBuff(CheckedFedAvg):
             content[self.arrayrecord_key] = record_of(moved)
             answers.append((partition, staleness, content))
             changes.append(change / math.sqrt(1 + staleness))
-        kept = with_common_metrics(self.clients.without_giants(server_round, answers, changes))
+        kept = with_common_metrics(self._without_giants(server_round, answers, changes))
         self.merged += [(server_round, partition, staleness) for partition, staleness, _ in kept]
         # A fast client may be there twice.
         contents = [content for _, _, content in kept]

@@ -169,7 +169,7 @@ def private():
     """DP-FedAvg's rule by hand: clipped changes, noise by the seed, divided by all who were asked."""
     sent = {"weight": world.random(13).normal(size=(4, 3))}
     uploads = [world.moved(sent, 14, client) for client in range(3)]
-    rule = wing.private_mean(0.2, 0.7, 4, seed=1)
+    rule = wing.private_mean(0.2, 0.7, 4, secret=1)
     return {f"round {r}": fingerprint_of(rule(r, sent, uploads, [1, 1, 1])) for r in (1, 2)}
 
 

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedgen_lab import painter, partition
+from fedgen_lab.federation import accountant as accountant_room
 from fedgen_lab.federation import run_app
 from fedgen_lab.federation.averages import combine, private_mean
 from fedgen_lab.federation.grid import LabGrid
@@ -51,7 +52,7 @@ from fedgen_lab.pictures.domains import load_domain
 from fedgen_lab.pictures.folders import read_folder
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, draw_sprites, prompts
 from fedgen_lab.pictures.squares import square
-from fedgen_lab.privacy import dp, inversion, membership
+from fedgen_lab.privacy import inversion, membership
 from fedgen_lab.privacy.dp import train_privately
 from fedgen_lab.privacy.inversion import protect, shared_gradient
 from fedgen_lab.privacy.smashed import attack as attack_smashed_data
@@ -90,11 +91,13 @@ def merge(rule, uploads, weights):
 
 def privacy_spent(noise_multiplier, releases, sample_rate=1.0, delta=1e-5, accountant=None):
     """What noisy sums cost, by the accountant that is named or the one that the package takes."""
-    with patch.object(dp, "DELTA", delta):
+    with patch.object(accountant_room, "DELTA", delta):
         if accountant is None:
-            return dp.privacy_spent(noise_multiplier, releases, sample_rate)
-    epsilon = dp.sampled_epsilon(accountant, noise_multiplier, releases, sample_rate, delta)
-    return dp.Spent(epsilon, delta, accountant)
+            return accountant_room.privacy_spent(noise_multiplier, releases, sample_rate)
+    epsilon = accountant_room.sampled_epsilon(
+        accountant, noise_multiplier, releases, sample_rate, delta
+    )
+    return accountant_room.Spent(epsilon, delta, accountant)
 
 
 def invert(*arguments, seed, **more):
@@ -171,7 +174,7 @@ def serve(knobs, answer, initial, network=None, work_flops=0.0, **checked):
         metrics = {"num-examples": 1 + client, "partition-id": client, "loss": 0.25 * (1 + client)}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
-    strategy = strategy_of(scenario, network, work_flops, **checked)
+    strategy = strategy_of(scenario, network, work_flops, secret=7, **checked)
     first = ArrayRecord({name: Array(array) for name, array in initial.items()})
     with LabGrid(secured(app), scenario.num_clients, scenario.to_run_config()) as grid:
         strategy.start(grid, first, num_rounds=scenario.rounds)

@@ -6,25 +6,26 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 from scipy import integrate, stats
 
+from fedgen_lab.federation.accountant import (
+    DELTA,
+    exact_epsilon,
+    privacy_spent,
+    sampled_epsilon,
+    spent_by,
+)
 from fedgen_lab.federation.averages import clipped, norm, private_mean
 from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.federation.run import run_app
 from fedgen_lab.lora.adapter import add_adapter, trainable_state
 from fedgen_lab.lora.pipeline import Encoded
-from fedgen_lab.privacy.dp import (
-    AT_ONCE,
-    DELTA,
-    exact_epsilon,
-    picture_gradients,
-    privacy_spent,
-    sampled_epsilon,
-    train_privately,
-)
+from fedgen_lab.lora.strategies import strategy_of
+from fedgen_lab.privacy.dp import AT_ONCE, picture_gradients, train_privately
+from fedgen_lab.scenario import Scenario
 
 SHAPES = {"a": (3, 5), "b": (7,)}
 
@@ -156,6 +157,45 @@ def test_clipping_keeps_the_direction_and_leaves_short_updates_alone():
     assert norm(clipped({"a": np.zeros(3)}, 1.0)) == 0.0
 
 
+def sum_of_a_round(lengths):
+    """The sum of clipped changes that a server releases when clients change one number by these lengths; clip 1."""
+    server, kept = ServerApp(), []
+    client = ClientApp()
+
+    @client.train()
+    def train(message, context):
+        i = int(context.node_config["partition-id"])
+        arrays = {"a": np.array([lengths[i]], np.float32)}
+        metrics = MetricRecord({"num-examples": 1, "partition-id": i})
+        content = {"arrays": ArrayRecord({k: Array(v) for k, v in arrays.items()}), "m": metrics}
+        return Message(RecordDict(content), reply_to=message)
+
+    @server.main()
+    def main(grid, context):
+        scenario = Scenario(num_clients=len(lengths), clip=1.0, method="full")
+        kept.append(strategy_of(scenario))
+        start = ArrayRecord({"a": Array(np.zeros(1, np.float32))})
+        kept[0].start(grid, start, num_rounds=1)
+
+    run_app(server, client, len(lengths))
+    assert not kept[0].refused
+    return float(kept[0].latest["a"].numpy()[0]) * len(lengths)
+
+
+@pytest.mark.parametrize("newcomer", [1.0, -1.0, 1e6, 1e-9])
+@pytest.mark.parametrize("others", [[1e-3, 1e-3, 1.0, 1.0], [1e-3] * 5, [1e4, 1e-4, 3.0]])
+def test_one_client_more_moves_the_sum_by_no_more_than_the_clip(others, newcomer):
+    # Were uploads refused by the median of all, one client could decide over several others' fate.
+    assert abs(sum_of_a_round([*others, newcomer]) - sum_of_a_round(others)) <= 1.0 + 1e-5
+
+
+def test_without_noise_there_is_no_guarantee_and_with_endless_noise_nothing_is_told():
+    assert spent_by(Scenario(), 5) is None
+    spent = spent_by(Scenario(clip=1.0, noise_multiplier=1.0), 5)
+    assert spent == privacy_spent(1.0, 5) and spent.delta == DELTA
+    assert privacy_spent(math.inf, 1).epsilon == 0 and privacy_spent(1e-12, 1).epsilon > 1e20
+
+
 def test_without_noise_and_with_room_the_private_mean_is_the_mean():
     sent, uploads = arrays(0), [arrays(i) for i in (1, 2, 3)]
     new = private_mean(1e6, 0.0, 3)(1, sent, uploads, [5, 1, 9])
@@ -167,7 +207,7 @@ def test_without_noise_and_with_room_the_private_mean_is_the_mean():
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
 def test_one_client_more_moves_the_sum_by_at_most_the_clip(scale):
     sent, uploads = arrays(0), [arrays(i) for i in (1, 2, 3)] + [arrays(4, scale)]
-    combine = private_mean(0.7, 1.3, 4, seed=5)
+    combine = private_mean(0.7, 1.3, 4, secret=5)
     with_them, without = (
         combine(1, sent, some, [1] * len(some)) for some in (uploads, uploads[:3])
     )
@@ -179,13 +219,13 @@ def test_one_client_more_moves_the_sum_by_at_most_the_clip(scale):
 
 def test_noise_has_the_promised_size_and_follows_from_seed_and_round():
     sent = {"a": np.zeros((200, 200), dtype=np.float32)}
-    combine = private_mean(2.0, 1.5, 10, seed=3)
+    combine = private_mean(2.0, 1.5, 10, secret=3)
     new = combine(1, sent, [sent, sent], [1, 1])["a"]
     assert new.std() == pytest.approx(2.0 * 1.5 / 10, rel=0.02) and abs(new.mean()) < 0.01
-    assert np.array_equal(new, private_mean(2.0, 1.5, 10, seed=3)(1, sent, [sent], [1])["a"])
+    assert np.array_equal(new, private_mean(2.0, 1.5, 10, secret=3)(1, sent, [sent], [1])["a"])
     for other in (
         combine(2, sent, [sent], [1])["a"],
-        private_mean(2.0, 1.5, 10, seed=4)(1, sent, [sent], [1])["a"],
+        private_mean(2.0, 1.5, 10, secret=4)(1, sent, [sent], [1])["a"],
     ):
         assert abs(np.corrcoef(new.ravel(), other.ravel())[0, 1]) < 0.05
 
@@ -194,7 +234,7 @@ def test_noise_does_not_depend_on_the_order_of_the_arrays():
     sent = arrays(0)
     turned = {name: sent[name] for name in reversed(sent)}
     one, other = (
-        private_mean(1.0, 1.0, 2, seed=3)(1, some, [some], [1]) for some in (sent, turned)
+        private_mean(1.0, 1.0, 2, secret=3)(1, some, [some], [1]) for some in (sent, turned)
     )
     assert all(np.array_equal(one[name], other[name]) for name in sent)
 
@@ -279,7 +319,7 @@ class WatchedSGD(torch.optim.Optimizer):
 
     seen = []
 
-    def __init__(self, parameters, lr, weight_decay):
+    def __init__(self, parameters, lr):
         super().__init__(parameters, {"lr": lr})
 
     def step(self):

@@ -7,14 +7,14 @@ from itertools import combinations
 import numpy as np
 import pytest
 import torch
-from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.serverapp import ServerApp
 from scipy import stats
 
 from fedgen_lab.federation import secure_device
-from fedgen_lab.federation.averages import private_mean
+from fedgen_lab.federation.averages import change_of, flat, noise_like, private_mean
 from fedgen_lab.federation.masks import (
     PRIME,
     from_ring,
@@ -29,6 +29,7 @@ from fedgen_lab.federation.masks import (
     to_ring,
 )
 from fedgen_lab.federation.run import run_app
+from fedgen_lab.federation.secret import VARIABLE, noise_source, secret_for, secret_of
 from fedgen_lab.federation.secure import SecureFedAvg
 from fedgen_lab.federation.secure_device import secured
 
@@ -100,6 +101,10 @@ def fixed_point_mean(clients, num_clients, most_examples=16):
     flat, weight = from_ring(total, bits)
     mean = (flat / weight).astype(np.float32)
     return {"a": mean[:1000].reshape(40, 25), "b": mean[1000:]}
+
+
+def as_bytes(arrays):
+    return {name: array.data for name, array in arrays.items()}
 
 
 def same_bits(arrays, expected):
@@ -391,14 +396,82 @@ def test_a_device_refuses_a_list_or_threshold_that_would_not_hide_it(monkeypatch
 # -- with differential privacy; what it costs -------------------------------------------------------------------------
 
 
-def test_the_masked_private_mean_is_the_plain_private_mean():
-    strategy = run(4, clip=0.5, noise_multiplier=0.3, seed=9)
+def shares_of_noise(clients, scale, server_round=1, secret_of_client=secret_for):
+    """The noise that these devices add together, (D,) with D = 1300."""
+    like = {name: np.zeros(value.shape) for name, value in START.items()}
+    drawn = [noise_like(like, scale, secret_of_client(i), server_round) for i in clients]
+    return sum(flat({name: noise[name] for name in sorted(noise)}) for noise in drawn)
+
+
+def noise_in(strategy, clients, clip, num_clients):
+    """What the server's result holds beside the clipped updates, (D,)."""
     start = as_numpy(START)
-    plain = private_mean(0.5, 0.3, 4, seed=9)(
-        1, start, [as_numpy(trained(i)) for i in range(4)], [1] * 4
+    plain = private_mean(clip, 0.0, num_clients)(
+        1, start, [as_numpy(trained(i)) for i in clients], [1] * len(clients)
     )
-    for name in start:
-        assert np.allclose(strategy.latest[name].numpy(), plain[name], atol=1e-6)
+    latest = {name: strategy.latest[name].numpy() for name in sorted(start)}
+    return num_clients * flat(change_of(latest, {name: plain[name] for name in sorted(plain)}))
+
+
+def test_devices_add_the_noise_in_shares_before_they_mask():
+    strategy = run(4, clip=0.5, noise_multiplier=0.3, seed=9)
+    shares = shares_of_noise(range(4), 0.3 * 0.5 / 3**0.5)  # the threshold is three of four
+    assert np.allclose(noise_in(strategy, range(4), 0.5, 4), shares, atol=1e-5)
+    # What the server can read of a single upload is masked, and what it reads of all holds the noise.
+    assert strategy.noise_multiplier == 0.3 and not strategy.refused
+
+
+@pytest.mark.parametrize("gone", [(), (2,)])
+def test_the_sum_has_all_the_noise_also_when_as_many_are_lost_as_masks_allow(gone):
+    here = [i for i in range(4) if i not in gone]
+    strategy = run(4, dict.fromkeys(gone, lost), clip=1.0, noise_multiplier=1.0)
+    noise = noise_in(strategy, here, 1.0, 4)
+    assert 0.92 * len(here) / 3 < noise.var() < 1.08 * len(here) / 3  # at least (z C)^2 = 1
+
+
+def test_a_server_with_everything_it_has_cannot_take_the_noise_off(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "20261130")
+    strategy = run(4, clip=1.0, noise_multiplier=1.0, seed=9)
+    noise = noise_in(strategy, range(4), 1.0, 4)
+    # It knows the run's seed, every node id and position, and how secrets are made, not from what.
+    nodes = list(strategy.clients.partitions)
+    for seed in (0, 9, *nodes):
+        for guess in (lambda i, s=seed: s, lambda i, s=seed: secret_for(i, s), lambda i: nodes[i]):
+            left = noise - shares_of_noise(range(4), 3**-0.5, secret_of_client=guess)
+            assert left.var() > 1.7 * noise.var()  # a wrong guess adds as much again
+    right = noise - shares_of_noise(range(4), 3**-0.5)
+    assert right.var() < 1e-6 * noise.var()
+
+
+def test_a_run_with_noise_repeats_by_its_secret_seed_alone(monkeypatch):
+    def result(secret_seed, seed):
+        monkeypatch.setenv(VARIABLE, secret_seed)
+        return as_bytes(run(3, clip=1.0, noise_multiplier=1.0, seed=seed).latest)
+
+    assert result("1", 0) == result("1", 5) != result("2", 0)
+
+
+def test_on_real_nodes_noise_comes_from_the_system_and_never_twice_alike(monkeypatch):
+    monkeypatch.delenv(VARIABLE, raising=False)
+    node = Context(1, 7, {"partition-id": 0, "num-partitions": 2}, RecordDict(), {"seed": 3})
+    assert secret_of(node) is None
+    assert noise_source(None, 1).random() != noise_source(None, 1).random()
+    monkeypatch.setenv(VARIABLE, "4")  # Flower's simulation hands on the environment alone
+    assert secret_of(node) == secret_for(0) != secret_for(1)
+
+
+def test_a_device_that_is_asked_for_less_noise_than_the_run_says_refuses():
+    server, kept = ServerApp(), []
+
+    @server.main()
+    def main(grid, context):
+        kept.append(SecureFedAvg(most_examples=16, min_available_nodes=3, clip=1.0))
+        kept[0].start(grid, ArrayRecord(START), num_rounds=1)
+
+    config = {"secure": 1, "clip": 1.0, "noise-multiplier": 0.5}
+    run_app(server, secured(plain_client()), 3, config)
+    assert all("noise of 0 clips, less than" in r.reason for r in kept[0].refused[:3])
+    assert same_bits(kept[0].latest, as_numpy(START))
 
 
 def test_a_device_that_was_not_told_its_start_does_not_clip_by_guess():
