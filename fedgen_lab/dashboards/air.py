@@ -50,11 +50,11 @@ class AirRun(LiveRun):
         if not self.losses or self.progress is None:
             return "nothing was complete yet."
         last = self.progress.iloc[-1]
-        said = f"{self.label}, {self.rounds} of {self.scenario.rounds} rounds in {last['seconds']:.3g} s on the clock. "
-        said += f"Loss {self.losses[0]:.3f} before, {last['loss']:.3f} now; {self.progress['left_out'].sum()} uploads "
+        left_out, age = self.progress["left_out"].sum(), self.progress["staleness"].max()
         return (
-            said
-            + f"left out, and what was merged is {self.progress['staleness'].max():.2g} versions old at most."
+            f"{self.label}, {self.rounds} of {self.scenario.rounds} rounds in {last['seconds']:.3g} s on the clock, "
+            f"{last['joules']:.3g} J of all devices. Loss {self.losses[0]:.3f} before, {last['loss']:.3f} now; "
+            f"{left_out} uploads left out, and what was merged is {age:.2g} versions old at most."
         )
 
     def table(self, bandwidth_hz):
@@ -113,7 +113,7 @@ class AirDashboard:
         self.panel = Panel(
             "Start", self.new_run, run_on_the_clock, self.scenario, lambda _: self.draw()
         )
-        self.axis = controls.choice("Loss against", list(AXES), list(AXES)[-1])
+        self.axis = controls.choice("Loss against", [*AXES, "joules"], AXES[-1])
         self.axis.observe(lambda _: self.draw(), names="value")
         self.chart = charts.LiveChart("loss on air")
 

@@ -174,11 +174,13 @@ def network_of(scenario):
 
 
 COLUMNS = dict(zip(AXES, ("round", "megabytes", "wireless_seconds"), strict=True))
+COLUMNS["joules"] = "joules"  # of runs on a clock of their own
 X_TITLES = dict(
     zip(
         AXES, ("rounds", "megabytes sent, up and down", "seconds on the wireless link"), strict=True
     )
 )
+X_TITLES["joules"] = "joules spent by all devices together"
 ROLES = {"local_only": "client", "lora": "server", "centralised": "real", "full": "generated"}
 
 
@@ -215,7 +217,7 @@ def loss_chart(runs, recorded, axis, bandwidth_hz, num_clients, skew):
             )
     for run, name in zip(runs, _names(runs), strict=True):
         table = run.table(bandwidth_hz).dropna()
-        if table.empty:
+        if table.empty or COLUMNS[axis] not in table:
             continue
         newest = run is runs[-1]
         x, y = table[COLUMNS[axis]], table["loss"]

@@ -18,9 +18,9 @@ from fedgen_lab.wireless.replay import Timeline, replay
 class OnAir:
     """What a run on the clock leaves behind.
 
-    `progress`: one row a round, from 0: round, loss (held-out denoising loss), seconds, megabytes_up, megabytes_down
-    (all three since the start), left_out (how many clients were refused in this round, late ones among them) and
-    staleness (the mean age of what was merged, in merges; 0 in synchronous rounds).
+    `progress`: one row a round, from 0: round, loss (held-out denoising loss), seconds, megabytes_up, megabytes_down,
+    joules of all devices together (these four since the start), left_out (how many clients were refused in this round,
+    late ones among them) and staleness (the mean age of what was merged, in merges; 0 in synchronous rounds).
     """
 
     progress: pd.DataFrame
@@ -96,6 +96,8 @@ def _progress(losses, strategy, timeline):
     rounds = timeline.rounds.set_index("round").reindex(progress.index, fill_value=0)
     taken = rounds[["seconds", "bytes_up", "bytes_down"]].cumsum()
     progress["seconds"] = taken["seconds"]
+    joules = timeline.events.groupby("round")["joules"].sum()
+    progress["joules"] = joules.reindex(progress.index, fill_value=0.0).cumsum()
     progress["megabytes_up"] = taken["bytes_up"] / 1e6
     progress["megabytes_down"] = taken["bytes_down"] / 1e6
 

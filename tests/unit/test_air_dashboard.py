@@ -96,7 +96,14 @@ def test_before_anything_is_complete_it_says_so():
     run.losses, run.progress = (
         {0: 1.0},
         pd.DataFrame(
-            {"round": [0], "loss": [1.0], "seconds": [0.0], "left_out": [0], "staleness": [0.0]}
+            {
+                "round": [0],
+                "loss": [1.0],
+                "seconds": [0.0],
+                "joules": [0.0],
+                "left_out": [0],
+                "staleness": [0.0],
+            }
         ),
     )
     assert "0 of 2 rounds in 0 s" in run.summary()

@@ -60,6 +60,8 @@ def test_waiting_for_all_is_the_plain_run_and_its_replay(plain):
     np.testing.assert_allclose(plain.progress["seconds"], [0, *rounds.seconds.cumsum()])
     np.testing.assert_allclose(plain.progress["megabytes_up"], [0, *rounds.bytes_up.cumsum() / 1e6])
     np.testing.assert_array_equal(plain.progress["loss"], outcome.rounds["loss"])
+    joules = plain.progress["joules"]
+    assert joules[0] == 0 and np.isclose(joules.iloc[-1], plain.timeline.clients["joules"].sum())
     assert not plain.refused and not plain.progress[["left_out", "staleness"]].any(axis=None)
 
 
