@@ -99,7 +99,8 @@ class SplitServer:
         self.losses = []
         self.client_states = {}
         self.clients = Clients(scenario.num_clients)
-        self.edges = {}  # node id -> its copy's side of the steps
+        self.copies = {}  # node id -> its copy of the edge's half: {name: parameter}
+        self.edges = {}  # node id -> that copy's side of the steps
         self.pictures = {}  # node id -> how many it trains on
         # What belongs into each kind of answer: {name: a tensor of that shape and type}.
         batch = noised_batch(
@@ -119,27 +120,26 @@ class SplitServer:
         nodes = self.clients.connected(self.grid, self.round, JOIN_SECONDS)
 
         # Each copy at the edge begins with the last blocks as last averaged.
-        copies = {}
         for node in nodes:
-            copies[node] = {
+            copy = {
                 name: value.to(self.base.unet.device, copy=True).requires_grad_()
                 for name, value in self.state.items()
                 if name not in self.expected["weights"]
             }
-            adam = new_adam(copies[node].values(), self.scenario.rate)
-            self.edges[node] = edge_steps(self.half, copies[node], adam)
+            self.copies[node] = copy
+            adam = new_adam(copy.values(), self.scenario.rate)
+            self.edges[node] = edge_steps(self.half, copy, adam)
             advance(self.edges[node])
 
         # Each device gets the first ones. Then guesses and gradients cross, step after step.
         first_blocks = {name: self.state[name] for name in self.expected["weights"]}
-        down = self._exchange("start", dict.fromkeys(nodes, first_blocks), "smashed")
+        down = [(None, node, first_blocks) for node in nodes]
+        down = self._exchange("start", down, "smashed")
         for step in range(1, self.scenario.local_steps + 1):
             kind = "smashed" if step < self.scenario.local_steps else "weights"
             down = self._exchange("loss", down, "guess")
             down = self._exchange("learn", down, kind)
-
-        # Both halves of every client that came so far.
-        self._average({node: {**weights, **copies[node]} for node, weights in down.items()})
+        self._average(down)
 
     def try_out(self):
         """The held-out loss of the present state."""
@@ -149,12 +149,13 @@ class SplitServer:
         self.losses.append(float(losses.mean()))
 
     def _exchange(self, action, down, kind):
-        """One message to each node: {node: what its copy at the edge makes of the answer}, or the answer if `weights`.
+        """Messages [(partition id, node id, what goes down)] and what the edge makes of each answer, in the same form.
 
-        kind: of the answers, a key of `expected`. An answer that can't be right is refused.
+        kind: of the answers, a key of `expected`. To "weights" it adds the last blocks: the whole state of that client.
+        An answer that can't be right is refused.
         """
         messages = {}
-        for node, message in down.items():
+        for _, node, message in down:
             tensors, numbers = packed(message)
             config = {"server-round": self.round, "go-on": kind != "weights", **numbers}
             content = RecordDict({"tensors": tensors, "config": ConfigRecord(config)})
@@ -175,21 +176,22 @@ class SplitServer:
                 for name, array in arrays.items()
             }
             answer = advance(self.edges[node], {**tensors, **numbers})
-            return tensors if kind == "weights" else answer
+            if kind != "weights":
+                return answer
+            whole = {**tensors, **self.copies[node]}
+            return {name: whole[name].detach().cpu().numpy() for name in self.state}
 
-        answers = self.clients.exchange(
+        return self.clients.exchange(
             self.grid, self.round, messages, TIMEOUT_SECONDS, check, action
         )
-        return {node: answer for _, node, answer in answers}
 
-    def _average(self, states):
-        """Both halves averaged over clients, weighted by their pictures; a change out of all proportion is left out."""
+    def _average(self, answers):
+        """Both halves averaged over clients, weighted by their pictures; a change out of all proportion is left out.
+
+        answers: [(partition id, node id, state)].
+        """
         start = {name: value.numpy() for name, value in self.state.items()}
-        answers, changes = [], []
-        for node, state in states.items():
-            state = {name: state[name].detach().cpu().numpy() for name in start}
-            answers.append((self.clients.partitions.get(node, node), node, state))
-            changes.append(norm(change_of(state, start)))
+        changes = [norm(change_of(state, start)) for *_, state in answers]
         answers = self.clients.without_giants(self.round, answers, changes)
         self.client_states = {client: _tensors(state) for client, _, state in answers}
 
