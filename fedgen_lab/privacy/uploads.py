@@ -160,7 +160,7 @@ def measure(uploads, clip=0.0, noise_multiplier=0.0, defence="mean", secure=Fals
         raise ValueError(
             "Noise belongs to a mean of clipped uploads: choose the defence 'mean' and a clip above 0."
         )
-    overheard = uploads.overheard  # now: measuring it puts another adapter into the UNet
+    overheard = uploads.overheard  # before `judge`, for the same reason as there
     if defence == "mean" and clip:
         number = len(uploads.states)
         # Under secure aggregation each device adds a share that is enough for the fewest whom masks allow.
@@ -192,7 +192,7 @@ def judge(uploads, state, drawn=True):
     from the same noise. Without `drawn`, nothing is drawn, which is faster: no "fidelity" and no "pictures".
     """
     # What it is worth, what it tells of client 0, and how well it knows the trigger.
-    start = uploads.losses_before
+    start = uploads.losses_before  # first: measuring it puts another adapter into the UNet
     losses = uploads.losses(state)
     membership = uploads.membership(losses)
     measured = {

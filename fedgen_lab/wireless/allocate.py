@@ -38,7 +38,7 @@ _CQI_CEILING = CQI_EFFICIENCY / _CQI_NEEDS  # (15,): rate / reach that a line ca
 
 
 # -- rates ----------------------------------------------------------------------------------------------------------
-def rate_in(band_hz, reach_hz, rate_law="shannon"):
+def rate_in(band_hz, reach_hz, rate_law):
     """Bits per second in a band: Shannon's b log2(1 + reach / b), or the best line of the CQI table. See `rate_bps`."""
     if rate_law == "shannon":
         return band_hz * np.log1p(reach_hz / band_hz) / np.log(2)
@@ -49,12 +49,12 @@ def rate_in(band_hz, reach_hz, rate_law="shannon"):
     return (CQI_EFFICIENCY * fillable).max(-1)
 
 
-def limit_bps(reach_hz, rate_law="shannon"):
+def limit_bps(reach_hz, rate_law):
     """The rate that no band exceeds: reach / ln 2 after Shannon, less with the CQI table."""
     return np.asarray(reach_hz) * (1 / np.log(2) if rate_law == "shannon" else _CQI_CEILING[0])
 
 
-def band_for(bits, seconds, reach_hz, rate_law="shannon"):
+def band_for(bits, seconds, reach_hz, rate_law):
     """The smallest band, in hertz, that carries `bits` in `seconds`; infinite where no band is enough. Of arrays.
 
     From bits / seconds = b log2(1 + reach / b) follows, with G = bits ln 2 / (seconds reach),
@@ -88,7 +88,7 @@ def proportional(bits, band_hz):
     return band_hz * bits / np.maximum(bits.sum(-1, keepdims=True), 1)
 
 
-def min_max(bits, ready_seconds, reach_hz, band_hz, rate_law="shannon"):
+def min_max(bits, ready_seconds, reach_hz, band_hz, rate_law):
     """The shares that let the last client finish as early as possible. All arrays (..., K); returns hertz (..., K).
 
     Client k can begin to send at `ready_seconds`, when it has downloaded and computed. At the best shares all who send

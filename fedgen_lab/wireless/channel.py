@@ -24,9 +24,7 @@ CARRIER_HZ = 3.5e9  # the main band of 5G; UMi holds from 0.5 to 100 GHz
 DEVICE_NOISE_FIGURE_DB = 7.0
 RECEIVING_WATTS, COMPUTING_WATTS = 0.5, 4.0  # of a device
 FLOPS_PER_CYCLE = 50.0  # with kappa: so the median device runs at 2 GHz
-RATE_LAWS = ("shannon", "cqi")
 ALLOCATIONS = ("equal", "proportional", "min-max")
-DOWNLINKS = ("unicast", "broadcast")
 
 
 @dataclass(frozen=True)
@@ -60,14 +58,16 @@ class Network(Knobs):
     shadowing: bool = knob(False, words="Log-normal, drawn once for each client.")
     seed: int = knob(0, 0, 2**32 - 1)
     rate_law: str = knob(
-        "shannon", options=RATE_LAWS, words="shannon: what no radio beats; cqi: what 5G reaches."
+        "shannon",
+        options=("shannon", "cqi"),
+        words="shannon: what no radio beats; cqi: what 5G reaches.",
     )
     allocation: str = knob(
         "equal",
         options=ALLOCATIONS,
         words="proportional: to the bits; min-max: the shortest round.",
     )
-    downlink: str = knob("unicast", options=DOWNLINKS)
+    downlink: str = knob("unicast", options=("unicast", "broadcast"))
     kappa: float = knob(  # 1e-28 is usual
         0.0,
         0,

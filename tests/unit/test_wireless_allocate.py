@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from fedgen_lab.wireless.allocate import band_for, equal, limit_bps, min_max, proportional
-from fedgen_lab.wireless.channel import RATE_LAWS, rate_bps, reach_hz
+from fedgen_lab.wireless.channel import rate_bps, reach_hz
 
 BAND = 5e6
+RATE_LAWS = ("shannon", "cqi")
 
 
 def clients(seed, number=8):
@@ -52,7 +53,7 @@ def test_the_closed_form_carries_the_bits_in_exactly_the_time_given(seed, law):
 @pytest.mark.parametrize("seed", range(5))
 def test_with_min_max_shares_all_clients_finish_together_and_use_the_whole_band(seed):
     bits, ready, reach = clients(seed)
-    band = min_max(bits, ready, reach, BAND)
+    band = min_max(bits, ready, reach, BAND, "shannon")
     finish = ready + bits / rate(band, reach)
     assert np.ptp(finish) < 1e-6 * finish.max()
     assert band.sum() == pytest.approx(BAND, rel=1e-6) and band.sum() <= BAND
@@ -79,7 +80,7 @@ def test_min_max_is_what_a_numerical_optimiser_finds(seed):
             {"type": "ineq", "fun": lambda x: x[-1] - finish(x[:-1])},
         ],
     )
-    ours = min_max(bits, ready, reach, BAND) / 1e6
+    ours = min_max(bits, ready, reach, BAND, "shannon") / 1e6
     assert found.success
     assert finish(ours).max() == pytest.approx(found.x[-1], rel=1e-5)
     assert np.allclose(ours, found.x[:-1], rtol=1e-2)
@@ -100,7 +101,7 @@ def test_bandwidth_cannot_save_a_client_that_is_too_far_away():
     reach[3] = 1e4
     floor = ready[3] + bits[3] * np.log(2) / 1e4
     for band in (BAND, 1000 * BAND):
-        hertz = min_max(bits, ready, reach, band)
+        hertz = min_max(bits, ready, reach, band, "shannon")
         assert (ready + bits / rate(hertz, reach)).max() >= floor
 
 
@@ -119,8 +120,8 @@ def test_who_sends_nothing_gets_nothing_and_holds_nobody_up(law):
 
 def test_many_rounds_at_once_are_the_same_rounds_one_by_one():
     rounds = [clients(seed) for seed in range(6)]
-    together = min_max(*(np.stack(column) for column in zip(*rounds, strict=True)), BAND)
-    assert np.allclose(together, [min_max(*one, BAND) for one in rounds], rtol=1e-6)
+    together = min_max(*(np.stack(column) for column in zip(*rounds, strict=True)), BAND, "shannon")
+    assert np.allclose(together, [min_max(*one, BAND, "shannon") for one in rounds], rtol=1e-6)
 
 
 @pytest.mark.parametrize("law", RATE_LAWS)
