@@ -101,9 +101,13 @@ class CheckedFedAvg(FedAvg):
         self.on_round, self.seed = on_round, seed
         self.combine, self.read, self.is_clipped = combine, read, is_clipped
         self.clients, self.latest, self.client_arrays = Clients(min_available_nodes), None, {}
-        self.refused = self.clients.refused
         self._asked = []  # the messages of the present exchange
         self._changes = {}  # node id -> how much its last upload changed the arrays
+
+    @property
+    def refused(self):
+        """A `Refusal` for whatever was not averaged, in order."""
+        return self.clients.refused
 
     def start(self, grid, initial_arrays, num_rounds=3, timeout=None, **configs):
         """FedAvg's `start`; returns its `Result`. `timeout` is the strategy's own unless given."""

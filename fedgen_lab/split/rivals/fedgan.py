@@ -58,7 +58,7 @@ def server_app(on_round=None, on_step=None, refused=None):
                 )
 
         strategy = CheckedFedAvg(min_available_nodes=scenario.num_clients, seed=scenario.seed)
-        strategy.refused = [] if refused is None else refused
+        strategy.clients.refused = [] if refused is None else refused
         start = ArrayRecord(core.start_gan(scenario).state())
         strategy.start(grid, start, num_rounds=scenario.rounds, evaluate_fn=show)
 
