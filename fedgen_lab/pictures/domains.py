@@ -85,7 +85,12 @@ class Domain(PictureSet):
         check_whole("side", side)
         if self.images.shape[-1] == side:
             return self
-        return replace(self, images=_scaled(self.images, int(side)))
+        mode = "area" if side < self.images.shape[-1] else "bicubic"
+        scaled = []
+        for batch in self.images.split(BATCH):
+            batch = F.interpolate(batch.float(), int(side), mode=mode)
+            scaled.append(batch.round().clamp(0, 255).byte())
+        return replace(self, images=torch.cat(scaled))
 
 
 def load_domain(name, number=None, side=28, seed=0, held_out=False):
@@ -169,9 +174,9 @@ def _digits():
 
     bunch = load_digits()
     grey = (bunch.images * 255 / 16).round().astype(np.uint8)  # (1797, 8, 8)
-    images = F.pad(_scaled(torch.from_numpy(grey)[:, None], 24), (2, 2, 2, 2))  # MNIST's rim
-    labels = torch.from_numpy(bunch.target).long()
-    return Domain("digits", images, labels, _IDX_NAMES["mnist"])
+    images, labels = torch.from_numpy(grey)[:, None], torch.from_numpy(bunch.target).long()
+    digits = Domain("digits", images, labels, _IDX_NAMES["mnist"]).resized(24)
+    return replace(digits, images=F.pad(digits.images, (2, 2, 2, 2)))  # with MNIST's rim
 
 
 def _idx(name, kind, folder, held_out):
@@ -211,9 +216,9 @@ def _hub(name, source, held_out, side):
     remedy = f", or use a domain that needs none: {', '.join(OFFLINE)}."
     datasets, splits = load_dataset(source, remedy)
     # A set with a test split comes in two parts, any other in one.
-    in_two = {"train", "test"} <= set(splits)
+    is_one_part = not {"train", "test"} <= set(splits)
     split = "train" if "train" in splits else next(iter(splits))
-    table = splits["test" if in_two and held_out else split]
+    table = splits["test" if held_out and not is_one_part else split]
     # Which column holds the pictures, and which the labels?
     features = table.features.items()
     images = [key for key, feature in features if isinstance(feature, datasets.Image)]
@@ -232,11 +237,11 @@ def _hub(name, source, held_out, side):
     mode = "L" if first.mode in ("1", "L") else "RGB"
     if first.width == first.height <= 64:
         side = first.width
-    pixels = [np.asarray(image.convert(mode).resize((side, side))) for image in table[images[0]]]
-    pictures = torch.from_numpy(np.stack(pixels).reshape(len(table), side, side, -1))
-    pictures = pictures.permute(0, 3, 1, 2).contiguous()  # (N, C, side, side)
+    pixels = [np.atleast_3d(image.convert(mode).resize((side, side))) for image in table[images[0]]]
+    pictures = torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2)  # (N, C, side, side)
+    pictures = pictures.contiguous()
     labels = torch.tensor(table[column]).long()
-    return Domain(name, pictures, labels, label_names), not in_two
+    return Domain(name, pictures, labels, label_names), is_one_part
 
 
 # -- shared ---------------------------------------------------------------------------------------------------------
@@ -256,13 +261,3 @@ def _check_ten(name, labels):
         raise ValueError(
             f"A domain must have {NUM_LABELS} labels, as the nets have; {name!r} has {len(labels)}. Choose another."
         )
-
-
-def _scaled(images, side):
-    """(N, C, H, W) uint8 to (N, C, side, side) uint8: averaged when made smaller, smooth when made larger."""
-    mode = "area" if side < images.shape[-1] else "bicubic"
-    scaled = []
-    for batch in images.split(BATCH):
-        batch = F.interpolate(batch.float(), (side, side), mode=mode)
-        scaled.append(batch.round().clamp(0, 255).byte())
-    return torch.cat(scaled)
