@@ -16,6 +16,7 @@ from fedgen_lab.dashboards.lora_own import OwnPictures
 from fedgen_lab.dashboards.lora_recorded import AXES, Recorded
 from fedgen_lab.dashboards.lora_runs import run_sprites
 from fedgen_lab.dashboards.panel import Panel
+from fedgen_lab.dashboards.take_home import TakeHome
 from fedgen_lab.scenario import Scenario
 from fedgen_lab.shipped import shipped
 
@@ -76,6 +77,7 @@ class LoraDashboard:
             "Start", LiveRun, lambda run, job: run_sprites(run, job), self.scenario, self.changed
         )
         self.own = OwnPictures(self.scenario, self.changed)
+        self.take_home = {panel: TakeHome(panel) for panel in (self.live, self.own.panel)}
         self.tabs = widgets.Tab(
             children=[self.live.box, self.own.box], titles=("Drawn sprites", "Your own pictures")
         )
@@ -151,6 +153,7 @@ class LoraDashboard:
 
     def changed(self, panel):
         """A panel's run has come to a new round, or has ended: draw it if it is in front."""
+        self.take_home[panel].update()
         run = panel.latest()
         if run is not None and run.rounds:
             # The knob follows the run until the learner looks at one of its rounds.

@@ -58,6 +58,8 @@ class LiveRun:
         self.rivals = {}  # name -> {round: loss}: trained beside the federation, on the same held-out pictures
         self.refused = []  # a sentence for each upload that was not averaged
         self.trace = None  # of complete rounds only
+        self.adapter = {}  # the trained parameters by name, once the run has ended
+        self.provenance = {}  # where they come from, for a file's header
         self.seconds_per_step = None
         self._clock = None  # (bandwidth_hz, trace, timeline) of the last replay
         self._steps_since = None  # (when, count): the present stretch of steps without a pause

@@ -48,6 +48,7 @@ def federated(run, job):
     """A run of `run_federated`, heard by `run`. Returns (its outcome, the dealt pictures)."""
     job.report("Loading the model and the pictures.")
     from fedgen_lab.lora.data import deal
+    from fedgen_lab.lora.export import provenance_of
     from fedgen_lab.lora.federated import run_federated
 
     with warnings.catch_warnings():
@@ -58,6 +59,8 @@ def federated(run, job):
         run.scenario, job.should_stop, lambda event: job.report(run.hear(event))
     )
     run.refused = [refusal.reason for refusal in outcome.refused]
+    if run.rounds and run.scenario.method == "lora":
+        run.adapter, run.provenance = outcome.state, provenance_of(run.scenario, run.rounds)
     return outcome, dealt
 
 

@@ -17,6 +17,7 @@ from fedgen_lab.dashboards.lora_live import LiveRun, duration, estimate_seconds,
 from fedgen_lab.dashboards.lora_recorded import AXES
 from fedgen_lab.dashboards.lora_runs import draw_each, federated
 from fedgen_lab.dashboards.panel import Panel
+from fedgen_lab.dashboards.take_home import TakeHome
 from fedgen_lab.scenario import MIXED_RANKS, RULES, Scenario
 
 RANKS = [
@@ -126,7 +127,8 @@ class RulesDashboard:
         )
         self.knobs = (self.clients, self.skew, self.local_steps, self.bandwidth, self.seed)
         self.estimate = widgets.HTML()
-        self.panel = Panel("Start", RuleRun, run_rule, self.scenario, lambda _: self.draw())
+        self.panel = Panel("Start", RuleRun, run_rule, self.scenario, self.changed)
+        self.take_home = TakeHome(self.panel)
         self.axis = controls.choice("Loss against", list(AXES))
         self.charts = {name: charts.LiveChart(name) for name in ("loss", "bias", "directions")}
         self.rule.observe(lambda _: self._fit_ranks(), names="value")
@@ -192,6 +194,11 @@ class RulesDashboard:
         self.estimate.value = (
             f'<p class="fedgen-note">{self.first.rounds} rounds take {long} here.{only}</p>'
         )
+
+    def changed(self, panel):
+        """A run has come to a new round, or has ended."""
+        self.take_home.update()
+        self.draw()
 
     def draw(self):
         """Draw the charts anew, which also re-times every run at the present bandwidth."""

@@ -45,6 +45,12 @@ def test_a_learner_starts_turns_knobs_and_stops(lab, pictures):
     caption = output.locator(".fedgen-note").filter(has_text="Live, on this machine")
     expect(caption).to_contain_text("at 5 MHz")
 
+    # The adapter as a file, by keyboard alone.
+    output.get_by_role("button", name="Download the adapter").press("Enter")
+    with lab.page.expect_download() as download:
+        output.get_by_role("link", name="for diffusers").press("Enter")
+    assert download.value.suggested_filename == "fedit-diffusers.safetensors"
+
     # The bandwidth knob re-times the finished run; nothing trains.
     _, slider = knob(output, "Bandwidth (MHz)")
     slider.press("Home")

@@ -3,13 +3,18 @@
 import csv
 import io
 import os
+import re
+from base64 import b64decode
 from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from fedgen_lab.dashboards import lora_dashboard
 from fedgen_lab.dashboards.lora_live import duration, estimate_seconds
+from fedgen_lab.lora.export import read_provenance
 from fedgen_lab.scenario import Scenario
 
 pytestmark = pytest.mark.usefixtures("small_base")
@@ -76,6 +81,27 @@ def test_a_run_ends_with_losses_pictures_of_every_model_and_words(finished):
     assert strip.count("<img") == 4 * len(run.prompts)
     for prompt in run.prompts:
         assert f'alt="base model: {prompt}"' in strip and f'alt="federated: {prompt}"' in strip
+
+
+def test_the_adapter_of_the_run_can_be_downloaded_in_two_spellings(finished, tmp_path):
+    take_home = finished.take_home[finished.live]
+    assert finished.take_home[finished.own.panel].button.disabled
+    assert finished.live.box.children[0].children[-1] is take_home.button
+    take_home.button.click()
+    links = re.findall(
+        r'<a download="(.*?)" href="data:application/octet-stream;base64,(.*?)">(.*?)</a>',
+        take_home.links.value,
+    )
+    run, files = finished.live.latest(), {}
+    for name, content, words in links:
+        (tmp_path / name).write_bytes(b64decode(content))
+        files[name] = load_file(tmp_path / name)
+        assert name in words and read_provenance(tmp_path / name)["rounds"] == "2"
+    assert "rule fedit, rounds 2, clients 2, base tiny-sd, seed 0" in take_home.links.value
+    for name, tensor in run.adapter.items():
+        spelt = f"unet.{name.replace('.default', '')}"
+        assert torch.equal(files["fedit-diffusers.safetensors"][spelt], tensor)
+    assert all(name.startswith("lora_unet_") for name in files["fedit-kohya.safetensors"])
 
 
 def test_the_charts_say_in_words_what_they_show(finished):

@@ -1,9 +1,13 @@
 """Claims about lab 04's dashboard: its knobs make the scenario they name, and its charts say what the numbers say."""
 
+import math
+
 import pytest
+import torch
 
 from fedgen_lab.dashboards.lora_live import loss_chart
 from fedgen_lab.dashboards.rules import RuleRun, RulesDashboard, bias_chart, directions_chart
+from fedgen_lab.lora.export import provenance_of
 from fedgen_lab.scenario import MIXED_RANKS, RULES, Scenario
 
 
@@ -53,3 +57,22 @@ def test_the_charts_say_what_was_measured():
     _, words, table = directions_chart([run])
     assert "90%" in words and list(table["share"]) == [0.5, 0.9, 1.0]
     assert "flexlora" in run.name and "2,8" in run.name
+
+
+def test_a_download_is_offered_for_the_newest_adapter_alone_and_refused_in_words(dashboard):
+    def run(b):
+        made = RuleRun(Scenario(rule="flexlora"))
+        names = {factor: f"mid.to_q.lora_{factor}.default.weight" for factor in "AB"}
+        made.adapter = {names["A"]: torch.ones(2, 3), names["B"]: torch.full((3, 2), b)}
+        made.provenance = provenance_of(made.scenario, 3)
+        return made
+
+    take_home = dashboard.take_home
+    assert take_home.button.disabled
+    for b, words in ((0.0, "changes nothing"), (math.nan, "holds NaN"), (1.0, "<a download=")):
+        dashboard.panel.runs.append(run(b))
+        take_home.button.click()
+        assert words in take_home.links.value and not take_home.button.disabled
+    dashboard.panel.runs.append(RuleRun(Scenario()))
+    take_home.button.click()
+    assert take_home.links.value == "" and take_home.button.disabled
