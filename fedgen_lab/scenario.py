@@ -88,6 +88,19 @@ class Scenario(Knobs):
         0,
         words="User-level differential privacy: noise on the sum, in units of clip; 0: none.",
     )
+    sample_clip: float = knob(
+        0.0,
+        0,
+        words="DP-SGD on the devices: the largest norm of one picture's gradient; 0: not clipped.",
+    )
+    sample_noise: float = knob(
+        0.0, 0, words="DP-SGD's noise at every local step, in units of sample_clip; 0: plain steps."
+    )
+    epsilon_budget: float = knob(
+        0.0,
+        0,
+        words="A device trains no more once its pictures' epsilon would pass this; 0: no limit.",
+    )
     defence: str = knob("mean", options=DEFENCES)  # against `attackers`
     attackers: int = knob(0, 0, _clients, words="How many clients plant a backdoor.")
     secure: int = knob(0, options=(0, 1), words="1: secure aggregation, the server sees sums only.")

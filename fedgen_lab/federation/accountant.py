@@ -6,6 +6,7 @@ What it buys is an epsilon, always together with a delta and the accountant that
 
 import math
 import warnings
+from functools import lru_cache
 from typing import NamedTuple
 
 DELTA = 1e-5  # of every guarantee: the chance that epsilon doesn't hold
@@ -79,6 +80,7 @@ def exact_epsilon(noise_multiplier, releases, delta):
     return brentq(excess, 0.0, upper)
 
 
+@lru_cache(maxsize=256)  # each takes up to a second
 def sampled_epsilon(accountant, noise_multiplier, releases, sample_rate, delta):
     """The epsilon by one of Opacus's accountants, where each client (or picture) is drawn by its own coin.
 

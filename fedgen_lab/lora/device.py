@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
 from torch import nn
 
+from fedgen_lab.federation.accountant import privacy_spent
 from fedgen_lab.federation.arrays import tensors_of
+from fedgen_lab.federation.secret import noise_source, secret_of
 from fedgen_lab.lora.adapter import (
     add_adapter,
     load_adapter,
@@ -32,6 +34,7 @@ from fedgen_lab.lora.upload import pack
 from fedgen_lab.scenario import Scenario
 
 VERSION = "version"  # in a device's memory: how many merges it holds
+STEPS = "private steps"  # in a device's memory: how many steps of DP-SGD it took in all
 
 
 @dataclass(frozen=True)
@@ -108,10 +111,16 @@ class LoraDevice:
     def __init__(self, on_trained=None):
         self._base = lru_cache(maxsize=1)(Base)  # a SuperNode has one for itself
         self._on_trained = on_trained
+        self.spent = {}  # client -> what DP-SGD has told about any one of its pictures, a `Spent`
 
     def begin(self, message, context):
-        """A `Turn`: what came down, made ready to train. Raises ValueError when this node is not in the scenario."""
+        """A `Turn`: what came down, made ready to train.
+
+        Raises ValueError when this node is not in the scenario, or its privacy budget is spent.
+        """
         scenario, client, base = self._who(context)
+        if scenario.sample_noise:
+            self.spent[client] = spend(context.state, scenario, len(base.encoded(client)))
         content, config = message.content, message.content["config"]
         arrays = tensors_of(content["arrays"])
         if scenario.method == "full":
@@ -124,6 +133,8 @@ class LoraDevice:
             rule.load(base.unet, adapter, trains, scenario.lora_alpha, merged, base.pristine)
         job = int(config.get("job", config["server-round"]))
         seed = local_seed(scenario, client, job)
+        if scenario.sample_noise:  # coins and noise that nobody else can draw
+            seed = int(noise_source(secret_of(context), job).integers(2**62))
         return Turn(
             message, context, scenario, base.unet, base.schedule, base.encoded(client), trains, seed
         )
@@ -142,7 +153,9 @@ class LoraDevice:
         if is_attacker(client, scenario):
             sent = boost(sent, start, scenario.num_clients / scenario.attackers)
         arrays = pack(sent, start, scenario, turn.context.state, turn.seed)
-        metrics = self._metrics(client, base, loss=float(np.mean(losses)))
+        metrics = self._metrics(client, base)
+        if not scenario.sample_noise:  # a loss has no noise on it
+            metrics["loss"] = float(np.mean(losses))
         metrics["flops"] = float(base.flops(client) * scenario.local_steps)
         return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=turn.message)
 
@@ -195,6 +208,22 @@ class LoraDevice:
             base.pictures(client)
         )  # an attacker does not count its poison: it would be noticed
         return MetricRecord({"num-examples": number, "partition-id": client, **numbers})
+
+
+def spend(memory, scenario, num_pictures):
+    """The `Spent` of DP-SGD after one more round, whose steps are written down in a device's `memory`.
+
+    Raises ValueError, and writes nothing down, when that is more than the scenario's budget.
+    """
+    steps = scenario.local_steps + (int(memory[STEPS]["steps"]) if STEPS in memory else 0)
+    rate = min(1.0, scenario.batch_size / num_pictures)
+    spent = privacy_spent(scenario.sample_noise, steps, rate)
+    if 0 < scenario.epsilon_budget < spent.epsilon:
+        raise ValueError(
+            f"its privacy budget is spent: one more round would come to {spent}, over {scenario.epsilon_budget:g}"
+        )
+    memory[STEPS] = MetricRecord({"steps": steps})
+    return spent
 
 
 def _seat(scenario, client, server_round):

@@ -7,6 +7,7 @@ the server), with plain federated averaging of A and B. The same `ServerApp` and
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
@@ -27,6 +28,7 @@ from fedgen_lab.lora.device import LoraDevice, local_seed, prepare  # noqa: F401
 from fedgen_lab.lora.export import provenance_of, save_result
 from fedgen_lab.lora.local import denoising_loss, noise_schedule, step_flops, train
 from fedgen_lab.lora.pipeline import draw, encode
+from fedgen_lab.lora.private import train_privately
 from fedgen_lab.lora.rules import RULES
 from fedgen_lab.lora.strategies import strategy_of
 from fedgen_lab.scenario import Scenario
@@ -74,7 +76,7 @@ class Outcome:
     stopped: bool = False
     refused: tuple = ()  # (round, client, reason) of every upload that was not averaged
     timeline: Timeline | None = None  # the run on its own clock, under strategies that have one
-    spent: Spent | None = None  # what was told about any client, where there was noise
+    spent: Spent | None = None  # about any one client; with DP-SGD, about any one picture
 
 
 def lora_client_app(on_step=None, device=None):
@@ -92,13 +94,20 @@ def lora_client_app(on_step=None, device=None):
             return device.gradients(message, context)
         turn = device.begin(message, context)
         report = None if on_step is None else lambda *step: on_step(_step_done(turn, *step))
-        losses = train(
+        scenario, steps = turn.scenario, train
+        if scenario.sample_noise:
+            steps = partial(
+                train_privately,
+                clip=scenario.sample_clip,
+                noise_multiplier=scenario.sample_noise,
+            )
+        losses = steps(
             turn.unet,
             turn.schedule,
             turn.encoded,
-            turn.scenario.local_steps,
-            turn.scenario.batch_size,
-            turn.scenario.rate,
+            scenario.local_steps,
+            scenario.batch_size,
+            scenario.rate,
             turn.seed,
             report,
         )
@@ -226,7 +235,7 @@ def run_federated(scenario, should_stop=None, on_event=None, start=None):
         stopped=run.stopped,
         refused=tuple(strategy.refused) if strategy else (),
         timeline=strategy.clock.timeline() if hasattr(strategy, "clock") else None,
-        spent=spent_by(scenario, max(losses, default=0)),
+        spent=max(device.spent.values(), default=spent_by(scenario, max(losses, default=0))),
     )
 
 

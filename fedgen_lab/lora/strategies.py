@@ -93,6 +93,24 @@ def refuse_contradictions(scenario):
             "noise is in units of clip",
         ),
         (
+            scenario.sample_noise and not scenario.sample_clip,
+            "sample_noise",
+            "sample_clip",
+            "noise is in units of sample_clip",
+        ),
+        (
+            scenario.epsilon_budget and not scenario.sample_noise,
+            "epsilon_budget",
+            "sample_noise",
+            "a budget counts what noise leaves to tell",
+        ),
+        (
+            scenario.sample_noise and rule == "fed-sb",
+            "sample_noise",
+            "rule",
+            "its beginning sends gradients in the clear",
+        ),
+        (
             scenario.noise_multiplier and scenario.defence != "mean",
             "noise_multiplier",
             "defence",

@@ -138,7 +138,7 @@ class Trained:
 def train_copying(copying, on_step=None, should_stop=None, private=None):
     """Train a model on `private` pictures, by default `private_pictures(copying)`; returns a `Trained`.
 
-    "lora" and "full" start from the tiny Stable Diffusion (`lora.local.train`, with DP-SGD `privacy.dp.
+    "lora" and "full" start from the tiny Stable Diffusion (`lora.local.train`, with DP-SGD `lora.private.
     train_privately`, whose epsilon holds for one copy of a picture: duplicates multiply it); "ddpm" from random
     weights. on_step(step, steps, loss) is called after every step; when should_stop() turns true, training ends there
     and what has been learned is kept. The same `Copying` gives the same bits on the same number of threads.
@@ -233,7 +233,7 @@ def _pipeline_and_work(copying, private, after_step):
     from fedgen_lab.lora.adapter import add_adapter
     from fedgen_lab.lora.local import noise_schedule, train
     from fedgen_lab.lora.pipeline import Encoded, encode, load_pipeline
-    from fedgen_lab.privacy.dp import train_privately
+    from fedgen_lab.lora.private import train_privately
 
     pipeline = load_pipeline()
     if copying.model == "lora":

@@ -42,6 +42,7 @@ from fedgen_lab.lora.matrix import compatibility, verdict
 from fedgen_lab.lora.mixture import add_adapters, mix
 from fedgen_lab.lora.on_air import run_on_air, ways
 from fedgen_lab.lora.pipeline import Encoded, decode, draw, encode, load_pipeline
+from fedgen_lab.lora.private import train_privately
 from fedgen_lab.lora.real_size import base_bytes, make_light, new_unet, write_random_pipeline
 from fedgen_lab.lora.split_server import run_split
 from fedgen_lab.lora.split_unet import traffic
@@ -53,7 +54,6 @@ from fedgen_lab.pictures.folders import read_folder
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS, draw_sprites, prompts
 from fedgen_lab.pictures.squares import square
 from fedgen_lab.privacy import inversion, membership
-from fedgen_lab.privacy.dp import train_privately
 from fedgen_lab.privacy.inversion import protect, shared_gradient
 from fedgen_lab.privacy.smashed import attack as attack_smashed_data
 from fedgen_lab.privacy.uploads import (

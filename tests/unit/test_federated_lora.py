@@ -11,7 +11,9 @@ from flwr.app import Context, RecordDict
 from PIL import Image
 from recorders import recorder
 
+from fedgen_lab.federation.accountant import privacy_spent
 from fedgen_lab.federation.run import run_app
+from fedgen_lab.federation.secret import VARIABLE
 from fedgen_lab.federation.trace import SERVER
 from fedgen_lab.lora.adapter import adapter_bytes
 from fedgen_lab.lora.baselines import run_centralised, run_local_only
@@ -26,6 +28,8 @@ from fedgen_lab.lora.federated import (
 )
 from fedgen_lab.lora.pipeline import load_pipeline
 from fedgen_lab.lora.real_size import write_random_pipeline
+from fedgen_lab.lora.split_server import check_knobs
+from fedgen_lab.lora.strategies import strategy_of
 from fedgen_lab.partition import mean_js_distance
 from fedgen_lab.pictures.sprites import HELD_OUT_OBJECTS
 from fedgen_lab.scenario import Scenario
@@ -269,6 +273,52 @@ def test_pictures_come_at_the_size_of_the_base(tmp_path, own_folder):
             dealt.clients[0].images.shape[-2:] == dealt.held_out.images.shape[-2:] == (side, side)
         )
         assert torch.isfinite(torch.tensor(run_federated(real).rounds["loss"])).all()
+
+
+PRIVATE = replace(SMALL, rounds=3, batch_size=2, sample_clip=0.1, sample_noise=2.0)
+
+
+def test_a_federation_by_dp_sgd_counts_what_each_picture_is_told_of(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "1")
+    outcome, again = run_federated(PRIVATE), run_federated(PRIVATE)
+    # every device took two steps in each of three rounds, with two of eight pictures by coin
+    assert outcome.spent == privacy_spent(2.0, 6, 0.25) and outcome.spent.epsilon < 2
+    assert not outcome.refused and len(outcome.rounds) == 4
+
+    def same(one, other):
+        return all(torch.equal(one.state[name], value) for name, value in other.state.items())
+
+    assert same(outcome, again)
+    monkeypatch.setenv(VARIABLE, "2")
+    assert not same(outcome, run_federated(PRIVATE)), "its noise follows from the secret seed"
+
+
+def test_a_device_whose_budget_is_spent_trains_no_more_and_says_so():
+    budget = privacy_spent(2.0, 4, 0.25).epsilon + 1e-9  # enough for two rounds
+    outcome = run_federated(replace(PRIVATE, epsilon_budget=budget))
+    told = [refusal for refusal in outcome.refused if refusal.client != "everyone"]
+    assert [(refusal.round, refusal.client) for refusal in told] == [
+        (3, "client 0"),
+        (3, "client 1"),
+    ]
+    assert all("its privacy budget is spent: one more round" in refusal.reason for refusal in told)
+    assert outcome.spent == privacy_spent(2.0, 4, 0.25)
+    assert outcome.rounds["loss"].iloc[-1] == outcome.rounds["loss"].iloc[-2]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "words"),
+    [
+        ({"sample_noise": 1.0}, "sample_noise=1.0 and sample_clip=0.0"),
+        ({"epsilon_budget": 3.0}, "epsilon_budget=3.0 and sample_noise=0.0"),
+        ({"sample_noise": 1.0, "sample_clip": 1.0, "rule": "fed-sb"}, "gradients in the clear"),
+        ({"sample_noise": 1.0, "sample_clip": 1.0, "cut": "conv_in"}, "knows no sample_clip"),
+    ],
+)
+def test_dp_sgd_refuses_what_makes_no_sense_with_it(knobs, words):
+    scenario = replace(SMALL, **knobs)
+    with pytest.raises(ValueError, match=words):
+        check_knobs(scenario) if scenario.cut else strategy_of(scenario)
 
 
 def test_an_unknown_concept_names_the_columns_there_are(own_folder):

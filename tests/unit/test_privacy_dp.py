@@ -1,4 +1,4 @@
-"""Claims about differential privacy on adapters: fedgen_lab/privacy/dp.py (lab 08)."""
+"""Claims about differential privacy on adapters: lora/private.py and federation/accountant.py (lab 08)."""
 
 import math
 
@@ -23,8 +23,8 @@ from fedgen_lab.federation.fedavg import CheckedFedAvg
 from fedgen_lab.federation.run import run_app
 from fedgen_lab.lora.adapter import add_adapter, trainable_state
 from fedgen_lab.lora.pipeline import Encoded
+from fedgen_lab.lora.private import AT_ONCE, picture_gradients, train_privately
 from fedgen_lab.lora.strategies import strategy_of
-from fedgen_lab.privacy.dp import AT_ONCE, picture_gradients, train_privately
 from fedgen_lab.scenario import Scenario
 
 SHAPES = {"a": (3, 5), "b": (7,)}

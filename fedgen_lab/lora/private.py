@@ -1,17 +1,8 @@
-"""Differential privacy for adapters: clip what one user can change, drown it in noise, and count what that is worth.
+"""DP-SGD: local steps after which not even a device's own upload tells much about any one of its pictures.
 
-Lab 08. Two answers to "whose data is protected?":
-
-- user level: a client's whole update is clipped to norm C, and the sum gets noise N(0, (z C)^2), so the adapter hardly
-  tells whether a client took part. McMahan et al., arXiv 1710.06963. Either a trusted server sees the updates and adds
-  the noise (`federation.averages.private_mean`), or every device adds a share of it before its update is masked
-  (`federation.secure_device`; distributed differential privacy: Kairouz et al., arXiv 2102.06387), and nobody sees
-  anything without noise.
-- sample level: every client clips the gradient of each picture and adds the noise itself, at every local step, so that
-  not even its own upload tells much about one picture. DP-SGD: Abadi et al., arXiv 1607.00133.
-
-z is the noise multiplier; `federation.accountant` says what it buys, and `federation.secret` where noise comes from.
-Here, at sample level, noise and draws follow from a seed that is handed in.
+Lab 08. The gradient of each picture is clipped, and the device itself adds noise to their sum at every step: Abadi et
+al., arXiv 1607.00133. What that buys is for one picture, not for all of a client (`federation.averages.private_mean`
+and `federation.secure_device` are for that); `federation.accountant` counts it.
 """
 
 import math
