@@ -49,8 +49,8 @@ class Clients:
 
     def name(self, node_id):
         """ "client 2", or "node 71830..." while its partition id is unknown."""
-        known = node_id in self.partitions
-        return f"client {self.partitions[node_id]}" if known else f"node {node_id}"
+        is_known = node_id in self.partitions
+        return f"client {self.partitions[node_id]}" if is_known else f"node {node_id}"
 
     def connected(self, grid, server_round, patience_seconds=30.0):
         """The nodes to ask, in order. Round 1 waits until `expected` are there, later ones until there is one."""

@@ -16,21 +16,21 @@ SERVER_PARTY = 2**31  # among the parties; clients are their partition ids
 _NOISE_KEY = 70_001  # the noise's branch of a secret
 
 
-def secret_for(party, seed=None):
-    """The secret of one party of a simulated run, from the variable's seed (0 unless it is set, or `seed`)."""
-    seed = int(os.environ.get(VARIABLE, 0)) if seed is None else seed
+def secret_for(party):
+    """The secret of one party of a simulated run, out of the variable's seed, which is 0 unless it is set."""
+    seed = int(os.environ.get(VARIABLE, 0))
     drawn = np.random.SeedSequence(seed, spawn_key=(party,)).generate_state(1, np.uint64)
     return int(drawn[0] >> np.uint64(1))
 
 
 def secret_of(context):
     """The secret of whoever has this Flower `Context`; None on real nodes, for the system's randomness."""
-    given = context.node_config.get("secret")
+    secret = context.node_config.get("secret")
     if (
-        given is None and VARIABLE in os.environ
+        secret is None and VARIABLE in os.environ
     ):  # Flower's simulation hands on the environment alone
         return secret_for(int(context.node_config.get("partition-id", SERVER_PARTY)))
-    return given
+    return secret
 
 
 def noise_source(secret, server_round):

@@ -77,17 +77,19 @@ def local_seed(scenario, client, job):
 
 
 class Base:
-    """What simulated clients in one process share: the frozen model, and the pictures encoded once. `own`: where this
-    device's own pictures are, all of which are its; empty where the scenario deals them."""
+    """What simulated clients in one process share: the frozen model, and the pictures encoded once. `folder`: where
+    this device's own pictures are, all of which are its; empty where the scenario deals them."""
 
-    def __init__(self, scenario, own=""):
+    def __init__(self, scenario, folder=""):
         self.pipeline = prepare(scenario)
         self.dealt = lru_cache(None)(lambda: deal(scenario))
         self.unet, self.schedule = self.pipeline.unet, noise_schedule(self.pipeline)
         self.start = trainable_state(self.unet)  # the same on every device, by the seed
         self.pristine = {}  # W0 of the layers that a rule adds to
         self.pictures = lru_cache(None)(
-            lambda client: own_pictures(scenario, own) if own else self.dealt().clients[client]
+            lambda client: (
+                own_pictures(scenario, folder) if folder else self.dealt().clients[client]
+            )
         )
         self.encoded = lru_cache(None)(
             lambda client: encode(self.pipeline, self._trained_on(scenario, client))

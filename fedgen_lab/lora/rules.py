@@ -287,9 +287,9 @@ class HetLoRA(FedIT):
         # would ever have a gradient again.
         rank, number = max(server.ranks), _largest_rank(uploads)
         merged = factors(resized(self(uploads, weights).adapter, rank))
-        before = factors(resized(server.adapter, rank))
+        kept_rows = factors(resized(server.adapter, rank))
         kept = {
-            layer: (torch.cat([a[:number], before[layer][0][number:].to(a)]), b)
+            layer: (torch.cat([a[:number], kept_rows[layer][0][number:].to(a)]), b)
             for layer, (a, b) in merged.items()
         }
         return Merged(adapter_of(kept), {})

@@ -36,9 +36,9 @@ def split_client_app():
     base_of = lru_cache(maxsize=1)(Base)
 
     @cache
-    def flops_of(scenario, own, client):
+    def flops_of(scenario, folder, client):
         """Operations of a forward pass, and of a backward pass, on one batch."""
-        base = base_of(scenario, own)
+        base = base_of(scenario, folder)
         batch = noised_batch(
             base.schedule, base.encoded(client), scenario.batch_size, torch.Generator()
         )
@@ -51,8 +51,8 @@ def split_client_app():
             raise ValueError(
                 f"This node is client {client}, but the run has num-clients={scenario.num_clients}."
             )
-        own = str(context.node_config.get("pictures", ""))
-        base, content, state = base_of(scenario, own), message.content, context.state
+        folder = str(context.node_config.get("pictures", ""))
+        base, content, state = base_of(scenario, folder), message.content, context.state
 
         # A round begins: the averaged weights, a fresh optimiser, this round's random numbers.
         is_start = message.metadata.message_type == "train.start"
@@ -62,7 +62,7 @@ def split_client_app():
             state["adam"] = ArrayRecord()
             state["draw"] = ArrayRecord({"state": torch.Generator().manual_seed(seed).get_state()})
         device = _Device(base, scenario, client, state)
-        forward, backward = flops_of(scenario, own, client)
+        forward, backward = flops_of(scenario, folder, client)
         up = device.send(None if is_start else content)
         flops = forward if is_start else 0
 
