@@ -94,7 +94,7 @@ class SplitServer:
     def __init__(self, scenario, grid):
         self.scenario = scenario
         self.grid = grid
-        self.base = Base(scenario)
+        self.base = Base(scenario, folder="")
         unet, cut = self.base.unet, scenario.cut
         self.half = EdgeHalf(unet, cut)
         self.state = trainable_state(unet)

@@ -53,7 +53,9 @@ def edge_steps(half, weights, adam):
     up = yield
     while "text" in up:
         # The guess, from the smashed data.
-        smashed = {n: up[n].requires_grad_() for n in up if n not in ("text", "norm")}
+        smashed = {name: up[name] for name in up if name not in ("text", "norm")}
+        for tensor in smashed.values():
+            tensor.requires_grad_()
         parameters = {f"unet.{name}": parameter for name, parameter in weights.items()}
         guess = torch.func.functional_call(half, parameters, (smashed, up["text"]))
         up = yield {"guess": guess}

@@ -72,7 +72,7 @@ def random_pictures(seed, number=5):
     )
 
 
-def tiny_base(scenario, own=""):
+def tiny_base(scenario, folder=""):
     """A base on random latents: what they show doesn't matter to the arithmetic. Client i holds 5 + i pictures."""
     unet = tiny_unet(addition_embed_type="text", addition_embed_type_num_heads=2)
     add_adapter(unet, scenario.rank) if scenario.method == "lora" else unet.requires_grad_(True)
