@@ -8,6 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from fedgen_lab.files import patiently
+
 _log = logging.getLogger("flwr")
 PART = ".part.safetensors"  # behind the name of a file that is being written
 
@@ -67,7 +69,7 @@ def _write_whole(write, place):
     part = place.with_name(place.name + PART)
     try:
         write(part)
-        part.replace(place)
+        patiently(lambda: part.replace(place))
     finally:
         with suppress(OSError):
             part.unlink()
