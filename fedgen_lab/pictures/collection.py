@@ -75,6 +75,14 @@ class Candidate(NamedTuple):
     read: Callable[[], bytes]
 
 
+def text_of(value):
+    """A caption or a file's name as text: of a list its first text, "" for what is none (null, NaN, false)."""
+    if isinstance(value, list):
+        value = next(filter(None, map(text_of, value)), None)
+    is_none = value is None or isinstance(value, bool | dict) or value != value
+    return "" if is_none else str(value).strip()
+
+
 def gather(candidates, number, size, skipped, source, searched):
     """Square `Pictures` of all candidates (at most `number`) that can be used; the others are named in a warning.
 
@@ -86,12 +94,15 @@ def gather(candidates, number, size, skipped, source, searched):
     captions, rows = [], []
     for candidate in candidates:
         try:
+            _check_unicode(candidate.caption, *candidate.attributes.values())
             images[len(rows)] = square(candidate.read(), size)
         except Exception as error:  # of a dozen types; the reason is kept, not swallowed
             skipped.append(f"{candidate.name}: {error or type(error).__name__}")
         else:
             captions.append(candidate.caption)
             rows.append(candidate.attributes)
+    # A name that is no Unicode could not be printed.
+    skipped = [reason.encode("utf-8", "backslashreplace").decode() for reason in skipped]
     reasons = ""
     if skipped:
         unnamed = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
@@ -103,3 +114,13 @@ def gather(candidates, number, size, skipped, source, searched):
     attributes = pd.DataFrame(rows, index=range(len(rows)))
     attributes.attrs["skipped"] = skipped
     return Pictures(torch.from_numpy(images[: len(rows)]), captions, attributes)
+
+
+def _check_unicode(*values):
+    """Refuses half a character (a lone surrogate), which no tokenizer takes."""
+    try:
+        " ".join(map(str, values)).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            "its name, caption or attributes are not Unicode (a lone surrogate); write them again"
+        ) from None

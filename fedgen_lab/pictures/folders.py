@@ -1,14 +1,14 @@
 """A learner's own pictures: a folder or zip of captioned images becomes `Pictures`.
 
-The layout is the one the Hugging Face Hub calls `imagefolder`: images beside a `metadata.csv` or `metadata.jsonl` whose
-`file_name` and `text` say which caption belongs to which image. Other names are arguments. Used by lab 03's second tab.
+Two layouts are known. The Hugging Face Hub's `imagefolder`: images beside a `metadata.csv` or `metadata.jsonl` whose
+`file_name` and `text` say which caption belongs to which image; other names are arguments. And that of LoRA trainers
+(kohya, ComfyUI): beside each `a.png` its caption in `a.txt`. Used by lab 03's second tab.
 
 Nothing is unpacked to disk, nothing outside the folder or zip is opened, and only the small finished pictures are kept.
 """
 
-import csv
-import io
 import json
+import re
 import unicodedata
 import warnings
 import zipfile
@@ -19,10 +19,15 @@ from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from fedgen_lab.knobs import check_whole
-from fedgen_lab.pictures.collection import Candidate, gather
+from fedgen_lab.pictures.collection import Candidate, gather, text_of
+from fedgen_lab.pictures.tables import read_rows
 
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")  # looked for in this order
 TABLES = (".csv", ".tsv", ".jsonl")
+SIDECARS = (
+    ".caption",
+    ".txt",
+)  # the caption of the picture beside it; .txt counts where both are there
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 MAX_BYTES = 256 * 2**20  # of one file: what is larger is no small picture, but may be a zip bomb
 LISTED = 5  # of the files that there are instead, so many are named
@@ -34,10 +39,11 @@ def read_folder(path, caption_file=None, file_column="file_name", text_column="t
 
     path: a folder, or a .zip of one (read in place).
     caption_file: its name; None finds metadata.csv or metadata.jsonl, also in a sub-folder. Where there is no table
-        at all, but at least two sub-folders hold pictures, each sub-folder's name is the caption of its pictures (a
-        warning says so).
+        at all, a picture's caption is the text file of the same name beside it; where no picture has such a file, but
+        at least two sub-folders hold pictures, each sub-folder's name is the caption of its pictures, less the leading
+        number of "10_cat" (a warning says so).
     file_column, text_column: the columns that name an image and its caption. An image is looked for beside the
-        caption file, then in the sub-folders below it.
+        caption file, then in the sub-folders below it. Of a list of captions the first is taken.
     size: width and height in pixels. Pictures keep their shape: see `fedgen_lab.pictures.squares.square`.
 
     Every column but the caption becomes an attribute. A picture that cannot be used (cut short, not an image,
@@ -50,19 +56,23 @@ def read_folder(path, caption_file=None, file_column="file_name", text_column="t
     check_whole("size", size)
     path = Path(path).expanduser()
     skipped: list[str] = []
-    with _opened(path) as (names, read):
-        # Which rows are there, and which of them name a picture and caption it?
-        tables = _caption_files(path, names, caption_file, file_column, text_column)
+    with _opened(path, skipped) as (names, read):
+        # Which rows or text files are there, and which of them name a picture and caption it?
+        sidecars = _sidecars(names)
+        tables = _caption_files(path, names, sidecars, caption_file, file_column, text_column)
         if tables:
             candidates = _in_tables(path, tables, names, read, file_column, text_column, skipped)
             looked_for = f"the pictures named in column {file_column!r} of {', '.join(tables)}"
+        elif sidecars:
+            candidates = _in_sidecars(sidecars, names, read, skipped)
+            looked_for = "pictures with a text file of the same name beside them"
         else:
             candidates = _in_sub_folders(names, read, skipped)
             looked_for = "pictures in sub-folders"
         # Read and square them.
         searched = f"Looked for {looked_for}; found {_listing(names)}."
         pictures = gather(candidates, len(candidates), size, skipped, str(path), searched)
-    if not tables:
+    if not tables and not sidecars:
         warnings.warn(
             f"{path} has no caption file: the names of its sub-folders are the captions.",
             stacklevel=2,
@@ -72,21 +82,31 @@ def read_folder(path, caption_file=None, file_column="file_name", text_column="t
 
 # -- a folder and a zip look the same: a list of names, and a function that reads one ------------------------------
 @contextmanager
-def _opened(path):
-    """The names of all visible files in a folder or zip, sorted, and a function from a name to bytes."""
+def _opened(path, skipped):
+    """The names of all visible files in a folder or zip, sorted, and a function from a name to bytes.
+
+    Names are written with "/", whatever system made the zip. Links to folders are not followed, but added to `skipped`.
+    """
     if path.is_dir():
-        files = list(islice(filter(Path.is_file, path.rglob("*")), MAX_FILES + 1))
+        files = list(islice((file for file in path.rglob("*") if _is_leaf(file)), MAX_FILES + 1))
         if len(files) > MAX_FILES:
             raise ValueError(
                 f"{path} holds more than {MAX_FILES:,} files. Give the folder of the pictures themselves."
             )
-        names = [file.relative_to(path).as_posix() for file in files]
+        members = {_name(file.relative_to(path).as_posix()): file for file in files}
+        linked = [name for name, file in members.items() if file.is_dir() and _is_visible(name)]
+        for name in linked:
+            skipped.append(f"{name}: a link to a folder; put the folder itself there")
+            del members[name]
 
         def read(name):
-            _check_bytes((path / name).stat().st_size)
-            return (path / name).read_bytes()
+            file = members[name].resolve()
+            if not file.is_relative_to(path.resolve()):
+                raise ValueError("a link that leaves the folder; put the file itself there")
+            _check_bytes(file.stat().st_size)
+            return file.read_bytes()
 
-        yield sorted(filter(_is_visible, names)), read
+        yield sorted(filter(_is_visible, members)), read
     elif not path.exists():
         raise FileNotFoundError(
             f"There is no folder or zip at {path} (looked from {Path.cwd()}). Check the path."
@@ -97,15 +117,27 @@ def _opened(path):
         )
     else:
         with zipfile.ZipFile(path) as archive:
-            members = {info.filename: info for info in archive.infolist() if not info.is_dir()}
+            members = {_name(info.filename): info for info in archive.infolist()}
 
             def read(name):
                 if members[name].flag_bits & 1:
                     raise ValueError("locked with a password")
                 _check_bytes(members[name].file_size)  # zipfile never unpacks more than this
-                return archive.read(name)
+                return archive.read(members[name])
 
-            yield sorted(filter(_is_visible, members)), read
+            yield (
+                sorted(name for name in members if _is_visible(name) and not name.endswith("/")),
+                read,
+            )
+
+
+def _is_leaf(file):
+    """A file, or a link to a folder, which `rglob` does not look into."""
+    return file.is_file() or (file.is_symlink() and file.is_dir())
+
+
+def _name(name):
+    return name.replace("\\", "/")
 
 
 def _check_bytes(number):
@@ -127,9 +159,10 @@ def _is_picture(name):
 
 
 # -- captions ---------------------------------------------------------------------------------------------------------
-def _caption_files(path, names, caption_file, file_column, text_column):
-    """The caption files to read: those of the right name that lie highest up; none where sub-folders' names serve."""
-    usual = (str(caption_file).replace("\\", "/"),) if caption_file else CAPTION_FILES
+def _caption_files(path, names, sidecars, caption_file, file_column, text_column):
+    """The caption files to read: those of the right name that lie highest up; none where text files or the names of
+    sub-folders serve."""
+    usual = (_name(str(caption_file)),) if caption_file else CAPTION_FILES
     for candidate in usual:
         matches = [name for name in names if f"/{name}".endswith(f"/{candidate}")]
         if matches:
@@ -141,14 +174,21 @@ def _caption_files(path, names, caption_file, file_column, text_column):
         tip = ""
         if tables:
             tip = f" Perhaps pass caption_file={tables[0]!r}, and the names of its columns?"
+        if sidecars:
+            tip += (
+                f" Or take caption_file and all tables ({', '.join(TABLES)}) away: then text files such as "
+                f"{next(iter(sidecars.values()))} are the captions."
+            )
         raise ValueError(
             f"{path} holds no caption file {looked_for}; found {_listing(names)}.{tip}"
         )
+    if sidecars:
+        return []
     if len({name.rpartition("/")[0] for name in names if _is_picture(name) and "/" in name}) < 2:
         raise ValueError(
             f"No captioned pictures in {path}. Looked for {looked_for} with the columns {file_column!r} and "
-            f"{text_column!r}, then for at least two sub-folders of pictures whose names could be captions; "
-            f"found {_listing(names)}."
+            f"{text_column!r}, then for text files of the pictures' names (a.txt beside a.png), then for at least two "
+            f"sub-folders of pictures whose names could be captions; found {_listing(names)}."
         )
     return []
 
@@ -162,8 +202,14 @@ def _in_tables(path, tables, names, read, file_column, text_column, skipped):
     candidates, used = [], set()
     for table in tables:
         folder = table.rpartition("/")[0]
-        for line, row in _read_table(path, table, read(table), (file_column, text_column), skipped):
-            name, caption = _text(row.get(file_column)), _text(row.get(text_column))
+        try:
+            content = read(table)
+        except Exception as error:  # of a dozen types, as with pictures
+            raise ValueError(f"{table} in {path} cannot be read: {error}.") from error
+        for line, row, fault in read_rows(
+            path, table, content, (file_column, text_column), skipped
+        ):
+            name, caption = text_of(row.get(file_column)), text_of(row.get(text_column))
             files = _matches(files_by_end, folder, name) if name else []
             used.update(files)
             if not name:
@@ -172,19 +218,23 @@ def _in_tables(path, tables, names, read, file_column, text_column, skipped):
                 skipped.append(f"{name}: no such file")
             elif len(files) > 1:
                 skipped.append(f"{name}: fits {len(files)} files; write its sub-folder too")
-            elif not caption:
-                skipped.append(f"{name}: no caption")
+            elif fault or not caption:
+                skipped.append(f"{name}: {fault or 'no caption'}")
             else:
-                file = files[0]
-                attributes = {key: row[key] for key in row if key != text_column}
-                candidates.append(Candidate(file, caption, attributes, partial(read, file)))
+                attributes = {key: _countable(row[key]) for key in row if key != text_column}
+                candidates.append(Candidate(files[0], caption, attributes, partial(read, files[0])))
     skipped += [f"{name}: no caption" for name in names if _is_picture(name) and name not in used]
     return candidates
 
 
+def _countable(value):
+    """A list or table of JSON as text, which can be counted and compared."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else value
+
+
 def _plain(name):
     """A name in which letter case, backslashes and the two ways to write accents do not matter."""
-    return unicodedata.normalize("NFC", name).replace("\\", "/").casefold()
+    return _name(unicodedata.normalize("NFC", name)).casefold()
 
 
 def _matches(files_by_end, folder, name):
@@ -201,55 +251,45 @@ def _matches(files_by_end, folder, name):
     return exact if len(exact) == 1 else fitting
 
 
-def _read_table(path, table, content, columns, skipped):
-    """(line number, row) of a CSV, TSV or JSON-lines file. Broken JSON lines are skipped by number."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{table} in {path} is not UTF-8 text ({error.reason}). Save it as UTF-8."
-        ) from None
-    rows = []
-    if table.lower().endswith(".jsonl"):
-        for line, json_text in enumerate(text.splitlines(), 1):
-            try:
-                row = json.loads(json_text) if json_text.strip() else None
-            except ValueError:
-                row = json_text
-            if isinstance(row, dict):
-                for key, value in row.items():
-                    if isinstance(value, list | dict):  # as text it can be counted and compared
-                        row[key] = json.dumps(value, ensure_ascii=False)
-                rows.append((line, row))
-            elif row is not None:
-                skipped.append(f"{table} line {line}: not a JSON object")
-        present = dict.fromkeys(key for _, row in rows for key in row)
-    else:
-        header = text.lstrip().partition("\n")[0]
-        delimiter = max(",;\t", key=header.count)  # spreadsheets of half the world write semicolons
+def _sidecars(names):
+    """The text file beside each picture that has one of the same name: picture -> text file."""
+    texts = [name for name in names if name.lower().endswith(SIDECARS)]
+    # Letter case matters only where two names differ by nothing else.
+    by_stem = {_plain(_stem(name)): name for name in texts} | {_stem(name): name for name in texts}
+    found = {
+        name: by_stem.get(_stem(name)) or by_stem.get(_plain(_stem(name)))
+        for name in filter(_is_picture, names)
+    }
+    return {name: text for name, text in found.items() if text}
+
+
+def _stem(name):
+    return name.rpartition(".")[0]
+
+
+def _in_sidecars(sidecars, names, read, skipped):
+    """A `Candidate` for each picture whose caption stands in a text file beside it."""
+    candidates = []
+    for name in filter(_is_picture, names):
+        text = sidecars.get(name)
         try:
-            reader = csv.DictReader(
-                io.StringIO(text), delimiter=delimiter, skipinitialspace=True, restval=""
-            )
-            present = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
-            for row in reader:
-                row.pop(None, None)  # more cells than columns
-                rows.append((reader.line_num, row))
-        except csv.Error as error:
-            raise ValueError(
-                f"{table} in {path} cannot be read as a table: {error}. Save it again as CSV UTF-8."
-            ) from None
-    missing = [column for column in columns if column not in present]
-    if missing:
-        raise ValueError(
-            f"{table} in {path} has no column {' or '.join(map(repr, missing))}; its columns are "
-            f"{', '.join(map(repr, present)) or 'none'}. Name them with file_column= and text_column=."
-        )
-    return rows
-
-
-def _text(value):
-    return "" if value is None else str(value).strip()
+            if text is None:
+                raise ValueError(f"no caption; write it into {_stem(name)}.txt")
+            caption = " ".join(read(text).decode("utf-8-sig").split())  # all lines as one
+            if not caption:
+                raise ValueError(f"no caption; {text} is empty")
+        except UnicodeDecodeError:
+            skipped.append(f"{name}: no caption; {text} is not UTF-8 text, save it as UTF-8")
+        except Exception as error:  # of a dozen types, as with pictures
+            skipped.append(f"{name}: {error}")
+        else:
+            attributes = {"file_name": name, "folder": PurePosixPath(name).parent.name}
+            candidates.append(Candidate(name, caption, attributes, partial(read, name)))
+    stems = {_plain(_stem(name)) for name in filter(_is_picture, names)}
+    for name in names:
+        if name.lower().endswith(SIDECARS) and _plain(_stem(name)) not in stems:
+            skipped.append(f"{name}: no picture of the same name beside it")
+    return candidates
 
 
 def _in_sub_folders(names, read, skipped):
@@ -258,7 +298,8 @@ def _in_sub_folders(names, read, skipped):
     for name in filter(_is_picture, names):
         folder = PurePosixPath(name).parent.name
         if folder:
-            caption = folder.replace("_", " ").replace("-", " ").strip()
+            # LoRA trainers write how often to repeat a folder before its name: 10_cat.
+            caption = re.sub(r"^\d+_", "", folder).replace("_", " ").replace("-", " ").strip()
             attributes = {"file_name": name, "folder": folder}
             candidates.append(Candidate(name, caption, attributes, partial(read, name)))
         else:

@@ -5,7 +5,7 @@ For a learner who is online and wants more pictures than the lab ships (lab 03's
 
 from pathlib import Path
 
-from fedgen_lab.pictures.collection import Candidate, gather
+from fedgen_lab.pictures.collection import Candidate, gather, text_of
 
 SPLIT, IMAGES = "train", "image"  # where data sets of pictures usually have theirs
 
@@ -90,7 +90,7 @@ def _candidates(table, text_column, skipped):
     for number, row in enumerate(table):
         image = row[IMAGES] or {}
         label = image.get("path") or f"row {number}"
-        caption = str(_value(table, row, text_column) or "").strip()
+        caption = text_of(_value(table, row, text_column))
         if not caption:
             skipped.append(f"{label}: no caption")
             continue

@@ -261,7 +261,8 @@ def test_a_folder_of_rubbish_is_an_error_that_says_what_was_looked_for(tmp_path,
         read_folder(source)
     assert "rubbish" in str(error.value)
     assert any(
-        words in str(error.value) for words in ("Looked for", "has no column", "is not UTF-8")
+        words in str(error.value)
+        for words in ("Looked for", "has no column", "is not UTF-8", "is not JSON lines")
     )
 
 
@@ -393,3 +394,145 @@ def test_without_the_library_of_the_hub_an_error_says_how_to_install_it(hub_fold
 def test_a_data_set_that_cannot_be_fetched_is_an_error_that_says_what_to_do(tmp_path):
     with pytest.raises(ConnectionError, match="could not be fetched.*read_folder"):
         from_hub(str(tmp_path / "no" / "such" / "set"))
+
+
+# -- captions beside the pictures, as LoRA trainers have them
+SIDECARS = {
+    "10_cat/a.png": png(),
+    "10_cat/a.txt": "\ufeff a red cat,\non a mat \n",
+    "10_cat/B.PNG": png(colour=(0, 0, 250)),
+    "10_cat/b.txt": "a blue cat",
+    "5_dog/c.jpg": encoded(Image.new("RGB", (9, 9)), "JPEG"),
+    "5_dog/c.caption": "a dog",
+}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_text_file_beside_each_picture_is_its_caption(tmp_path, kind):
+    make, name = (zipped, "pets.zip") if kind == "zip" else (fill, "pets")
+    pictures = read_quietly(make(tmp_path / name, SIDECARS))
+    assert pictures.captions == ["a blue cat", "a red cat, on a mat", "a dog"]
+    assert pictures.attributes["folder"].tolist() == ["10_cat", "10_cat", "5_dog"]
+
+
+def test_pictures_and_text_files_without_a_partner_are_named_with_what_to_do(tmp_path):
+    more = {"d.png": png(), "e.png": png(), "e.txt": " \n", "f.png": png(), "f.txt": b"\xff\xfe"}
+    with pytest.warns(UserWarning, match="Kept 3 pictures"):
+        pictures = read_folder(fill(tmp_path, {**SIDECARS, **more, "notes.txt": "mine"}))
+    assert pictures.attributes.attrs["skipped"] == [
+        "d.png: no caption; write it into d.txt",
+        "e.png: no caption; e.txt is empty",
+        "f.png: no caption; f.txt is not UTF-8 text, save it as UTF-8",
+        "notes.txt: no picture of the same name beside it",
+    ]
+
+
+def test_a_table_of_another_name_is_not_passed_over_for_text_files(tmp_path):
+    fill(tmp_path, {**SIDECARS, "list.csv": "file_name,text\n"})
+    with pytest.raises(ValueError, match="caption_file='list.csv'.* Or take .* 10_cat/b.txt"):
+        read_folder(tmp_path)
+
+
+def test_the_repeats_before_a_folders_name_are_no_part_of_a_caption(tmp_path):
+    fill(tmp_path, {"10_grey_cat/1.png": png(), "dog2/1.png": png()})
+    with pytest.warns(UserWarning, match="names of its sub-folders are the captions"):
+        assert read_folder(tmp_path).captions == ["grey cat", "dog2"]
+
+
+# -- tables as hands and scripts write them
+def test_a_caption_with_commas_but_no_quotes_stays_whole_in_the_last_column(tmp_path):
+    table = "file_name,text,,\na.png,a red cat, on a mat\nb.png,a dog,,\n"
+    fill(tmp_path, {"metadata.csv": table, "a.png": png(), "b.png": png()})
+    assert read_quietly(tmp_path).captions == ["a red cat, on a mat", "a dog"]
+
+
+def test_a_caption_with_commas_but_no_quotes_in_another_column_is_named_by_line(tmp_path):
+    table = "file_name,text,kind\na.png,a red cat, on a mat,cat\nb.png,a dog,dog\n"
+    fill(tmp_path, {"metadata.csv": table, "a.png": png(), "b.png": png()})
+    with pytest.warns(
+        UserWarning, match="Skipped 1: a.png: line 2 of metadata.csv has more cells .* in quotes"
+    ):
+        assert read_folder(tmp_path).captions == ["a dog"]
+
+
+def test_json_lines_end_at_a_newline_alone(tmp_path):
+    text = "a cat\u2028on a\u0085mat"
+    line = json.dumps({"file_name": "a.png", "text": text}, ensure_ascii=False)
+    fill(tmp_path, {"metadata.jsonl": f"{line}\r\n\r\n", "a.png": png()})
+    assert read_quietly(tmp_path).captions == [text]
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('[{"file_name": "a.png", "text": "a cat"}]', "but one JSON array"),
+        ('[\n{"file_name": "a.png",\n"text": "a"},\n{"file_name": "a.png"}\n]', "one JSON array"),
+        ('{\n"file_name": "a.png",\n"text": "a cat"\n}\n' * 2, "runs over several lines"),
+        ("a.png: a cat\n", "no line holds a JSON object"),
+        ("", "no line holds a JSON object"),
+        ("[" * 100_000, "no line holds a JSON object"),
+    ],
+)
+def test_a_file_that_is_not_json_lines_is_named_as_what_it_is(tmp_path, content, words):
+    fill(tmp_path, {"metadata.jsonl": content, "a.png": png()})
+    with pytest.raises(ValueError, match=f"metadata.jsonl in .* is not JSON lines .*{words}"):
+        read_folder(tmp_path)
+
+
+def test_captions_of_another_type_are_a_lists_first_text_or_none(tmp_path):
+    captions = ["NaN", "false", "null", "{}", "[]", '[null, "a cat", "cat asleep"]', "7"]
+    lines = [f'{{"file_name": "{n}.png", "text": {text}}}' for n, text in enumerate(captions)]
+    fill(tmp_path, {f"{n}.png": png() for n in range(7)} | {"metadata.jsonl": "\n".join(lines)})
+    with pytest.warns(UserWarning, match="Skipped 5"):
+        pictures = read_folder(tmp_path)
+    assert pictures.captions == ["a cat", "7"]
+    assert pictures.attributes.attrs["skipped"] == [f"{n}.png: no caption" for n in range(5)]
+
+
+def test_half_a_character_is_skipped_by_the_name_of_its_picture(tmp_path):
+    lines = [r'{"file_name": "a.png", "text": "bad \ud800"}', '{"file_name": "b.png", "text": "b"}']
+    fill(tmp_path, {"metadata.jsonl": "\n".join(lines), "a.png": png(), "b.png": png()})
+    with pytest.warns(UserWarning, match="a.png: its .* not Unicode .*; write them again"):
+        assert read_folder(tmp_path).captions == ["b"]
+
+
+# -- links and zips
+def test_links_that_leave_the_folder_are_skipped_with_that_reason(tmp_path):
+    table = "file_name,text\na.png,a cat\nb.png,same cat\nc.png,stolen\nmore/d.png,lost\n"
+    fill(tmp_path / "mine", {"metadata.csv": table, "a.png": png()})
+    fill(tmp_path / "other", {"c.png": png(), "d.png": png()})
+    try:
+        (tmp_path / "mine" / "b.png").symlink_to("a.png")
+        (tmp_path / "mine" / "c.png").symlink_to(tmp_path / "other" / "c.png")
+        (tmp_path / "mine" / "more").symlink_to(tmp_path / "other", target_is_directory=True)
+    except OSError:
+        pytest.skip("this system lets nobody make links")
+    with pytest.warns(UserWarning, match="Skipped 3"):
+        pictures = read_folder(tmp_path / "mine")
+    assert pictures.captions == ["a cat", "same cat"]
+    assert pictures.attributes.attrs["skipped"] == [
+        "more: a link to a folder; put the folder itself there",
+        "more/d.png: no such file",
+        "c.png: a link that leaves the folder; put the file itself there",
+    ]
+
+
+def test_a_zip_made_with_backslashes_is_read_and_its_advice_works(tmp_path):
+    table = "file_name,text\na.png,a cat\n"
+    source = zipped(
+        tmp_path / "pets.zip", {"pics\\": "", "pics\\list.csv": table, "pics\\a.png": png()}
+    )
+    with pytest.raises(ValueError, match="caption_file='pics/list.csv'"):
+        read_folder(source)
+    for name in ("pics/list.csv", "pics\\list.csv"):
+        assert read_quietly(source, name).captions == ["a cat"]
+
+
+def test_a_caption_file_that_cannot_be_read_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "pets.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a.png", png())
+        with archive.open("metadata.csv", "w") as member:
+            for _ in range(300):
+                member.write(b" " * 2**20)
+    with pytest.raises(ValueError, match="metadata.csv in .*pets.zip cannot be .* 300 MB; at most"):
+        read_folder(tmp_path / "pets.zip")
