@@ -41,7 +41,7 @@ class Clients:
 
     def __init__(self, expected=1):
         self.expected, self.partitions, self.silent, self.refused = expected, {}, set(), []
-        self.usual = []  # how much each client changed its arrays when answers were last accepted
+        self.usual = {}  # partition id -> how much each client changed its arrays when answers were last accepted
 
     def order(self, node_id):
         """What to sort nodes by, so that every engine gives the same bits: the partition id."""
@@ -113,13 +113,16 @@ class Clients:
 
     def without_giants(self, server_round, answers, changes):
         """The answers, (partition id, ...), whose change is at most 100 times as large as what is usual."""
-        # what is usual: the larger median of this round's changes and the last's, as first steps from zero are small
-        if len(changes) > 1:
-            usual = max(median_low(changes), median_low(self.usual or [0.0]))
+        # what is usual: the larger median of these changes and the last's, as first steps from zero are small; whoever
+        # is there twice counts once
+        latest = {answer[0]: change for answer, change in zip(answers, changes, strict=True)}
+        if len(latest) > 1:
+            usual = max(median_low(latest.values()), median_low(self.usual.values() or [0.0]))
         else:
-            usual = median_low(changes + self.usual or [0.0])
+            usual = median_low([*latest.values(), *self.usual.values()] or [0.0])
         limit = TOO_LARGE * usual
-        self.usual = [change for change in changes if change <= limit] or self.usual
+        within = {client: change for client, change in latest.items() if change <= limit}
+        self.usual = within or self.usual
         kept = []
         for answer, change in zip(answers, changes, strict=True):
             if change > limit > 0:  # a median of zero says nothing about what is usual

@@ -169,7 +169,7 @@ class CheckedFedAvg(FedAvg):
         self._asked = [Message(content, node_id, MessageType.TRAIN) for node_id in nodes]
         replies = grid.send_and_receive(self._asked, timeout=self.timeout)
         accepted = self._uploads(0, replies, lambda node_id: expected)
-        self.clients.usual = []  # of these answers, not of the rounds'
+        self.clients.usual = {}  # of these answers, not of the rounds'
         return [
             (answer[self.arrayrecord_key], answer["metrics"][self.weighted_by_key])
             for _, _, answer in accepted

