@@ -28,8 +28,10 @@ SIDECARS = (
     ".caption",
     ".txt",
 )  # the caption of the picture beside it; .txt counts where both are there
+# What is named like a picture, whether it can be read or only counted and named.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-MAX_BYTES = 256 * 2**20  # of one file: what is larger is no small picture, but may be a zip bomb
+SUFFIXES += (".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".jfif")
+MAX_BYTES = 64 * 2**20  # of one file: what is larger is no small picture, but may be a zip bomb
 LISTED = 5  # of the files that there are instead, so many are named
 MAX_FILES = 200_000  # in one folder: more means that somebody's whole disk was meant by mistake
 

@@ -7,11 +7,29 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
-# Pillow reads more, but not all of it safely.
+# Pillow reads more, but not all of it safely; AVIF from 11.3 on.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
-MAX_PIXELS = 60_000_000  # decoded at once; 240 MB, which still fits beside the model in 1 GB
+if "avif" in features.get_supported_modules():
+    FORMATS += ("AVIF",)
+# How files of other kinds begin, looked for in their first bytes.
+OTHER_KINDS = {
+    b"ftypavi": "AVIF",
+    b"ftyphei": "HEIC",
+    b"ftyphev": "HEIC",
+    b"ftypmif1": "HEIC",
+    b"ftypmsf1": "HEIC",
+    b"jP  \r\n": "JPEG 2000",
+    b"\xff\x4f\xff\x51": "JPEG 2000",
+    b"JXL \r\n": "JPEG XL",
+    b"8BPS\0": "PSD",
+    b"<svg": "SVG",
+}
+MAX_PIXELS = 12_600_000  # decoded at once: a phone's 4032 x 3024, which takes at most 150 MB
+MAX_WEBP_PIXELS = 9_000_000  # its decoder keeps two pictures more
+SMALLER = "save it smaller, at most {:.1f} million pixels are read"
+BAND = 256  # lines of a transparent picture that are flattened at once
 
 
 def square(content, size):
@@ -26,10 +44,14 @@ def square(content, size):
     # Flatten: what is transparent becomes white.
     is_transparent = image.has_transparency_data
     if is_transparent:
-        image = image.convert("RGBA")
-        is_transparent = image.getchannel("A").getextrema()[0] < 255
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
+        image = _in_mode("RGBA", image)
+        is_transparent = image.getextrema()[3][0] < 255
+        for top in range(0, image.height, BAND):  # in place: a copy would take as much again
+            band = image.crop((0, top, image.width, min(top + BAND, image.height)))
+            image.paste(
+                Image.alpha_composite(Image.new("RGBA", band.size, "white"), band), (0, top)
+            )
+    image = _in_mode("RGB", image)
     # Fit its longer side.
     if not image.width == image.height == size:
         fit = size / max(image.size)
@@ -56,29 +78,52 @@ def _decoded(content, size):
         try:
             image = Image.open(io.BytesIO(content), formats=FORMATS)
         except Image.UnidentifiedImageError:
-            raise ValueError("empty" if not content else "not an image") from None
+            raise ValueError(_other_kind(content)) from None
         except Image.DecompressionBombError:
-            raise ValueError("far too large to decode") from None
+            raise ValueError(
+                f"far too large to decode; {SMALLER.format(MAX_PIXELS / 1e6)}"
+            ) from None
         # JPEG only: decode a large photo at an eighth of its size.
+        whole = image.width * image.height
         image.draft("RGB", (4 * size, 4 * size))
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"{image.width} x {image.height} pixels are too many to decode")
+        if not image.info.get("progressive"):  # or else it is decoded whole all the same
+            whole = image.width * image.height
+        most = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+        if whole > most:
+            raise ValueError(
+                f"{image.width} x {image.height} pixels are too many; {SMALLER.format(most / 1e6)}"
+            )
         try:
             image.load()
         except Exception as error:  # what Pillow raises depends on the format: OSError, SyntaxError, zlib's own ...
             raise ValueError(f"cut short or damaged ({error})") from None
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith(("I", "F")):  # 16 and 32 bits a pixel
         return _of_eight_bits(image)
     return image
 
 
+def _other_kind(content):
+    """Why the bytes of a file that Pillow does not know are no picture, and what to do about it."""
+    if not content:
+        return "empty"
+    kind = next((kind for mark, kind in OTHER_KINDS.items() if mark in content[:2000]), None)
+    return f"{kind} is not read here; save it as PNG or JPEG" if kind else "not an image"
+
+
+def _in_mode(mode, image):
+    """The image in this mode; itself where it has it, because `convert` would copy it."""
+    return image if image.mode == mode else image.convert(mode)
+
+
 def _of_eight_bits(image):
     """A grey image of 16 or 32 bits a pixel in 8, its shades kept: white is 65535, or the largest value."""
-    grey = np.nan_to_num(np.asarray(image).astype(np.float32)).clip(0)
+    grey = np.asarray(image).astype(np.float32)
+    np.nan_to_num(grey, copy=False).clip(0, out=grey)
     white = 65535
     if image.mode == "I" and grey.max() <= 255:
         white = 255
     elif image.mode == "F":
         white = max(grey.max(), 1e-6)
-    return Image.fromarray((grey * (255 / white)).clip(0, 255).round().astype(np.uint8))
+    grey *= 255 / white
+    return Image.fromarray(grey.clip(0, 255, out=grey).round(out=grey).astype(np.uint8))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import subprocess
 import sys
 import warnings
 import zipfile
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fedgen_lab.pictures.folders import read_folder
 from fedgen_lab.pictures.hub import from_hub
-from fedgen_lab.pictures.squares import square
+from fedgen_lab.pictures.squares import FORMATS, square
 
 
 def png(width=40, height=40, colour=(200, 30, 30), mode="RGB", **more):
@@ -320,7 +322,7 @@ def test_a_zip_bomb_and_a_picture_of_absurd_size_are_skipped(tmp_path):
         archive.writestr("mine.png", png())
     with pytest.warns(UserWarning) as said:
         assert read_folder(tmp_path / "bomb.zip").captions == ["mine"]
-    assert "at most 256 MB" in str(said[0].message) and "huge.png" in str(said[0].message)
+    assert "at most 64 MB" in str(said[0].message) and "huge.png" in str(said[0].message)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True])
@@ -536,3 +538,76 @@ def test_a_caption_file_that_cannot_be_read_is_named(tmp_path):
                 member.write(b" " * 2**20)
     with pytest.raises(ValueError, match="metadata.csv in .*pets.zip cannot be .* 300 MB; at most"):
         read_folder(tmp_path / "pets.zip")
+
+
+# -- pictures of other kinds and of many pixels
+OTHERS = {
+    "photo.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "scan.jp2": b"\0\0\0\x0cjP  \r\n\x87\n",
+    "logo.svg": '<?xml version="1.0"?>\n<!-- drawn -->\n<svg xmlns="x"/>',
+    "renamed.jpg": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+}
+
+
+def test_pictures_of_other_kinds_are_counted_and_named_with_what_to_do(tmp_path):
+    read = {"cats/a.png": png(), "dogs/b.png": png()}
+    fill(tmp_path, {**read, **{f"cats/{name}": content for name, content in OTHERS.items()}})
+    with pytest.warns(UserWarning) as said:
+        pictures = read_folder(tmp_path)
+    assert len(pictures) == 2 and "Skipped 4" in str(said[0].message)
+    assert pictures.attributes.attrs["skipped"] == [
+        f"cats/{name}: {kind} is not read here; save it as PNG or JPEG"
+        for name, kind in (
+            ("logo.svg", "SVG"),
+            ("photo.heic", "HEIC"),
+            ("renamed.jpg", "HEIC"),
+            ("scan.jp2", "JPEG 2000"),
+        )
+    ]
+
+
+@pytest.mark.skipif("AVIF" not in FORMATS, reason="this Pillow reads no AVIF")
+def test_avif_is_read_where_pillow_can(tmp_path):
+    content = encoded(Image.new("RGB", (40, 40), (200, 30, 30)), "AVIF")
+    fill(tmp_path, {"a.avif": content, "a.txt": "a cat"})
+    pictures = read_quietly(tmp_path)
+    assert pictures.captions == ["a cat"]
+    assert abs(pictures.images[0, :, 16, 16].int() - torch.tensor([200, 30, 30])).max() < 9
+
+
+@pytest.mark.parametrize("how", [{"format": "PNG"}, {"format": "JPEG", "progressive": True}])
+def test_a_picture_of_too_many_pixels_is_refused_with_what_to_do(how):
+    with pytest.raises(ValueError, match="too many; save it smaller, at most 12.6 million"):
+        square(encoded(Image.new("L", (4000, 3200)), **how), 32)
+    assert square(encoded(Image.new("L", (4032, 3024)), **how), 32).shape == (3, 32, 32)
+
+
+def test_a_photo_of_many_pixels_is_decoded_at_an_eighth_of_its_size():
+    assert square(encoded(Image.new("RGB", (8000, 6000)), "JPEG"), 32).shape == (3, 32, 32)
+
+
+PEAK = """
+import io, resource, sys
+from PIL import Image
+from fedgen_lab.pictures.squares import square
+
+content = open(sys.argv[1], "rb").read()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+square(content, 32)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems count memory otherwise")
+@pytest.mark.parametrize("mode", ["RGBA", "P", "I;16"])
+def test_the_largest_picture_takes_less_than_150_megabytes(tmp_path, mode):
+    more = {"transparency": 0} if mode == "P" else {}
+    image = Image.new(mode, (4032, 3024))
+    (tmp_path / "large.png").write_bytes(encoded(image, **more))
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "large.png")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(found.stdout) < 150 * 1024
