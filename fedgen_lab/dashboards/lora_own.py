@@ -17,7 +17,8 @@ from fedgen_lab.dashboards.panel import Panel
 
 HELP = (
     "A folder or a zip of images with captions, seen from this notebook's folder (drag a zip into the file browser on "
-    "the left to bring it here), or hub:OWNER/NAME. The caption file lists each image's file name and its text."
+    "the left to bring it here), or hub:OWNER/NAME. The caption file lists each image's file name and its text. "
+    "Without one, the text in cat.txt is the caption of cat.png beside it."
 )
 SHOWN = 16  # pictures in the preview
 
@@ -90,27 +91,26 @@ class OwnPictures:
                 "Fill in the field Pictures: the path of a folder or zip, or hub:OWNER/NAME."
             )
         job.report("Reading the pictures.")
-        return read_pictures(
-            replace(
-                self._scenario(),
-                pictures=self.path.value.strip(),
-                caption_file=self.caption_file.value.strip(),
-                file_column=self.file_column.value.strip(),
-                text_column=self.text_column.value.strip(),
-            )
+        scenario = replace(
+            self._scenario(),
+            pictures=self.path.value.strip(),
+            caption_file=self.caption_file.value.strip(),
+            file_column=self.file_column.value.strip(),
+            text_column=self.text_column.value.strip(),
         )
+        return read_pictures(scenario)
 
     def _show_reading(self, job):
         self.read_button.disabled = job.state == "running"
         if job.state != "done":
             self.status.say(job.message, job.state)
             return
-        pictures = job.result
+        pictures, cut = job.result
         columns = concept_columns(pictures.attributes)
         self.concept.options = tuple(columns)
         if not self.concept.value and columns:
             self.concept.value = next(iter(columns))
-        self.status.say(reading_sentence(pictures, columns), "done")
+        self.status.say(reading_sentence(pictures, columns, cut), "done")
         some = range(0, len(pictures), max(1, len(pictures) // SHOWN))[:SHOWN]
         shown = pictures.take(list(some))
         self.preview.value = charts.pictures_html(shown.images, shown.captions, columns=8, scale=2)
@@ -123,12 +123,27 @@ def concept_columns(attributes):
     return {name: number for name, number in counts.items() if 2 <= number <= len(attributes) / 2}
 
 
-def reading_sentence(pictures, columns):
-    """What was read, in words: how many pictures, which were left out, which columns can make clients differ."""
+def reading_sentence(pictures, columns, cut=(0, 0)):
+    """What was read, in words: how many pictures, which were left out, which columns can make clients differ.
+
+    cut: how many captions are cut, and to how many tokens, as `fedgen_lab.lora.pipeline.cut_captions` counts them.
+    """
     skipped = pictures.attributes.attrs.get("skipped", [])
     said = f"{len(pictures)} pictures with captions were read."
     if skipped:
         said += f" {len(skipped)} could not be used, the first is {skipped[0]}."
+    repeats = len(pictures) - len({image.tobytes() for image in pictures.images.numpy()})
+    if repeats:
+        said += (
+            f" Rows with the very pixels of an earlier row: {repeats} (copies, or further captions of one picture); "
+            "they may be trained on and judged by at once."
+        )
+    number, tokens = cut
+    if number:
+        said += (
+            f" Captions that are cut: {number}, because the base model reads {tokens} tokens, its marks for start and "
+            f"end among them; put what matters into the first {tokens - 2} words, or fewer where words are rare."
+        )
     if columns:
         listed = ", ".join(f"{name} ({number} values)" for name, number in columns.items())
         return f"{said} Columns that can make clients differ: {listed}."

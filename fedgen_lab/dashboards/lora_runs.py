@@ -33,15 +33,19 @@ def run_own(run, job):
 
 
 def read_pictures(scenario):
-    """A learner's own pictures as the scenario names them, read afresh. Raises what `read_own` raises."""
+    """A learner's own pictures as the scenario names them, read afresh, and what `cut_captions` says of their captions.
+
+    Raises what `read_own` raises."""
     from fedgen_lab.lora.data import own_pictures, read_own
+    from fedgen_lab.lora.pipeline import cut_captions
 
     read_own.cache_clear()  # the learner may have mended the folder since
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore"
         )  # what was left out is in the pictures' attributes; a thread must not print
-        return own_pictures(scenario)
+        pictures = own_pictures(scenario)
+        return pictures, cut_captions(pictures.captions, scenario.base_model)
 
 
 def federated(run, job):

@@ -80,6 +80,24 @@ def base_side(source=None):
     return unet["sample_size"] * 2 ** (len(vae["block_out_channels"]) - 1)
 
 
+@lru_cache(maxsize=2)
+def base_tokenizer(source=None):
+    """What cuts captions into tokens for a base model; `source` as `load_pipeline` takes it."""
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(_folder_or_id(source), subfolder="tokenizer")
+
+
+def cut_captions(captions, source=None):
+    """How many captions are longer than a base model reads, so that `text_states` cuts them, and how many tokens it
+    reads, its marks for start and end among them."""
+    tokenizer = base_tokenizer(source)
+    with TOKENIZING:
+        tokens = tokenizer(list(captions), verbose=False).input_ids
+    most = tokenizer.model_max_length
+    return sum(len(caption) > most for caption in tokens), most
+
+
 def draw(pipeline, prompts, seeds, steps=20, guidance=GUIDANCE, on_step=None):
     """Pictures for `prompts`, one seed each: (N, 3, H, W) in [-1, 1] on the CPU.
 

@@ -188,13 +188,31 @@ def test_own_pictures_are_read_shown_and_their_columns_offered(finished, folder)
     own = finished.own
     fill(own, folder, concept="")
     own.read_button.click()
+    skipped = own.reading.result[0].attributes.attrs["skipped"]
     assert own.status.sentence == (
-        "16 pictures with captions were read. 1 could not be used, the first is "
-        f"{own.reading.result.attributes.attrs['skipped'][0]}. Columns that can make clients differ: group (2 values)."
+        f"16 pictures with captions were read. 1 could not be used, the first is {skipped[0]}. "
+        "Columns that can make clients differ: group (2 values)."
     )
     assert "broken.png" in own.status.sentence
     assert own.concept.value == "group"
     assert own.preview.value.count("<img") == 16
+
+
+def test_captions_that_are_cut_and_rows_that_repeat_a_picture_are_counted(finished, tmp_path):
+    from PIL import Image
+
+    long = "a golden retriever puppy running on a sandy beach at sunset"
+    for name, colour in (("a", "red"), ("b", "red"), ("c", "blue")):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(long if name == "b" else "a cat", encoding="utf-8")
+    own = finished.own
+    fill(own, tmp_path, concept="")
+    own.caption_file.value = ""
+    own.read_button.click()
+    said = own.status.sentence
+    assert said.startswith("3 pictures with captions were read. Rows with the very pixels of")
+    assert "row: 1 (copies" in said and "Captions that are cut: 1, because the base" in said
+    assert "reads 16 tokens" in said and "first 14 words" in said
 
 
 def test_rubbish_is_answered_with_a_sentence_that_says_what_was_looked_for(
