@@ -64,7 +64,8 @@ def federated(run, job):
     )
     run.refused = [refusal.reason for refusal in outcome.refused]
     if run.rounds and run.scenario.method == "lora":
-        run.adapter, run.provenance = outcome.state, provenance_of(run.scenario, run.rounds)
+        run.adapter, spent = outcome.state, outcome.spent and outcome.spent[:2]
+        run.provenance = provenance_of(run.scenario, run.rounds, spent)
     return outcome, dealt
 
 

@@ -26,9 +26,9 @@ class TakeHome:
         self.panel = panel
         self.button = controls.button("Download the adapter", self.offer)
         self.links = widgets.HTML(layout={"width": "100%"})
-        buttons, status, *rest = panel.box.children
+        buttons, status, *pictures = panel.box.children
         buttons.children = (*buttons.children, self.button)
-        panel.box.children = (buttons, status, self.links, *rest)
+        panel.box.children = (buttons, status, self.links, *pictures)
         self._run = None  # whose files the links hold
         self.update()
 
@@ -47,8 +47,8 @@ class TakeHome:
         self._run = self.panel.latest()
         try:
             words = links_html(self._run.adapter, self._run.provenance)
-        except ValueError as why:
-            words = f"<b>Problem:</b> {html.escape(str(why))}"
+        except ValueError as error:
+            words = f"<b>Problem:</b> {html.escape(str(error))}"
         self.links.value = f'<div class="fedgen-note" aria-live="polite">{words}</div>'
 
 
@@ -78,6 +78,6 @@ def links_html(state, provenance):
         data = f"data:application/octet-stream;base64,{b64encode(content).decode()}"
         words = f"Save {name} for {reader} ({len(content) / 1e6:.2g} MB)"
         links.append(f'<a download="{name}" href="{data}">{words}</a>')
-    known = {key: value for key, value in provenance.items() if value is not None}
-    said = ", ".join(f"{key} {value}" for key, value in known.items())
-    return f"{'<br>'.join(links)}<br>The header of each says: {html.escape(said)}."
+    entries = [f"{key} {value}" for key, value in provenance.items() if value is not None]
+    header = html.escape(", ".join(entries))
+    return f"{'<br>'.join(links)}<br>The header of each says: {header}."

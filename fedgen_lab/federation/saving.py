@@ -31,14 +31,14 @@ def tried_path(run_config):
                 raise IsADirectoryError("a folder or a device is there, no file")
             path.open("ab").close()
         # The part of a file that `keep_result` will write first.
-        part = path.with_name(path.name + PART)
-        part.open("ab").close()
-        part.unlink()
-    except (OSError, RuntimeError, ValueError) as why:
+        unfinished = path.with_name(path.name + PART)
+        unfinished.open("ab").close()
+        unfinished.unlink()
+    except (OSError, RuntimeError, ValueError) as error:
         raise ValueError(
-            f'save-to="{name}" can\'t be written: {why}. Nothing was trained. Name a file in a folder of the '
+            f'save-to="{name}" can\'t be written: {error}. Nothing was trained. Name a file in a folder of the '
             'server\'s machine where you may write, for example save-to="/tmp/adapter.safetensors".'
-        ) from why
+        ) from error
     return path
 
 
@@ -54,22 +54,22 @@ def keep_result(write, path):
         _log.info('The result of the run is in "%s".', path)
         return
     except Exception as caught:  # a full disk, numbers that no adapter may have
-        why = caught
+        reason = caught
     try:
         instead = Path(tempfile.mkdtemp(prefix="fedgen-")) / path.name
         _write_whole(write, instead)
-        where = f'It is in "{instead}" instead.'
+        remark = f'It is in "{instead}" instead.'
     except Exception:
-        where = "Nor could a temporary folder; a run in a notebook still returns it."
-    _log.error('The result of the run could not be written to "%s": %s. %s', path, why, where)
+        remark = "Nor could a temporary folder; a run in a notebook still returns it."
+    _log.error('The result of the run could not be written to "%s": %s. %s', path, reason, remark)
 
 
 def _write_whole(write, place):
     """The whole file or none: half of one would look like a result."""
-    part = place.with_name(place.name + PART)
+    unfinished = place.with_name(place.name + PART)
     try:
-        write(part)
-        patiently(lambda: part.replace(place))
+        write(unfinished)
+        patiently(lambda: unfinished.replace(place))
     finally:
         with suppress(OSError):
-            part.unlink()
+            unfinished.unlink()
