@@ -86,8 +86,8 @@ def text_of(value):
 def gather(candidates, number, size, skipped, source, searched):
     """Square `Pictures` of all candidates (at most `number`) that can be used; the others are named in a warning.
 
-    skipped: "name: reason" of what was left out before; those left out here are added, and
-        `attributes.attrs["skipped"]` lists all. searched: a sentence for where not one picture can be used.
+    skipped: "name: reason" of what was left out before; `attributes.attrs["skipped"]` lists these and those left out
+        here. searched: a sentence for where not one picture can be used.
     Raises ValueError there.
     """
     images = np.empty((number, 3, size, size), np.uint8)

@@ -24,14 +24,15 @@ from fedgen_lab.pictures.tables import read_rows
 
 CAPTION_FILES = ("metadata.csv", "metadata.jsonl")  # looked for in this order
 TABLES = (".csv", ".tsv", ".jsonl")
-SIDECARS = (
-    ".caption",
-    ".txt",
-)  # the caption of the picture beside it; .txt counts where both are there
+# Text files that hold the caption of the picture beside them; .txt counts where both are there.
+SIDECARS = (".caption", ".txt")
 # What is named like a picture, whether it can be read or only counted and named.
 SUFFIXES = (".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
-SUFFIXES += (".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".psd", ".svg", ".jfif")
+SUFFIXES += (".avif", ".jfif", ".jpe", ".heic", ".heif", ".jp2", ".j2k", ".jpx", ".jxl", ".svg")
+SUFFIXES += (".psd", ".ico", ".tga", ".dng", ".cr2", ".cr3", ".nef", ".arw")
 MAX_BYTES = 64 * 2**20  # of one file: what is larger is no small picture, but may be a zip bomb
+# LoRA trainers write how often to repeat a folder before its name: 10_cat.
+REPEATS = re.compile(r"^\d+_(?=.)")
 LISTED = 5  # of the files that there are instead, so many are named
 MAX_FILES = 200_000  # in one folder: more means that somebody's whole disk was meant by mistake
 
@@ -42,8 +43,8 @@ def read_folder(path, caption_file=None, file_column="file_name", text_column="t
     path: a folder, or a .zip of one (read in place).
     caption_file: its name; None finds metadata.csv or metadata.jsonl, also in a sub-folder. Where there is no table
         at all, a picture's caption is the text file of the same name beside it; where no picture has such a file, but
-        at least two sub-folders hold pictures, each sub-folder's name is the caption of its pictures, less the leading
-        number of "10_cat" (a warning says so).
+        at least two sub-folders hold pictures, or one that is named like "10_cat", each sub-folder's name less such a
+        number is the caption of its pictures (a warning says so).
     file_column, text_column: the columns that name an image and its caption. An image is looked for beside the
         caption file, then in the sub-folders below it. Of a list of captions the first is taken.
     size: width and height in pixels. Pictures keep their shape: see `fedgen_lab.pictures.squares.square`.
@@ -186,11 +187,13 @@ def _caption_files(path, names, sidecars, caption_file, file_column, text_column
         )
     if sidecars:
         return []
-    if len({name.rpartition("/")[0] for name in names if _is_picture(name) and "/" in name}) < 2:
+    folders = {PurePosixPath(name).parent for name in names if _is_picture(name) and "/" in name}
+    if len(folders) < 2 and not any(REPEATS.match(folder.name) for folder in folders):
         raise ValueError(
             f"No captioned pictures in {path}. Looked for {looked_for} with the columns {file_column!r} and "
             f"{text_column!r}, then for text files of the pictures' names (a.txt beside a.png), then for at least two "
-            f"sub-folders of pictures whose names could be captions; found {_listing(names)}."
+            "sub-folders of pictures whose names could be captions (or one named like 10_cat); "
+            f"found {_listing(names)}."
         )
     return []
 
@@ -300,8 +303,7 @@ def _in_sub_folders(names, read, skipped):
     for name in filter(_is_picture, names):
         folder = PurePosixPath(name).parent.name
         if folder:
-            # LoRA trainers write how often to repeat a folder before its name: 10_cat.
-            caption = re.sub(r"^\d+_", "", folder).replace("_", " ").replace("-", " ").strip()
+            caption = REPEATS.sub("", folder).replace("_", " ").replace("-", " ").strip()
             attributes = {"file_name": name, "folder": folder}
             candidates.append(Candidate(name, caption, attributes, partial(read, name)))
         else:

@@ -27,7 +27,8 @@ OTHER_KINDS = {
     b"<svg": "SVG",
 }
 MAX_PIXELS = 12_600_000  # decoded at once: a phone's 4032 x 3024, which takes at most 150 MB
-MAX_WEBP_PIXELS = 9_000_000  # its decoder keeps two pictures more
+# Decoders of these keep more, or less.
+MAX_PIXELS_OF = {"WEBP": 9_000_000, "progressive JPEG": 24_000_000}
 SMALLER = "save it smaller, at most {:.1f} million pixels are read"
 BAND = 256  # lines of a transparent picture that are flattened at once
 
@@ -84,14 +85,16 @@ def _decoded(content, size):
                 f"far too large to decode; {SMALLER.format(MAX_PIXELS / 1e6)}"
             ) from None
         # JPEG only: decode a large photo at an eighth of its size.
-        whole = image.width * image.height
+        width, height = image.size
         image.draft("RGB", (4 * size, 4 * size))
-        if not image.info.get("progressive"):  # or else it is decoded whole all the same
-            whole = image.width * image.height
-        most = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
-        if whole > most:
+        if image.info.get("progressive"):  # its decoder holds the whole picture all the same
+            kind = "progressive JPEG"
+        else:
+            kind, (width, height) = image.format, image.size
+        most = MAX_PIXELS_OF.get(kind, MAX_PIXELS)
+        if width * height > most:
             raise ValueError(
-                f"{image.width} x {image.height} pixels are too many; {SMALLER.format(most / 1e6)}"
+                f"{width} x {height} pixels of {kind} are too many; {SMALLER.format(most / 1e6)}"
             )
         try:
             image.load()
@@ -108,7 +111,8 @@ def _other_kind(content):
     if not content:
         return "empty"
     kind = next((kind for mark, kind in OTHER_KINDS.items() if mark in content[:2000]), None)
-    return f"{kind} is not read here; save it as PNG or JPEG" if kind else "not an image"
+    reason = f"{kind} is not read here" if kind else "not an image that can be read"
+    return f"{reason}; save it as PNG or JPEG"
 
 
 def _in_mode(mode, image):
