@@ -102,7 +102,9 @@ def gather(candidates, number, size, skipped, source, searched):
             captions.append(candidate.caption)
             rows.append(candidate.attributes)
     # A name that is no Unicode could not be printed.
-    skipped = [reason.encode("utf-8", "backslashreplace").decode() for reason in skipped]
+    searched, *skipped = (
+        words.encode("utf-8", "backslashreplace").decode() for words in (searched, *skipped)
+    )
     reasons = ""
     if skipped:
         unnamed = f"; and {len(skipped) - NAMED} more" if len(skipped) > NAMED else ""
@@ -122,5 +124,5 @@ def _check_unicode(*values):
         " ".join(map(str, values)).encode()
     except UnicodeEncodeError:
         raise ValueError(
-            "its name, caption or attributes are not Unicode (a lone surrogate); write them again"
+            "its name, caption or attributes are not Unicode (a lone surrogate); write them again in UTF-8"
         ) from None

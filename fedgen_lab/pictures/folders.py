@@ -219,12 +219,14 @@ def _in_tables(path, tables, names, read, file_column, text_column, skipped):
             used.update(files)
             if not name:
                 skipped.append(f"{table} line {line}: no file name in column {file_column!r}")
+            elif fault:
+                skipped.append(f"{name}: {fault}")
             elif not files:
                 skipped.append(f"{name}: no such file")
             elif len(files) > 1:
                 skipped.append(f"{name}: fits {len(files)} files; write its sub-folder too")
-            elif fault or not caption:
-                skipped.append(f"{name}: {fault or 'no caption'}")
+            elif not caption:
+                skipped.append(f"{name}: no caption")
             else:
                 attributes = {key: _countable(row[key]) for key in row if key != text_column}
                 candidates.append(Candidate(files[0], caption, attributes, partial(read, files[0])))

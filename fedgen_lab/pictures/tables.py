@@ -54,7 +54,7 @@ def _csv_rows(text, table, text_column):
     reader.fieldnames, rows = present, []
     for row in reader:
         fault, rest = "", _without_empty_end(row.pop(None, []))  # more cells than columns
-        if rest and present[-1] == text_column:  # a caption with commas, without quotes
+        if rest and present[-1:] == [text_column]:  # a caption with commas, without quotes
             row[text_column] = f"{delimiter.strip()} ".join([row[text_column], *rest])
         elif rest:
             fault = (

@@ -382,6 +382,18 @@ def test_a_wrong_split_or_column_of_a_hub_data_set_is_named(hub_folder, tmp_path
         from_hub(str(tested))
 
 
+def test_a_hub_data_set_with_several_captions_a_picture_gives_the_first(tmp_path, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(tmp_path / "cache"))
+    rows = [("a.png", ["a cat", "cat asleep"]), ("b.png", [])]
+    lines = [json.dumps({"file_name": name, "text": captions}) for name, captions in rows]
+    files = {"metadata.jsonl": "\n".join(lines), "a.png": png(), "b.png": png()}
+    fill(tmp_path / "pets" / "train", files)
+    with pytest.warns(UserWarning, match="Skipped 1: .*b.png: no caption"):
+        assert from_hub(str(tmp_path / "pets")).captions == ["a cat"]
+
+
 def test_without_the_library_of_the_hub_an_error_says_how_to_install_it(hub_folder, monkeypatch):
     monkeypatch.setitem(
         sys.modules, "datasets", None
@@ -492,6 +504,11 @@ def test_captions_of_another_type_are_a_lists_first_text_or_none(tmp_path):
         pictures = read_folder(tmp_path)
     assert pictures.captions == ["a cat", "7"]
     assert pictures.attributes.attrs["skipped"] == [f"{n}.png: no caption" for n in range(5)]
+
+
+def test_a_header_of_commas_alone_has_no_columns(tmp_path):
+    with pytest.raises(ValueError, match="its columns are none"):
+        read_folder(fill(tmp_path, {"metadata.csv": ",,\na.png,a cat\n", "a.png": png()}))
 
 
 def test_half_a_character_is_skipped_by_the_name_of_its_picture(tmp_path):
@@ -617,7 +634,6 @@ def test_the_largest_picture_takes_less_than_150_megabytes(tmp_path, mode):
     found = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path / "large.png")],
         capture_output=True,
-        text=True,
         check=True,
     )
     assert int(found.stdout) < 150 * 1024
