@@ -136,7 +136,7 @@ def reading_sentence(pictures, columns, cut=(0, 0)):
     if repeats:
         said += (
             f" Rows with the very pixels of an earlier row: {repeats} (copies, or further captions of one picture); "
-            "they may be trained on and judged by at once."
+            "such rows stay together, all to train on or all to judge by."
         )
     number, tokens = cut
     if number:
