@@ -94,8 +94,8 @@ def cut_captions(captions, source=None):
     tokenizer = base_tokenizer(source)
     with TOKENIZING:
         tokens = tokenizer(list(captions), verbose=False).input_ids
-    most = tokenizer.model_max_length
-    return sum(len(caption) > most for caption in tokens), most
+    limit = tokenizer.model_max_length
+    return sum(len(caption) > limit for caption in tokens), limit
 
 
 def draw(pipeline, prompts, seeds, steps=20, guidance=GUIDANCE, on_step=None):

@@ -263,11 +263,11 @@ def _sidecars(names):
     texts = [name for name in names if name.lower().endswith(SIDECARS)]
     # Letter case matters only where two names differ by nothing else.
     by_stem = {_plain(_stem(name)): name for name in texts} | {_stem(name): name for name in texts}
-    found = {
+    text_beside = {
         name: by_stem.get(_stem(name)) or by_stem.get(_plain(_stem(name)))
         for name in filter(_is_picture, names)
     }
-    return {name: text for name, text in found.items() if text}
+    return {name: text for name, text in text_beside.items() if text}
 
 
 def _stem(name):

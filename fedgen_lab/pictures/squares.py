@@ -91,10 +91,10 @@ def _decoded(content, size):
             kind = "progressive JPEG"
         else:
             kind, (width, height) = image.format, image.size
-        most = MAX_PIXELS_OF.get(kind, MAX_PIXELS)
-        if width * height > most:
+        limit = MAX_PIXELS_OF.get(kind, MAX_PIXELS)
+        if width * height > limit:
             raise ValueError(
-                f"{width} x {height} pixels of {kind} are too many; {SMALLER.format(most / 1e6)}"
+                f"{width} x {height} pixels of {kind} are too many; {SMALLER.format(limit / 1e6)}"
             )
         try:
             image.load()

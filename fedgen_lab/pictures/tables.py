@@ -53,10 +53,10 @@ def _csv_rows(text, table, text_column):
     present = _without_empty_end([name.strip() for name in reader.fieldnames or []])
     reader.fieldnames, rows = present, []
     for row in reader:
-        fault, rest = "", _without_empty_end(row.pop(None, []))  # more cells than columns
-        if rest and present[-1:] == [text_column]:  # a caption with commas, without quotes
-            row[text_column] = f"{delimiter.strip()} ".join([row[text_column], *rest])
-        elif rest:
+        fault, surplus = "", _without_empty_end(row.pop(None, []))  # more cells than columns
+        if surplus and present[-1:] == [text_column]:  # a caption with commas, without quotes
+            row[text_column] = f"{delimiter.strip()} ".join([row[text_column], *surplus])
+        elif surplus:
             fault = (
                 f"line {reader.line_num} of {table} has more cells than the header; put a text that holds "
                 f"{delimiter!r} in quotes"
