@@ -172,16 +172,35 @@ class Lab:
             )  # without braces the widget itself would come back, which can't be
         else:
             page.goto(f"{address}/lab/tree/{name}.ipynb?reset&token={TOKEN}")
-        page.wait_for_selector(".jp-Notebook .jp-Cell")
-        page.wait_for_function(
-            "() => window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel?.status === 'idle'"
-        )
+        try:
+            page.wait_for_selector(".jp-Notebook .jp-Cell")
+            self._wait_for_kernel()
+        except BaseException:
+            self.close()  # the page's next lab must not meet this one
+            raise
+
+    def _wait_for_kernel(self):
+        """Until the kernel is idle. One that hangs as it starts is started anew, twice at most: a fork can, for it has
+        the locks of its parent's threads, but not the threads."""
+        from playwright.sync_api import TimeoutError as TooLong
+
+        kernel = "window.jupyterapp.shell.currentWidget?.sessionContext"
+        for seconds in (60, 60, 120):
+            try:
+                self.page.wait_for_function(
+                    f"() => {kernel}?.session?.kernel?.status === 'idle'", timeout=1000 * seconds
+                )
+                return
+            except TooLong:
+                if seconds == 120:
+                    raise
+                self.page.evaluate(f"() => {{ void {kernel}.restartKernel(); }}")
 
     def close(self):
         """Shut the kernel down, so that its memory goes back, and close the notebook; the page stays."""
         self.page.evaluate("""async () => {
             await window.jupyterapp.serviceManager.sessions.shutdownAll();
-            window.jupyterapp.shell.currentWidget.dispose();
+            window.jupyterapp.shell.currentWidget?.dispose();
         }""")
         for event, listener in self._listeners.items():
             self.page.remove_listener(event, listener)
