@@ -82,7 +82,7 @@ def error(painter, book, objects=OBJECTS):
 
     Raises ValueError when the book has no picture of them.
     """
-    rows = book.attributes["object"].isin(objects).to_numpy()
+    rows = book.attributes["object"].isin(objects).to_numpy(copy=True)
     if not rows.any():
         raise ValueError(
             f"The book has no picture of {list(objects)}; choose among {', '.join(OBJECTS)}."
