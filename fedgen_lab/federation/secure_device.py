@@ -132,6 +132,12 @@ def _upload(message, context, app):
         raise ValueError(
             f"{len(positions)} clients are too few to hide among, or not those whose keys this device has"
         )
+    # a server that asks for less noise than the run's config says, or for no clip to measure it by, gets nothing
+    multiplier = request["noise-multiplier"] if request["clip"] > 0 else 0.0
+    if multiplier < context.run_config.get("noise-multiplier", 0.0):
+        raise ValueError(
+            f"the server asks for noise of {multiplier:g} clips, less than this run's config says"
+        )
     # train, and clip where the server asks for it
     content = app(message, context).content
     (trained,), (metrics,) = content.array_records.values(), content.metric_records.values()
@@ -145,11 +151,6 @@ def _upload(message, context, app):
         change = {name: np.float64(value) - start[name] for name, value in update.items()}
         update = clipped(change, request["clip"])
         # a share of the noise, before anyone else sees a number
-        multiplier = request["noise-multiplier"]
-        if multiplier < context.run_config.get("noise-multiplier", 0.0):
-            raise ValueError(
-                f"the server asks for noise of {multiplier:g} clips, less than this run's config says"
-            )
         scale = multiplier * request["clip"] / memory["threshold"] ** 0.5
         noise = noise_like(update, scale, secret_of(context), request["server-round"])
         update = {name: value + noise[name] for name, value in update.items()}

@@ -462,12 +462,13 @@ def test_on_real_nodes_noise_comes_from_the_system_and_never_twice_alike(monkeyp
     assert secret_of(node) == secret_for(0) != secret_for(1)
 
 
-def test_a_device_that_is_asked_for_less_noise_than_the_run_says_refuses():
+@pytest.mark.parametrize("clip", [1.0, 0.0])
+def test_a_device_that_is_asked_for_less_noise_than_the_run_says_refuses(clip):
     server, kept = ServerApp(), []
 
     @server.main()
     def main(grid, context):
-        kept.append(SecureFedAvg(most_examples=16, min_available_nodes=3, clip=1.0))
+        kept.append(SecureFedAvg(most_examples=16, min_available_nodes=3, clip=clip))
         kept[0].start(grid, ArrayRecord(START), num_rounds=1)
 
     config = {"secure": 1, "clip": 1.0, "noise-multiplier": 0.5}
