@@ -25,9 +25,7 @@ class Refusal(NamedTuple):
     """An answer that was not used."""
 
     round: int
-    client: (
-        str  # "client 2" (its partition id), or "node 71830..." while the partition id is unknown
-    )
+    client: str  # "client 2" by its partition id, or "node 71830..." while that is unknown
     reason: str  # a whole sentence that names the client
 
 

@@ -26,9 +26,8 @@ def secret_for(party):
 def secret_of(context):
     """The secret of whoever has this Flower `Context`; None on real nodes, for the system's randomness."""
     secret = context.node_config.get("secret")
-    if (
-        secret is None and VARIABLE in os.environ
-    ):  # Flower's simulation hands on the environment alone
+    # Flower's simulation hands on the environment alone.
+    if secret is None and VARIABLE in os.environ:
         return secret_for(int(context.node_config.get("partition-id", SERVER_PARTY)))
     return secret
 

@@ -159,3 +159,20 @@ def rank_energy(state):
         shares.append(energy.cumsum(0) / energy.sum().clamp(min=1e-300))
     width = min(map(len, shares))
     return torch.stack([share[:width] for share in shares]).mean(0)
+
+
+def pruned(state, idle_share):
+    """The rank a HetLoRA client keeps: the fewest first rank-one terms that leave less than `idle_share` of all.
+
+    A term's weight is |b_i| |a_i|, summed over layers. At least 1.
+    """
+    terms = sum(a.norm(dim=1) * b.norm(dim=0) for a, b in factors(state).values())  # (r,)
+    if not terms.sum() > 0:
+        return len(terms)
+    tail = terms.flip(0).cumsum(0).flip(0) / terms.sum()  # (r,): what is left from term i on
+    return max(1, int((tail >= idle_share).sum()))
+
+
+def largest_rank(states):
+    """The largest rank of any layer of these adapters."""
+    return max(a.shape[0] for state in states for a, _ in factors(state).values())

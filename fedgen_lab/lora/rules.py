@@ -26,8 +26,10 @@ from fedgen_lab.lora.factors import (  # noqa: F401 (lab 04 takes all of them fr
     factors,
     fold,
     frame,
+    largest_rank,
     mean,
     part,
+    pruned,
     rank_energy,
     resized,
     square_norm,
@@ -254,7 +256,7 @@ class FlexLoRA(FedIT):
     takes_mean = False
 
     def __call__(self, uploads, weights):
-        return Merged(truncated(stacked(uploads, weights), _largest_rank(uploads)), {})
+        return Merged(truncated(stacked(uploads, weights), largest_rank(uploads)), {})
 
     def merge(self, server, uploads, weights):
         # as many directions as the largest client has, whoever came this time
@@ -279,13 +281,13 @@ class HetLoRA(FedIT):
             weights = [weight * norm for weight, norm in zip(weights, norms, strict=True)]
         weights = [weight / sum(weights) for weight in weights]
         # pad to the largest rank, and average
-        largest = _largest_rank(uploads)
+        largest = largest_rank(uploads)
         return Merged(mean([resized(upload, largest) for upload in uploads], weights), {})
 
     def merge(self, server, uploads, weights):
         # Rows that nobody sent, since whoever has them is away, keep their A, with B zero. Were both zero, neither
         # would ever have a gradient again.
-        rank, number = max(server.ranks), _largest_rank(uploads)
+        rank, number = max(server.ranks), largest_rank(uploads)
         merged = factors(resized(self(uploads, weights).adapter, rank))
         kept_rows = factors(resized(server.adapter, rank))
         kept = {
@@ -297,9 +299,9 @@ class HetLoRA(FedIT):
     def settle(self, server, uploads):
         for client, upload in uploads.items():
             # rows that began at zero this round have not had their chance
-            if not server.learned_rank or _largest_rank([upload]) <= server.learned_rank:
+            if not server.learned_rank or largest_rank([upload]) <= server.learned_rank:
                 server.ranks[client] = pruned(upload, self.idle_share)
-        server.learned_rank = _largest_rank(uploads.values())
+        server.learned_rank = largest_rank(uploads.values())
 
 
 class FedEx(FedIT):
@@ -315,7 +317,7 @@ class FedEx(FedIT):
     def __call__(self, uploads, weights):
         average = mean(uploads, weights)
         residual = stacked([*uploads, average], [*weights, -1.0])
-        rank = (len(uploads) - 1) * _largest_rank([average])
+        rank = (len(uploads) - 1) * largest_rank([average])
         return Merged(average, truncated(residual, rank) if rank else {})
 
 
@@ -405,22 +407,3 @@ RULES = {
     "lora-fair": lora_fair,
     "fed-sb": fed_sb,
 }
-
-
-# --- what single rules need
-
-
-def pruned(state, idle_share):
-    """The rank a HetLoRA client keeps: the fewest first rank-one terms that leave less than `idle_share` of all.
-
-    A term's weight is |b_i| |a_i|, summed over layers. At least 1.
-    """
-    terms = sum(a.norm(dim=1) * b.norm(dim=0) for a, b in factors(state).values())  # (r,)
-    if not terms.sum() > 0:
-        return len(terms)
-    tail = terms.flip(0).cumsum(0).flip(0) / terms.sum()  # (r,): what is left from term i on
-    return max(1, int((tail >= idle_share).sum()))
-
-
-def _largest_rank(states):
-    return max(a.shape[0] for state in states for a, _ in factors(state).values())
